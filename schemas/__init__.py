@@ -1,0 +1,1 @@
+"""What a record is: pure values, no model, no Beam."""

@@ -1,0 +1,38 @@
+"""The errors of Subjectloom: each message says what happened, to which file or key, and what to do.
+
+    SubjectloomError        everything that a person can mend; the command prints it as one line
+    |-- InputError          a source or an output folder cannot be used
+    |-- ConfigError         an option or a config file contradicts itself
+    |-- ModelError          a checkpoint is missing or is of the wrong kind
+    `-- RecordError         one record cannot go on; it becomes a reject, the job continues
+"""
+
+from schemas.rejects import Reason
+
+
+class SubjectloomError(Exception):
+    """Base of every error that is shown to a person as one line."""
+
+
+class InputError(SubjectloomError):
+    """A source or an output folder cannot be used as asked."""
+
+
+class ConfigError(SubjectloomError):
+    """An option or a config file is wrong or contradicts another."""
+
+
+class ModelError(SubjectloomError):
+    """A checkpoint is missing or does not fit the code that loads it."""
+
+
+class RecordError(SubjectloomError):
+    """One record cannot go on. The running step turns it into a `Reject`."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"

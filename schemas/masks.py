@@ -1,0 +1,72 @@
+"""The mask value type: COCO compressed RLE, as pycocotools, SA-1B and FiftyOne read it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+BBox = tuple[int, int, int, int]
+"""[x, y, w, h] in pixels of the stored image; x + w and y + h are exclusive ends."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A binary mask as run lengths.
+
+    `size` is (height, width) in pixels of the stored image, `counts` COCO's compressed run lengths
+    (column-major, the first run counts zeros).
+    """
+
+    size: tuple[int, int]
+    counts: str
+
+    @classmethod
+    def from_array(cls, mask: NDArray[np.bool_]) -> Self:
+        """Encode `mask`, [H, W] bool."""
+        rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+        return cls(size=(mask.shape[0], mask.shape[1]), counts=rle["counts"].decode("ascii"))
+
+    @classmethod
+    def from_json(cls, rle: Mapping[str, Any]) -> Self:
+        """Take `{"size": [h, w], "counts": str}`; uncompressed counts (a list) are compressed."""
+        height, width = rle["size"]
+        counts = rle["counts"]
+        if isinstance(counts, list):
+            counts = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+        if isinstance(counts, bytes):
+            counts = counts.decode("ascii")
+        return cls(size=(int(height), int(width)), counts=counts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `{"size": [h, w], "counts": str}`."""
+        return {"size": list(self.size), "counts": self.counts}
+
+    def to_array(self) -> NDArray[np.bool_]:
+        """Decode to [H, W] bool."""
+        return np.asarray(coco.decode(self._rle()), dtype=bool)
+
+    @property
+    def area(self) -> int:
+        """Pixels inside the mask."""
+        return int(coco.area(self._rle()))
+
+    @property
+    def bbox(self) -> BBox:
+        """The smallest box around the mask; (0, 0, 0, 0) for an empty one."""
+        x, y, w, h = (int(v) for v in coco.toBbox(self._rle()))
+        return x, y, w, h
+
+    def _rle(self) -> dict[str, Any]:
+        return {"size": list(self.size), "counts": self.counts.encode("ascii")}
+
+
+def intersection_over_union(a: Mask, b: Mask) -> float:
+    """Shared area over joint area of two masks of one size, in [0, 1]; 0 where both are empty."""
+    if a.size != b.size:
+        raise ValueError(f"masks of {a.size} and {b.size} (height, width) cannot be compared")
+    both = int(coco.area(coco.merge([a._rle(), b._rle()], intersect=True)))
+    either = a.area + b.area - both
+    return both / either if either else 0.0

@@ -1,0 +1,46 @@
+"""Why a record was left out: a closed list of reasons, and the record that carries one."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Every reason for which a record can be rejected. Each is produced by at least one test."""
+
+    # The picture
+    MISSING_IMAGE = "missing-image"
+    EMPTY_IMAGE = "empty-image"
+    UNDECODABLE_IMAGE = "undecodable-image"
+    ANIMATED_IMAGE = "animated-image"
+    HUGE_IMAGE = "huge-image"
+    # The caption
+    MISSING_CAPTION = "missing-caption"
+    EMPTY_CAPTION = "empty-caption"
+    UNDECODABLE_CAPTION = "undecodable-caption"
+    LONG_CAPTION = "long-caption"
+    # The source
+    DUPLICATE_KEY = "duplicate-key"
+    TRUNCATED_ARCHIVE = "truncated-archive"
+    UNREADABLE_FILE = "unreadable-file"
+    MISMATCHED_ANNOTATION = "mismatched-annotation"
+    # The recipe
+    NO_PHRASE = "no-phrase"
+    NO_SEGMENT = "no-segment"
+    NO_MATCH = "no-match"
+    # The run
+    OUT_OF_MEMORY = "out-of-memory"
+    STEP_FAILED = "step-failed"
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A record that was read and not written.
+
+    `stage` is the step that refused it, `detail` one line for people.
+    """
+
+    key: str
+    source: str
+    stage: str
+    reason: Reason
+    detail: str

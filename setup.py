@@ -1,0 +1,51 @@
+"""Subjectloom: one application of seven importable folders."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="subjectloom",
+    version="0.1.0",
+    description="Training datasets for subject-driven text-to-image generation, built with Apache Beam",
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=[f"{name}{dots}" for name in ("schemas", "transforms", "pipelines", "jobs") for dots in ("", ".*")]
+    ),
+    include_package_data=True,
+    package_data={"": ["*.json", "*.safetensors", "*.txt", "*.cfg", "*.bin", "*.j2", "*.css", "*.js", "*.md", "*"]},
+    install_requires=[
+        "apache-beam>=2.77",
+        "inflect>=7.5",
+        "jinja2>=3.1",
+        "numpy>=2.0",
+        "open_clip_torch>=3.3",
+        "pillow>=12.0",
+        "pyarrow>=20.0",
+        "pycocotools>=2.0.10",
+        "pydantic>=2.11",
+        "pyyaml>=6.0",
+        "rich>=14.0",
+        "safetensors>=0.6",
+        "scipy>=1.15",
+        "spacy>=3.8,<4",
+        "torch>=2.8",
+        "torchvision>=0.23",
+        "transformers>=5.0",
+        "typer>=0.20",
+    ],
+    extras_require={
+        "dev": [
+            "datasets>=5.0",
+            "hypothesis>=6.140",
+            "megatron-energon>=7.0",
+            "mypy>=2.0",
+            "playwright>=1.60",
+            "pre-commit>=4.0",
+            "pytest>=9.0",
+            "pytest-timeout>=2.4",
+            "ruff>=0.17",
+            "types-PyYAML>=6.0",
+            "webdataset>=1.0",
+        ],
+    },
+    entry_points={"console_scripts": ["subjectloom = jobs.main:main"]},
+)

@@ -1,0 +1,78 @@
+"""Batches of records: the element that flows between transforms, and the one way to advance it.
+
+A batch is made once, when its records are read, of consecutive records of one shard. What goes through a
+model together is therefore a function of the input alone, never of bundles, workers or time: the same input
+gives the same floating-point results, and so the same shards, on any runner.
+
+A record that fails stays in its place as a `Reject`, so a step can neither lose nor invent one.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from schemas.errors import RecordError
+from schemas.example import Example
+from schemas.rejects import Reason, Reject
+
+Record = Example | Reject
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records that are read, run through models and written together.
+
+    `shard` is the number of the shard that they are written to, `seconds` the time spent so far, by stage.
+    """
+
+    shard: int
+    records: tuple[Record, ...]
+    seconds: tuple[tuple[str, float], ...] = ()
+
+
+def advance(batch: Batch, stage: str, step: Callable[[Sequence[Example]], Sequence[Example]]) -> Batch:
+    """Run `step` over the batch's examples; rejects pass by. The failing ones, and only they, become rejects.
+
+    `step` returns one example per example, in order, or raises. A call that raises is repeated on the two
+    halves of its examples until the failing ones stand alone: one bad picture costs no good one, and what
+    does not fit into memory at once is tried in smaller parts.
+    """
+    started = time.perf_counter()
+    examples = [record for record in batch.records if isinstance(record, Example)]
+    outcome = iter(_run(step, examples, stage))
+    records = tuple(next(outcome) if isinstance(record, Example) else record for record in batch.records)
+    return Batch(batch.shard, records, (*batch.seconds, (stage, time.perf_counter() - started)))
+
+
+def each(step: Callable[[Example], Example]) -> Callable[[Sequence[Example]], list[Example]]:
+    """Lift a step over one example to a step over a sequence of them."""
+    return lambda examples: [step(example) for example in examples]
+
+
+def _run(
+    step: Callable[[Sequence[Example]], Sequence[Example]], examples: Sequence[Example], stage: str
+) -> list[Record]:
+    if not examples:
+        return []
+    try:
+        advanced = list(step(examples))
+        if [a.key for a in advanced] != [e.key for e in examples]:
+            raise AssertionError(f"{stage} returned {len(advanced)} records for {len(examples)}, or in another order")
+        return list(advanced)
+    except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
+        if len(examples) > 1:
+            half = len(examples) // 2
+            return _run(step, examples[:half], stage) + _run(step, examples[half:], stage)
+        return [reject(examples[0], stage, error)]
+
+
+def reject(example: Example, stage: str, error: Exception) -> Reject:
+    """Turn the error that `stage` raised for `example` into its reject."""
+    if isinstance(error, RecordError):
+        reason, detail = error.reason, error.detail
+    else:
+        # torch raises a RuntimeError subclass on CUDA and a plain RuntimeError naming the allocator on CPU.
+        exhausted = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+        reason = Reason.OUT_OF_MEMORY if exhausted else Reason.STEP_FAILED
+        detail = f"{type(error).__name__}: {error}"
+    return Reject(example.key, example.source.uri, stage, reason, " ".join(detail.split())[:500])

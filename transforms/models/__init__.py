@@ -1,0 +1,1 @@
+"""One Beam `ModelHandler` per kind of model, and the presets that name checkpoints."""

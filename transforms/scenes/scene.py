@@ -1,0 +1,166 @@
+"""One sample scene: objects on a background, with a caption and the exact truth."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.scenes.grammar import Group, Span, write_caption
+from transforms.scenes.paint import COLORS, TEXTURES, paint_background, paint_texture
+from transforms.scenes.shapes import NOUNS, draw_silhouette
+
+MAX_OBJECTS = 5
+MAX_HIDDEN = 0.3
+"""No more than this share of an object's area is covered by others."""
+SCALES = (0.2, 0.5)
+"""Size of an object, as a share of the picture's side."""
+OMITTED = 0.2
+"""Probability that the caption leaves a group out."""
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """An object and its truth.
+
+    `alpha` is the alpha of its visible part, [H, W] uint8. `phrase` is its span [start, end) in the caption,
+    None where the caption leaves it out.
+    """
+
+    noun: str
+    color: str
+    texture: str
+    alpha: NDArray[np.uint8]
+    phrase: tuple[int, int] | None
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The pixels that show more of the object than of anything else, [H, W] bool."""
+        visible: NDArray[np.bool_] = self.alpha >= 128
+        return visible
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, [H, W, 3] uint8 sRGB, its caption, its objects from back to front, its noun phrases."""
+
+    image: NDArray[np.uint8]
+    caption: str
+    objects: tuple[SceneObject, ...]
+    phrases: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """An object before the caption is written: its full alpha [h, w] in [0, 1] and where its corner lies."""
+
+    group: int
+    alpha: NDArray[np.float32]
+    x: int
+    y: int
+    scale: float
+
+    def window(self) -> tuple[slice, slice]:
+        height, width = self.alpha.shape
+        return slice(self.y, self.y + height), slice(self.x, self.x + width)
+
+
+def make_scene(rng: np.random.Generator, size: int = 256) -> Scene:
+    """Render a square scene of `size` x `size` pixels: 1 to 5 objects, partly hidden, some left out by the caption."""
+    kinds = _choose_kinds(rng)
+    placed = _place(rng, kinds, size)
+    canvas = paint_background(rng, size, size)
+    visible: list[NDArray[np.float32]] = []
+    for item in placed:
+        window = item.window()
+        _, color, texture = kinds[item.group]
+        patch = paint_texture(rng, *item.alpha.shape, color, texture)
+        canvas[window] += item.alpha[..., None] * (patch - canvas[window])
+        for behind in visible:
+            behind[window] *= 1 - item.alpha
+        visible.append(np.zeros((size, size), np.float32))
+        visible[-1][window] = item.alpha
+    caption, spans, phrase_of = _caption(rng, kinds, placed, size)
+    objects = tuple(
+        SceneObject(*kinds[item.group], np.rint(alpha * 255).astype(np.uint8), phrase_of.get(item.group))
+        for item, alpha in zip(placed, visible, strict=True)
+    )
+    return Scene(np.rint(canvas).astype(np.uint8), caption, objects, spans)
+
+
+def _choose_kinds(rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """Choose up to five groups as (noun, colour, texture); a noun comes twice only in two colours."""
+    kinds: list[tuple[str, str, str]] = []
+    for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
+        repeat = bool(kinds) and rng.random() < 0.12
+        noun = kinds[-1][0] if repeat else str(rng.choice(NOUNS))
+        used = {color for other, color, _ in kinds if other == noun}
+        if used and not repeat:
+            continue
+        color = str(rng.choice([c for c in COLORS if c not in used]))
+        texture = str(rng.choice(TEXTURES, p=(0.55, 0.15, 0.15, 0.15)))
+        kinds.append((noun, color, texture))
+    return kinds
+
+
+def _place(rng: np.random.Generator, kinds: list[tuple[str, str, str]], size: int) -> list[_Placed]:
+    """Place one to three objects of each kind, at most five, where they hide little of each other.
+
+    What finds no place is left out; the first object always finds one.
+    """
+    placed: list[_Placed] = []
+    order = [g for g in range(len(kinds)) for _ in range(int(rng.choice((1, 2, 3), p=(0.8, 0.14, 0.06))))]
+    for group in order[:MAX_OBJECTS]:
+        for attempt in range(20):
+            largest = SCALES[1] if len(order) < 3 or attempt < 4 else 0.34
+            scale = float(rng.uniform(SCALES[0], largest))
+            softness = float(rng.choice((0.0, 0.6, 1.2))) * size / 256
+            mirrored = bool(rng.random() < 0.5)
+            alpha = draw_silhouette(kinds[group][0], scale * size, float(rng.uniform(-20, 20)), mirrored, softness)
+            height, width = alpha.shape
+            x, y = (int(rng.integers(0, max(size - extent, 0) + 1)) for extent in (width, height))
+            item = _Placed(group, alpha[: size - y, : size - x].astype(np.float32) / 255, x, y, scale)
+            colors = [kinds[other.group][1] == kinds[group][1] for other in placed]
+            if _stands_out(item, placed, colors, size) and _hides_little([*placed, item], size):
+                placed.append(item)
+                break
+    return placed
+
+
+def _stands_out(item: _Placed, placed: list[_Placed], same_color: list[bool], size: int) -> bool:
+    """Tell whether `item` touches nothing of its own colour: an edge that cannot be seen would be no truth."""
+    taken = np.zeros((size, size), bool)
+    for other, same in zip(placed, same_color, strict=True):
+        if same:
+            taken[other.window()] |= other.alpha > 0
+    return not bool((taken[item.window()] & (item.alpha > 0)).any())
+
+
+def _hides_little(placed: list[_Placed], size: int) -> bool:
+    """Tell whether at least 70 % of each object shows when they are painted in this order."""
+    cover = np.zeros((size, size), np.float32)
+    for item in reversed(placed):
+        window = item.window()
+        shown = item.alpha * (1 - cover[window])
+        if shown.sum() < (1 - MAX_HIDDEN) * item.alpha.sum():
+            return False
+        cover[window] += shown
+    return True
+
+
+def _caption(
+    rng: np.random.Generator, kinds: list[tuple[str, str, str]], placed: list[_Placed], size: int
+) -> tuple[str, tuple[Span, ...], dict[int, tuple[int, int]]]:
+    """Write the caption; return it, its noun phrases and the span of each captioned group."""
+    present = sorted({item.group for item in placed})
+    nouns = [kinds[g][0] for g in present]
+    # A group whose noun comes twice is never left out: its absence could not be told from its twin's presence.
+    named = [g for g in present if nouns.count(kinds[g][0]) > 1 or rng.random() >= OMITTED] or present[:1]
+    named = [int(g) for g in rng.permutation(named)]
+    groups = []
+    for g in named:
+        items = [item for item in placed if item.group == g]
+        center = ((items[0].x + items[0].alpha.shape[1] / 2) / size, (items[0].y + items[0].alpha.shape[0] / 2) / size)
+        groups.append(Group(*kinds[g], len(items), center, items[0].scale))
+    caption, spans = write_caption(rng, groups)
+    phrase_of = {named[span.group]: (span.start, span.end) for span in spans if span.group is not None}
+    return caption, spans, phrase_of
