@@ -1,0 +1,191 @@
+"""The files beside the shards: the index, the rejects, `dataset.json`, and the parts that they are composed of."""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from schemas.example import Example
+from schemas.rejects import Reject
+from schemas.shards import Sample, shard_name
+
+INDEX_COLUMNS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.string()),  # file name of the tar
+        ("offset", pa.int64()),  # bytes; tar[offset : offset + size] is a tar of this sample alone
+        ("size", pa.int64()),  # bytes
+        ("caption", pa.string()),
+        ("width", pa.int32()),  # pixels
+        ("height", pa.int32()),
+        ("source", pa.string()),  # address of the picture
+        ("license", pa.string()),  # "" where the source states none
+    ]
+)
+"""What `index.parquet` tells of every sample; a recipe adds its own columns."""
+
+REJECT_COLUMNS = pa.schema([(name, pa.string()) for name in ("key", "source", "stage", "reason", "detail")])
+
+Row = dict[str, Any]
+"""A row of the index: column name to value."""
+
+_PART_KEY = b"subjectloom"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a recipe writes for an example.
+
+    `sample_of` makes the sample, `row_of` the recipe's own columns of the index (their types in `columns`),
+    `problems_of` says in words what is wrong with a sample, given its row of the index. Every sample has
+    exactly the members `members`. `recipe` is also the prefix of the shards' names.
+    """
+
+    recipe: str
+    members: frozenset[str]
+    columns: pa.Schema
+    sample_of: Callable[[Example], Sample]
+    row_of: Callable[[Example], Row]
+    problems_of: Callable[[Sample, Row], list[str]]
+
+    @property
+    def index_columns(self) -> pa.Schema:
+        """The schema of the recipe's `index.parquet`."""
+        return pa.schema([*INDEX_COLUMNS, *self.columns])
+
+
+class StrictModel(BaseModel):
+    """Base of what is written as JSON: an unknown or a missing field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelName(StrictModel):
+    """A checkpoint: the name it was asked for by, and the commit or content hash it was resolved to."""
+
+    name: str
+    revision: str
+
+
+class Job(StrictModel):
+    """What a dataset is made by, known before it starts: the head of `dataset.json`."""
+
+    recipe: str
+    config: dict[str, Any]
+    models: dict[str, ModelName]
+    seed: int
+
+
+class Counts(StrictModel):
+    """The books: `read == written + rejected`. `rejects` counts by stage, then by reason."""
+
+    read: int
+    written: int
+    rejected: int
+    shards: int
+    rejects: dict[str, dict[str, int]]
+
+
+class DatasetInfo(Job):
+    """The contents of `dataset.json`.
+
+    `seconds` are summed over workers, by stage; `libraries` are versions by name; `licenses` counts the
+    samples by the licence that their source states.
+    """
+
+    counts: Counts
+    seconds: dict[str, float]
+    libraries: dict[str, str]
+    licenses: dict[str, int]
+
+
+class RejectRow(StrictModel):
+    """A row of `rejects.parquet`."""
+
+    key: str
+    source: str
+    stage: str
+    reason: str
+    detail: str
+
+    @classmethod
+    def of(cls, reject: Reject) -> "RejectRow":
+        """Take the fields of `reject`."""
+        return cls(
+            key=reject.key,
+            source=_printable(reject.source),
+            stage=reject.stage,
+            reason=str(reject.reason),
+            detail=_printable(reject.detail),
+        )
+
+
+def _printable(text: str) -> str:
+    # A file name that is not UTF-8 reaches Python with lone surrogates, which neither Arrow nor JSON takes.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class Part(StrictModel):
+    """The books of one shard. Its file appears after the shard's tar: it is the mark that the shard is done.
+
+    `fingerprint` names what the shard was made from and how; a part with another one is out of date.
+    """
+
+    shard: int
+    fingerprint: str
+    read: int
+    written: int
+    rejects: list[RejectRow]
+    seconds: dict[str, float]
+
+
+def part_name(shard: int) -> str:
+    """Return the file name of a part."""
+    return f"part-{shard:06d}.parquet"
+
+
+def encode_part(part: Part, rows: Sequence[Row], columns: pa.Schema) -> bytes:
+    """Write `part` as Parquet: the shard's rows of the index as the table, the rest in the file's metadata."""
+    table = pa.Table.from_pylist(list(rows), schema=columns)
+    return table_to_parquet(table.replace_schema_metadata({_PART_KEY: part.model_dump_json()}))
+
+
+def decode_part(metadata: Mapping[bytes, bytes]) -> Part:
+    """Read the part out of a Parquet file's metadata, without its rows."""
+    return Part.model_validate_json(metadata[_PART_KEY])
+
+
+def rejects_table(rejects: Iterable[RejectRow]) -> pa.Table:
+    """Make the table of `rejects.parquet`, sorted by key, stage and source."""
+    rows = sorted((r.model_dump() for r in rejects), key=lambda r: (r["key"], r["stage"], r["source"]))
+    return pa.Table.from_pylist(rows, schema=REJECT_COLUMNS)
+
+
+def table_to_parquet(table: pa.Table) -> bytes:
+    """Encode a table as a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def base_row(example: Example, recipe: str, shard: int) -> Row:
+    """Fill the columns of the index that every recipe has; `offset` and `size` are known once the tar is written."""
+    return {
+        "key": example.key,
+        "shard": shard_name(recipe, shard),
+        "caption": example.caption,
+        "width": example.width,
+        "height": example.height,
+        "source": example.source.uri,
+        "license": example.source.license,
+    }
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """Encode as readable JSON in UTF-8, ending in a line break."""
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()

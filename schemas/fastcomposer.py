@@ -1,0 +1,270 @@
+"""What a FastComposer sample is: `KEY.jpg`, and `KEY.json` as a `Record`."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Self
+
+import numpy as np
+import pyarrow as pa
+from pydantic import AfterValidator, Field, ValidationError
+
+from schemas.dataset import Layout, Row, StrictModel
+from schemas.errors import RecordError
+from schemas.example import Example, Match, Phrase, Segment, Source
+from schemas.images import decode_image
+from schemas.masks import BBox, Mask
+from schemas.rejects import Reason
+from schemas.shards import Sample
+
+Score = Annotated[float, AfterValidator(lambda score: round(score, 4))]
+"""A similarity or a confidence; four decimals, so that the text is short and the same everywhere."""
+
+
+class SourceField(StrictModel):
+    """Address of the picture at its source, and the licence stated there ("" if none)."""
+
+    uri: str
+    license: str
+
+
+class PhraseField(StrictModel):
+    """A noun phrase: `text == caption[start:end]`, `root` the lemma of its head noun.
+
+    `origin` is the span [start, end) of `source_caption` that it was made from.
+    """
+
+    text: str
+    start: int
+    end: int
+    root: str
+    origin: tuple[int, int]
+
+
+class Segmentation(StrictModel):
+    """A mask as COCO's compressed run lengths; `size` is [height, width]."""
+
+    size: tuple[int, int]
+    counts: str
+
+    def to_mask(self) -> Mask:
+        """Return the mask as a value."""
+        return Mask(self.size, self.counts)
+
+
+class Subject(StrictModel):
+    """A phrase with the region it names.
+
+    `phrase` is an index into the record's phrases, whose `text`, `start` and `end` are repeated. `label` is
+    the class of the segment, `score` the similarity by which the two were matched. `bbox` is [x, y, w, h]
+    and `area` a count, both in pixels of the stored image.
+    """
+
+    phrase: int
+    text: str
+    start: int
+    end: int
+    label: str
+    score: Score
+    bbox: BBox
+    area: int
+    segmentation: Segmentation
+
+
+class Record(StrictModel):
+    """The contents of `KEY.json`.
+
+    Spans point into `caption`. `source_caption` is the caption as the source gave it: another text only where
+    numbered plurals were expanded. Subjects stand in the order of their phrases.
+    """
+
+    key: str
+    caption: str
+    source_caption: str
+    width: int
+    height: int
+    source: SourceField
+    phrases: Annotated[list[PhraseField], Field(min_length=1)]
+    subjects: Annotated[list[Subject], Field(min_length=1)]
+    segments_unmatched: int
+
+    @classmethod
+    def from_example(cls, example: Example) -> Self:
+        """Keep what the dataset states of an example that went through phrases, segments and matching.
+
+        Raises:
+            RecordError: no phrase was matched with a segment.
+        """
+        if not example.matches:
+            raise RecordError(Reason.NO_MATCH, "no phrase of the caption was matched with a segment")
+        return cls(
+            key=example.key,
+            caption=example.caption,
+            source_caption=example.source_caption,
+            width=example.width,
+            height=example.height,
+            source=SourceField(uri=example.source.uri, license=example.source.license),
+            phrases=[
+                PhraseField(text=p.text, start=p.start, end=p.end, root=p.root, origin=p.origin)
+                for p in example.phrases
+            ],
+            subjects=[_subject(example, match) for match in sorted(example.matches, key=lambda m: m.phrase)],
+            segments_unmatched=len(example.segments) - len(example.matches),
+        )
+
+    @classmethod
+    def from_sample(cls, sample: Sample) -> Self:
+        """Read the record of a sample.
+
+        Raises:
+            pydantic.ValidationError: its JSON is not that of a FastComposer sample.
+        """
+        return cls.model_validate_json(sample.members["json"])
+
+    def to_example(self, image: bytes) -> Example:
+        """Return the example that this record describes; segments without a phrase are not in the dataset."""
+        return Example(
+            key=self.key,
+            image=image,
+            width=self.width,
+            height=self.height,
+            caption=self.caption,
+            source=Source(self.source.uri, self.source.license),
+            source_caption=self.source_caption,
+            phrases=tuple(Phrase(p.text, p.start, p.end, p.root, p.origin) for p in self.phrases),
+            segments=tuple(Segment(s.label, s.score, s.segmentation.to_mask()) for s in self.subjects),
+            matches=tuple(Match(s.phrase, index, s.score) for index, s in enumerate(self.subjects)),
+        )
+
+    def to_json(self) -> bytes:
+        """Encode as compact JSON in UTF-8, fields in the order of this class: the same record, the same bytes."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _subject(example: Example, match: Match) -> Subject:
+    phrase, segment = example.phrases[match.phrase], example.segments[match.segment]
+    return Subject(
+        phrase=match.phrase,
+        text=phrase.text,
+        start=phrase.start,
+        end=phrase.end,
+        label=segment.label,
+        score=match.score,
+        bbox=segment.bbox,
+        area=segment.area,
+        segmentation=Segmentation(size=segment.mask.size, counts=segment.mask.counts),
+    )
+
+
+def to_sample(example: Example) -> Sample:
+    """Make the sample of an example; its picture's bytes are kept as they are.
+
+    Raises:
+        RecordError: no phrase was matched with a segment.
+    """
+    return Sample(example.key, {"jpg": example.image, "json": Record.from_example(example).to_json()})
+
+
+def to_row(example: Example) -> Row:
+    """Fill the recipe's columns of the index."""
+    scores = [match.score for match in example.matches]
+    return {
+        "phrases": len(example.phrases),
+        "subjects": len(example.matches),
+        "segments_unmatched": len(example.segments) - len(example.matches),
+        "score_mean": round(float(np.mean(scores)), 4),
+        "score_min": round(min(scores), 4),
+    }
+
+
+COLUMNS = pa.schema(
+    [
+        ("phrases", pa.int32()),
+        ("subjects", pa.int32()),
+        ("segments_unmatched", pa.int32()),
+        ("score_mean", pa.float64()),  # over the subjects
+        ("score_min", pa.float64()),
+    ]
+)
+
+
+def problems_of(sample: Sample, row: Row) -> list[str]:
+    """Say what is wrong with a sample whose row of the index is `row`; nothing where all is right."""
+    try:
+        record = Record.from_sample(sample)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        return [f"{sample.key}.json is not a FastComposer record: {where}: {first['msg']}".replace(": : ", ": ")]
+    return [*_picture_problems(sample, record), *_record_problems(record), *_row_problems(record, row)]
+
+
+def _picture_problems(sample: Sample, record: Record) -> Iterator[str]:
+    try:
+        height, width = decode_image(sample.members["jpg"]).shape[:2]
+    except RecordError as error:
+        yield f"{sample.key}.jpg cannot be decoded: {error.detail}"
+        return
+    if (width, height) != (record.width, record.height):
+        yield f"{sample.key}.jpg is {width} x {height} pixels, its JSON says {record.width} x {record.height}"
+
+
+def _record_problems(record: Record) -> Iterator[str]:
+    for index, phrase in enumerate(record.phrases):
+        if record.caption[phrase.start : phrase.end] != phrase.text:
+            found = record.caption[phrase.start : phrase.end]
+            yield f"phrases[{index}] is {phrase.text!r}, but its span holds {found!r}"
+    for index, subject in enumerate(record.subjects):
+        yield from (f"subjects[{index}] {problem}" for problem in _subject_problems(subject, record))
+
+
+def _subject_problems(subject: Subject, record: Record) -> Iterator[str]:
+    if not 0 <= subject.phrase < len(record.phrases):
+        yield f"names phrase {subject.phrase}, but there are {len(record.phrases)}"
+    else:
+        phrase = record.phrases[subject.phrase]
+        if (phrase.text, phrase.start, phrase.end) != (subject.text, subject.start, subject.end):
+            yield f"says {subject.text!r}, its phrase says {phrase.text!r}, or their spans differ"
+    height, width = subject.segmentation.size
+    if (width, height) != (record.width, record.height):
+        yield f"has a mask of {width} x {height} pixels, the picture has {record.width} x {record.height}"
+        return
+    mask = subject.segmentation.to_mask()
+    try:
+        pixels = mask.to_array()
+    except ValueError as error:
+        yield f"has a mask that cannot be decoded: {error}"
+        return
+    if subject.area != int(pixels.sum()):
+        yield f"has area {subject.area}, its mask {int(pixels.sum())} pixels"
+    if subject.bbox != mask.bbox:
+        yield f"has bbox {list(subject.bbox)}, its mask {list(mask.bbox)}"
+
+
+def _row_problems(record: Record, row: Row) -> Iterator[str]:
+    scores = [subject.score for subject in record.subjects]
+    truth = {
+        "caption": record.caption,
+        "width": record.width,
+        "height": record.height,
+        "source": record.source.uri,
+        "license": record.source.license,
+        "phrases": len(record.phrases),
+        "subjects": len(record.subjects),
+        "segments_unmatched": record.segments_unmatched,
+    }
+    for column, value in truth.items():
+        if row[column] != value:
+            yield f"the index says {column} {row[column]!r}, the record {value!r}"
+    # Scores were rounded before and after the mean was taken.
+    if abs(row["score_min"] - min(scores)) > 1e-4 or abs(row["score_mean"] - float(np.mean(scores))) > 2e-4:
+        yield f"the index says scores {row['score_min']} to mean {row['score_mean']}, the record {scores}"
+
+
+LAYOUT = Layout(
+    recipe="fastcomposer",
+    members=frozenset({"jpg", "json"}),
+    columns=COLUMNS,
+    sample_of=to_sample,
+    row_of=to_row,
+    problems_of=problems_of,
+)

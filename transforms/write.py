@@ -1,0 +1,162 @@
+"""Write samples into WebDataset shards, and the records of a job into a dataset.
+
+`WriteWebDataset` is a tar sink for any Beam pipeline. `WriteDataset` is what a recipe ends in: it also keeps the
+books of every shard, in a part that appears after the shard and marks it as done.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import apache_beam as beam
+
+from schemas.dataset import Layout, Part, RejectRow, Row, base_row, encode_part, part_name
+from schemas.errors import InputError
+from schemas.example import Example
+from schemas.shards import Entry, Sample, shard_name, write_tar
+from transforms.batch import Batch, reject
+from transforms.output import STATE, check_books, join, remove_files, replace_file, replacing
+
+STAGE = "write"
+
+
+@dataclass(eq=False)
+class WriteWebDataset(beam.PTransform):
+    """Write `(shard, Sample)` pairs into `PREFIX-000000.tar` and so on; yield a row per sample.
+
+    The samples of a shard are sorted by key, and the tar is a function of them alone: the same samples give the
+    same bytes on any runner. It appears under its name when it is whole. A row is a dict with `key`, `shard`
+    (the tar's file name), `offset` and `size` (bytes): tar[offset : offset + size] is itself a tar of that sample.
+    Samples of one shard are sorted in memory. Two samples of one key in a shard raise an InputError.
+
+        (
+            pipeline
+            | beam.Create([Sample("dog", {"jpg": jpeg, "txt": b"a dog"}), ...])
+            | beam.WithKeys(lambda sample: shard_of(sample.key, shards=100))
+            | WriteWebDataset("gs://bucket/animals/train")
+        )
+
+    `prefix` is a path on any filesystem that Beam writes to.
+    """
+
+    prefix: str
+
+    def expand(self, samples: beam.PCollection[tuple[int, Sample]]) -> beam.PCollection[Row]:
+        """Group the samples by shard and write each group."""
+        return samples | "by shard" >> beam.GroupByKey() | "write tar" >> beam.FlatMapTuple(self._write)
+
+    def _write(self, shard: int, samples: Iterable[Sample]) -> Iterator[Row]:
+        folder, _, name = self.prefix.rpartition("/")
+        for entry in write_shard(folder, name, shard, samples):
+            yield {"key": entry.key, "shard": shard_name(name, shard), "offset": entry.offset, "size": entry.size}
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A batch at its end: every record that was read is now a sample with its row of the index, or a reject."""
+
+    read: int = 0
+    samples: tuple[Sample, ...] = ()
+    rows: tuple[Row, ...] = ()
+    rejects: tuple[RejectRow, ...] = ()
+    seconds: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(eq=False)
+class WriteDataset(beam.PTransform):
+    """Write batches into the shards of a dataset, and the books of every shard beside them; yield a `Part` per shard.
+
+    `output` is a folder that `prepare_output` made ready, `layout` the recipe's, `fingerprints` names by its number
+    every shard that this pipeline makes: also one in which nothing remains gets its part, so that it counts as done.
+    """
+
+    output: str
+    layout: Layout
+    fingerprints: Mapping[int, str]
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Part]:
+        """Group the settled batches by shard and commit each group."""
+        settled = batches | "settle" >> beam.Map(self._settle)
+        # A shard of an empty chunk has no batch.
+        every = batches.pipeline | "every shard" >> beam.Create([(shard, Settled()) for shard in self.fingerprints])
+        return (
+            (settled, every)
+            | beam.Flatten()
+            | "by shard" >> beam.GroupByKey()
+            | "commit" >> beam.MapTuple(self._commit)
+        )
+
+    def _settle(self, batch: Batch) -> tuple[int, Settled]:
+        return batch.shard, settle(batch, self.layout)
+
+    def _commit(self, shard: int, settled: Iterable[Settled]) -> Part:
+        return commit_shard(self.output, self.layout, shard, self.fingerprints[shard], list(settled))
+
+
+def settle(batch: Batch, layout: Layout) -> Settled:
+    """Make the samples and the index's rows of a batch; an example for which that fails becomes a reject."""
+    started = time.perf_counter()
+    samples, rows, rejects = [], [], []
+    for record in batch.records:
+        if isinstance(record, Example):
+            try:
+                sample = layout.sample_of(record)
+                row = base_row(record, layout.recipe, batch.shard) | layout.row_of(record)
+            except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
+                rejects.append(RejectRow.of(reject(record, STAGE, error)))
+            else:
+                samples.append(sample)
+                rows.append(row)
+        else:
+            rejects.append(RejectRow.of(record))
+    seconds = (*batch.seconds, (STAGE, time.perf_counter() - started))
+    return Settled(len(batch.records), tuple(samples), tuple(rows), tuple(rejects), seconds)
+
+
+def commit_shard(output: str, layout: Layout, shard: int, fingerprint: str, settled: list[Settled]) -> Part:
+    """Write a shard and then its part.
+
+    Raises:
+        InputError: two samples of the shard have one key.
+        SubjectloomError: the shard's books do not balance.
+    """
+    started = time.perf_counter()
+    # From here until the new part stands, the shard must not look done, whichever fingerprint is asked for.
+    remove_files([join(output, STATE, part_name(shard))])
+    entries = write_shard(output, layout.recipe, shard, (sample for s in settled for sample in s.samples))
+    places = {entry.key: {"offset": entry.offset, "size": entry.size} for entry in entries}
+    rows = sorted((row | places[row["key"]] for s in settled for row in s.rows), key=lambda row: row["key"])
+    seconds: dict[str, float] = defaultdict(float)
+    for stage, spent in (pair for s in settled for pair in s.seconds):
+        seconds[stage] += spent
+    seconds[STAGE] += time.perf_counter() - started
+    part = Part(
+        shard=shard,
+        fingerprint=fingerprint,
+        read=sum(s.read for s in settled),
+        written=len(entries),
+        rejects=[row for s in settled for row in s.rejects],
+        seconds=dict(seconds),
+    )
+    check_books(part.read, part.written, len(part.rejects), shard_name(layout.recipe, shard))
+    replace_file(join(output, STATE, part_name(shard)), encode_part(part, rows, layout.index_columns))
+    return part
+
+
+def write_shard(folder: str, prefix: str, shard: int, samples: Iterable[Sample]) -> list[Entry]:
+    """Write the tar of a shard, its samples sorted by key; no samples, no tar (and an old one is removed).
+
+    Raises:
+        InputError: two samples have one key.
+    """
+    ordered = sorted(samples, key=lambda sample: sample.key)
+    path = join(folder, shard_name(prefix, shard)) if folder else shard_name(prefix, shard)
+    if not ordered:
+        remove_files([path])
+        return []
+    with replacing(path) as stream:
+        try:
+            return write_tar(stream, ordered)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
