@@ -23,7 +23,7 @@ MAX_PIXELS = 2**26
 MAX_SIDE = 65_500
 """Longest side that a JPEG can have (libjpeg's JPEG_MAX_DIMENSION)."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded: Pillow knows forty more, some of which start other programs (EPS)."""
 
 _UPRIGHT = {

@@ -1,0 +1,229 @@
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from schemas.errors import RecordError
+from schemas.images import MAX_PIXELS, MAX_SIDE, decode_image, to_stored_jpeg
+from schemas.rejects import Reason
+
+
+def scene(height: int = 24, width: int = 32) -> NDArray[np.uint8]:
+    """[H, W, 3] uint8: smooth colours, no two corners alike, as JPEG keeps them within a few steps."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([255 * x / width, 255 * y / height, 120 + 0 * x], axis=2).astype(np.uint8)
+
+
+def encode(picture: Image.Image | NDArray[Any], form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
+    """A PNG written by hand, for what Pillow reads but does not write."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def refusal(data: bytes) -> RecordError:
+    with pytest.raises(RecordError) as caught:
+        decode_image(data)
+    with pytest.raises(RecordError) as stored:
+        to_stored_jpeg(data)
+    assert stored.value.reason == caught.value.reason
+    return caught.value
+
+
+def with_orientation(orientation: int) -> dict[str, Any]:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+# What a camera stores that says "orientation n", by the EXIF standard's table: n = 6 means that the stored first
+# row is the scene's right side and the stored first column its top, so the scene was turned left.
+STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_a_lossless_picture_is_decoded_exactly(form: str) -> None:
+    pixels = decode_image(encode(scene(), form, **({"lossless": True} if form == "WEBP" else {})))
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.writeable
+    np.testing.assert_array_equal(pixels, scene())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG"])
+def test_a_turned_picture_stands_upright(form: str, orientation: int) -> None:
+    stored = np.ascontiguousarray(STORED[orientation](scene()))
+    pixels = decode_image(encode(stored, form, **with_orientation(orientation)))
+    tolerance = 0 if form != "JPEG" else 12
+    np.testing.assert_allclose(pixels.astype(int), scene().astype(int), atol=tolerance)
+
+
+@pytest.mark.parametrize("data", [b"Exif\x00\x00garbage", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\xff"])
+def test_a_broken_exif_block_takes_nothing_from_the_picture(data: bytes) -> None:
+    np.testing.assert_array_equal(decode_image(encode(scene(), exif=data)), scene())
+
+
+def test_an_orientation_that_does_not_exist_is_ignored() -> None:
+    np.testing.assert_array_equal(decode_image(encode(scene(), **with_orientation(9))), scene())
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(form: str) -> None:
+    wide = np.array([[0, 128, 129, 257, 32_768, 65_535]], np.uint16)
+    by_hand = [0, 0, 1, 1, 128, 255]
+    assert decode_image(encode(wide, form))[0].tolist() == [[v, v, v] for v in by_hand]
+
+
+def test_sixteen_bit_colour_is_scaled_not_clipped() -> None:
+    data = png(2, 1, depth=16, color=2, rows=b"\x00" + struct.pack(">6H", 65_535, 32_768, 0, 514, 256, 40_000))
+    np.testing.assert_allclose(decode_image(data)[0].astype(int), [[255, 128, 0], [2, 1, 156]], atol=1)
+
+
+def test_pixels_without_a_range_are_refused() -> None:
+    error = refusal(encode(np.array([[0.0, 0.5]], np.float32), "TIFF"))
+    assert error.reason == Reason.UNDECODABLE_IMAGE
+    assert "no fixed range" in error.detail
+
+
+def test_cmyk_becomes_rgb() -> None:
+    cmyk = Image.fromarray(np.full((16, 16, 4), (0, 255, 255, 0), np.uint8), "CMYK")
+    for data in (encode(cmyk, "TIFF"), encode(cmyk, "JPEG", quality=100)):
+        np.testing.assert_allclose(decode_image(data)[8, 8].astype(int), [255, 0, 0], atol=3)
+
+
+def test_grey_and_one_bit_become_rgb() -> None:
+    assert decode_image(encode(np.array([[7, 200]], np.uint8)))[0].tolist() == [[7] * 3, [200] * 3]
+    assert (
+        decode_image(encode(Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")))[0, 1].tolist() == [255] * 3
+    )
+
+
+def test_transparency_is_laid_on_white() -> None:
+    layer = np.array([[[200, 0, 0, 255], [200, 0, 0, 0], [0, 0, 0, 51]]], np.uint8)
+    assert decode_image(encode(layer))[0].tolist() == [[200, 0, 0], [255, 255, 255], [204, 204, 204]]
+
+
+@pytest.mark.parametrize("transparency", [0, b"\x00\xff"])
+def test_a_palette_with_transparency_is_laid_on_white(transparency: int | bytes) -> None:
+    picture = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
+    picture.putpalette([10, 20, 30, 200, 100, 0])
+    assert decode_image(encode(picture))[0].tolist() == [[10, 20, 30], [200, 100, 0]]
+    assert decode_image(encode(picture, transparency=transparency))[0].tolist() == [[255] * 3, [200, 100, 0]]
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_an_animated_picture_is_refused(form: str) -> None:
+    frames = [Image.fromarray(np.roll(scene(), n, 1)) for n in range(3)]
+    error = refusal(encode(frames[0], form, save_all=True, append_images=frames[1:]))
+    assert error.reason == Reason.ANIMATED_IMAGE
+    assert "3 frames" in error.detail
+
+
+def test_a_gif_of_one_frame_is_a_picture() -> None:
+    assert decode_image(encode(scene(), "GIF")).shape == (24, 32, 3)
+
+
+def test_the_first_picture_of_a_phones_mpo_is_the_photograph() -> None:
+    data = encode(Image.fromarray(scene()), "MPO", save_all=True, append_images=[Image.fromarray(255 - scene())])
+    jpeg, pixels = to_stored_jpeg(data)
+    assert jpeg == data
+    np.testing.assert_allclose(pixels.astype(int), scene().astype(int), atol=12)
+
+
+def test_no_bytes_are_an_empty_image() -> None:
+    assert refusal(b"").reason == Reason.EMPTY_IMAGE
+
+
+@pytest.mark.parametrize("data", [b"\x00" * 500, b"<html>404</html>", b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_picture_is_refused(data: bytes) -> None:
+    assert refusal(data).reason == Reason.UNDECODABLE_IMAGE
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_a_truncated_picture_is_refused_never_half_grey(form: str, kept: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encode(noise, form)
+    assert refusal(data[: int(len(data) * kept)]).reason == Reason.UNDECODABLE_IMAGE
+
+
+def test_a_progressive_jpeg_cut_off_is_refused() -> None:
+    data = encode(scene(128, 128), "JPEG", progressive=True)
+    assert refusal(data[: len(data) // 2]).reason == Reason.UNDECODABLE_IMAGE
+
+
+def test_a_flipped_byte_in_a_png_is_refused() -> None:
+    data = bytearray(encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
+    data[len(data) // 2] ^= 0xFF
+    assert refusal(bytes(data)).reason == Reason.UNDECODABLE_IMAGE
+
+
+@pytest.mark.parametrize(("width", "height"), [(MAX_PIXELS, 2), (8_193, 8_192), (60_000, 60_000)])
+def test_a_decompression_bomb_is_refused_by_its_header(width: int, height: int) -> None:
+    """The file holds no pixels at all, so it can only have been refused before decoding them."""
+    error = refusal(png(width, height, depth=8, color=2, rows=b""))
+    assert error.reason == Reason.HUGE_IMAGE
+    assert "67,108,864" in error.detail
+
+
+def test_a_side_that_no_jpeg_has_is_refused() -> None:
+    data = encode(np.zeros((1, MAX_SIDE + 1), np.uint8))
+    assert decode_image(data).shape == (1, MAX_SIDE + 1, 3)
+    with pytest.raises(RecordError, match=r"huge-image: 65501 x 1 pixels: no side"):
+        to_stored_jpeg(data)
+
+
+@pytest.mark.parametrize("options", [{}, with_orientation(1), {"progressive": True, "quality": 40}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_upright_jpeg_is_stored_byte_for_byte(mode: str, options: dict[str, Any]) -> None:
+    data = encode(Image.fromarray(scene()).convert(mode), "JPEG", **options)
+    jpeg, pixels = to_stored_jpeg(data)
+    assert jpeg == data
+    np.testing.assert_array_equal(pixels, decode_image(data))
+
+
+def stored_again() -> dict[str, bytes]:
+    return {
+        "turned": encode(np.rot90(scene()), "JPEG", quality=95, **with_orientation(6)),
+        "cmyk": encode(Image.fromarray(scene()).convert("CMYK"), "JPEG", quality=95),
+        "png": encode(scene()),
+        "webp": encode(scene(), "WEBP", lossless=True),
+    }
+
+
+@pytest.mark.parametrize("name", stored_again())
+def test_everything_else_is_stored_as_a_fine_upright_jpeg(name: str) -> None:
+    data = stored_again()[name]
+    jpeg, pixels = to_stored_jpeg(data)
+    with Image.open(io.BytesIO(jpeg)) as stored:
+        assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (32, 24))
+        assert stored.getexif().get(0x0112, 1) == 1
+        np.testing.assert_array_equal(np.asarray(stored), pixels)
+        layers: Any = stored
+        assert {(h, v) for _, h, v, _ in layers.layer} == {(1, 1)}
+    np.testing.assert_allclose(pixels.astype(int), scene().astype(int), atol=10)

@@ -1,0 +1,90 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from schemas.masks import Mask, intersection_over_union
+from tests.strategies import masks
+
+
+def runs(mask: NDArray[np.bool_]) -> list[int]:
+    """COCO's uncompressed counts by a slow loop: column by column, the first run counts zeros."""
+    counts, current = [0], False
+    for pixel in mask.flatten(order="F").tolist():
+        if pixel != current:
+            counts.append(0)
+            current = pixel
+        counts[-1] += 1
+    return counts
+
+
+def compress(counts: list[int]) -> str:
+    """COCO's string of the counts, from its definition.
+
+    From the fourth run on, the difference to the run before the previous one; five bits per character, lowest
+    first, the sixth bit says that more follow; the character is the value + 48.
+    """
+    text = ""
+    for index, count in enumerate(counts):
+        rest = count - counts[index - 2] if index > 2 else count
+        while True:
+            bits, rest = rest & 31, rest >> 5
+            more = rest != (-1 if bits & 16 else 0)
+            text += chr(bits + (32 if more else 0) + 48)
+            if not more:
+                break
+    return text
+
+
+@given(masks())
+def test_a_mask_comes_back_as_it_went_in(mask: NDArray[np.bool_]) -> None:
+    decoded = Mask.from_array(mask).to_array()
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, mask)
+
+
+@given(masks())
+def test_counts_are_those_of_a_slow_loop(mask: NDArray[np.bool_]) -> None:
+    encoded = Mask.from_array(mask)
+    assert encoded == Mask(size=(mask.shape[0], mask.shape[1]), counts=compress(runs(mask)))
+
+
+@given(masks())
+def test_uncompressed_counts_give_the_same_mask(mask: NDArray[np.bool_]) -> None:
+    assert Mask.from_json({"size": list(mask.shape), "counts": runs(mask)}) == Mask.from_array(mask)
+
+
+@given(masks())
+def test_pycocotools_reads_our_json(mask: NDArray[np.bool_]) -> None:
+    rle: Any = Mask.from_array(mask).to_json()
+    assert Mask.from_json(rle) == Mask.from_array(mask)
+    np.testing.assert_array_equal(coco.decode(rle), mask)
+
+
+@given(masks())
+def test_area_and_box_are_those_of_the_pixels(mask: NDArray[np.bool_]) -> None:
+    encoded = Mask.from_array(mask)
+    rows, columns = np.nonzero(mask)
+    box = (0, 0, 0, 0)
+    if len(rows):
+        x, y = columns.min(), rows.min()
+        box = (x, y, columns.max() - x + 1, rows.max() - y + 1)
+    assert encoded.area == mask.sum()
+    assert encoded.bbox == box
+
+
+@given(masks(), st.integers(0, 99))
+def test_intersection_over_union_counts_pixels(a: NDArray[np.bool_], shift: int) -> None:
+    b = np.roll(a, shift)
+    either = (a | b).sum()
+    expected = (a & b).sum() / either if either else 0.0
+    assert intersection_over_union(Mask.from_array(a), Mask.from_array(b)) == pytest.approx(expected)
+
+
+def test_masks_of_two_sizes_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match=r"masks of \(2, 3\) and \(3, 2\)"):
+        intersection_over_union(Mask.from_array(np.ones((2, 3), bool)), Mask.from_array(np.ones((3, 2), bool)))

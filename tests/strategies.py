@@ -1,0 +1,33 @@
+"""Hypothesis strategies for what flows through the pipelines."""
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from schemas.masks import BBox
+
+MAX_SIDE = 24
+"""Side in pixels up to which masks and boxes are drawn: small enough for a loop over the pixels."""
+
+raw_keys = st.one_of(
+    st.text(max_size=300),
+    st.text(alphabet="ab./\\_-\x00é😀", max_size=12),
+    st.from_regex(r"[A-Za-z0-9_-]{0,210}", fullmatch=True),
+)
+"""Any text, and with it what a key must survive: dots, slashes, NUL, emoji, nothing at all."""
+
+captions = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=80)
+"""Text of any script, NUL apart, which no reader lets through."""
+
+
+def masks(min_side: int = 1, max_side: int = MAX_SIDE) -> st.SearchStrategy[NDArray[np.bool_]]:
+    """[H, W] bool of any size in the range, empty and full ones among them."""
+    return hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=min_side, max_side=max_side))
+
+
+@st.composite
+def boxes(draw: st.DrawFn, max_side: int = MAX_SIDE) -> BBox:
+    """[x, y, w, h] of at least one pixel inside a square of `max_side` pixels."""
+    x, y = draw(st.integers(0, max_side - 1)), draw(st.integers(0, max_side - 1))
+    return x, y, draw(st.integers(1, max_side - x)), draw(st.integers(1, max_side - y))
