@@ -121,7 +121,10 @@ class Record(StrictModel):
         return cls.model_validate_json(sample.members["json"])
 
     def to_example(self, image: bytes) -> Example:
-        """Return the example that this record describes; segments without a phrase are not in the dataset."""
+        """Return the example that this record describes.
+
+        The dataset does not hold segments without a phrase, nor a segment's confidence: that becomes 1.
+        """
         return Example(
             key=self.key,
             image=image,
@@ -131,7 +134,7 @@ class Record(StrictModel):
             source=Source(self.source.uri, self.source.license),
             source_caption=self.source_caption,
             phrases=tuple(Phrase(p.text, p.start, p.end, p.root, p.origin) for p in self.phrases),
-            segments=tuple(Segment(s.label, s.score, s.segmentation.to_mask()) for s in self.subjects),
+            segments=tuple(Segment(s.label, 1.0, s.segmentation.to_mask()) for s in self.subjects),
             matches=tuple(Match(s.phrase, index, s.score) for index, s in enumerate(self.subjects)),
         )
 
