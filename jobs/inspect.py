@@ -1,0 +1,177 @@
+"""Verify a dataset against its contract, every sample of every shard, and print its numbers."""
+
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+from apache_beam.io.filesystem import BeamIOError
+from rich.console import Console
+from rich.table import Table
+
+from schemas import fastcomposer
+from schemas.dataset import REJECT_COLUMNS, DatasetInfo, Layout, Row
+from schemas.errors import InputError
+from schemas.shards import Entry, Sample, read_tar
+from transforms.output import join, list_files, open_file, read_info, read_table
+
+LAYOUTS: Mapping[str, Layout] = {layout.recipe: layout for layout in (fastcomposer.LAYOUT,)}
+"""What each recipe writes, by the recipe's name."""
+
+SHOWN = 100
+"""So many problems are printed; the rest are counted."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, in one file of a dataset; `key` is "" where it is not one sample's fault."""
+
+    file: str
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.key, self.text) if part)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found: the dataset's own account of itself, its size in bytes, and every problem."""
+
+    info: DatasetInfo
+    size: int
+    problems: tuple[Problem, ...]
+
+
+def inspect(output: str) -> Inspection:
+    """Verify the dataset in `output`: its shards, index, rejects and counts.
+
+    Raises:
+        InputError: there is no finished dataset, or its index or its rejects cannot be read.
+    """
+    info = read_info(output)
+    layout = layout_of(info.recipe)
+    index, rejects = read_table(output, "index.parquet"), read_table(output, "rejects.parquet")
+    problems = [*_column_problems("index.parquet", index, layout.index_columns)]
+    problems += _column_problems("rejects.parquet", rejects, REJECT_COLUMNS)
+    if problems:
+        return Inspection(info, 0, tuple(problems))
+    by_shard = _rows_by_shard(index)
+    for shard, rows in by_shard.items():
+        problems += _shard_problems(output, shard, rows, layout)
+    names = [name for name in list_files(output) if name.startswith(f"{info.recipe}-") and name.endswith(".tar")]
+    problems += [Problem(name, "", "no sample of it is in the index") for name in names if name not in by_shard]
+    problems += [Problem("index.parquet", key, "is there twice") for key in _twins(index)]
+    problems += [Problem("dataset.json", "", text) for text in _count_problems(info, index, rejects)]
+    return Inspection(info, sum(index["size"].to_pylist()), tuple(problems))
+
+
+def layout_of(recipe: str) -> Layout:
+    """Return what `recipe` writes.
+
+    Raises:
+        InputError: no recipe has that name.
+    """
+    if recipe not in LAYOUTS:
+        raise InputError(f"the dataset's recipe is {recipe!r}, known are {', '.join(LAYOUTS)}: update Subjectloom")
+    return LAYOUTS[recipe]
+
+
+def show(inspection: Inspection, console: Console) -> None:
+    """Print the numbers of a dataset, and what is wrong with it, a line each."""
+    info = inspection.info
+    table = Table(title=f"{info.recipe} dataset", show_header=False, title_justify="left")
+    for name, value in _numbers(inspection):
+        table.add_row(name, value)
+    console.print(table)
+    for problem in inspection.problems[:SHOWN]:
+        console.print(str(problem), style="red", markup=False, highlight=False, soft_wrap=True)
+    hidden = len(inspection.problems) - SHOWN
+    if hidden > 0:
+        console.print(f"... and {hidden:,} more", style="red", highlight=False)
+    verdict = f"{len(inspection.problems):,} problems" if inspection.problems else "every sample is as it should be"
+    console.print(verdict, style="bold red" if inspection.problems else "bold green", highlight=False)
+
+
+def _numbers(inspection: Inspection) -> Iterator[tuple[str, str]]:
+    info, counts = inspection.info, inspection.info.counts
+    yield "read", f"{counts.read:,}"
+    yield "written", f"{counts.written:,} samples in {counts.shards:,} shards, {inspection.size / 1e6:,.1f} MB"
+    yield "rejected", f"{counts.rejected:,}"
+    for stage, reasons in counts.rejects.items():
+        for reason, count in reasons.items():
+            yield f"  {stage}", f"{count:,} {reason}"
+    for stage, seconds in info.seconds.items():
+        yield f"seconds, {stage}", f"{seconds:,.1f}"
+    for license_, count in info.licenses.items():
+        yield f"license, {license_ or 'not stated'}", f"{count:,}"
+    for kind, model in info.models.items():
+        yield f"model, {kind}", f"{model.name} {model.revision}"
+    yield "seed", str(info.seed)
+
+
+def _column_problems(file: str, table: pa.Table, columns: pa.Schema) -> Iterator[Problem]:
+    for column in columns:
+        if column.name not in table.schema.names:
+            yield Problem(file, "", f"has no column {column.name}")
+        elif table.schema.field(column.name).type != column.type:
+            yield Problem(
+                file, "", f"column {column.name} is {table.schema.field(column.name).type}, not {column.type}"
+            )
+
+
+def _rows_by_shard(index: pa.Table) -> dict[str, dict[str, Row]]:
+    rows: dict[str, dict[str, Row]] = {}
+    for row in index.to_pylist():
+        rows.setdefault(row["shard"], {})[row["key"]] = row
+    return dict(sorted(rows.items()))
+
+
+def _shard_problems(output: str, shard: str, rows: dict[str, Row], layout: Layout) -> Iterator[Problem]:
+    missing = set(rows)
+    try:
+        with open_file(join(output, shard)) as stream:
+            for entry, sample in read_tar(stream):
+                missing.discard(sample.key)
+                yield from (Problem(shard, sample.key, text) for text in _sample_problems(entry, sample, rows, layout))
+    except (OSError, BeamIOError, tarfile.TarError) as error:
+        yield Problem(shard, "", f"cannot be read: {error}")
+    yield from (Problem(shard, key, "is in the index, but not in the shard") for key in sorted(missing))
+
+
+def _sample_problems(entry: Entry, sample: Sample, rows: dict[str, Row], layout: Layout) -> list[str]:
+    if sample.key not in rows:
+        return ["is in the shard, but not in the index"]
+    row = rows[sample.key]
+    problems = []
+    if (row["offset"], row["size"]) != (entry.offset, entry.size):
+        problems.append(f"the index says {row['size']} bytes at {row['offset']}, it is {entry.size} at {entry.offset}")
+    if set(sample.members) != layout.members:
+        problems.append(f"has members {', '.join(sorted(sample.members))}, not {', '.join(sorted(layout.members))}")
+        return problems
+    return problems + layout.problems_of(sample, row)
+
+
+def _twins(index: pa.Table) -> list[str]:
+    return sorted(key for key, count in Counter(index["key"].to_pylist()).items() if count > 1)
+
+
+def _count_problems(info: DatasetInfo, index: pa.Table, rejects: pa.Table) -> Iterator[str]:
+    counts = info.counts
+    if counts.read != counts.written + counts.rejected:
+        yield f"{counts.read} read is not {counts.written} written and {counts.rejected} rejected"
+    if counts.written != len(index):
+        yield f"counts {counts.written} written, the index {len(index)}"
+    shards = len(set(index["shard"].to_pylist()))
+    if counts.shards != shards:
+        yield f"counts {counts.shards} shards, the index {shards}"
+    if counts.rejected != len(rejects):
+        yield f"counts {counts.rejected} rejected, rejects.parquet {len(rejects)}"
+    found = Counter(zip(rejects["stage"].to_pylist(), rejects["reason"].to_pylist(), strict=True))
+    stated = {(stage, reason): n for stage, reasons in counts.rejects.items() for reason, n in reasons.items()}
+    if dict(found) != stated:
+        yield f"counts rejects {counts.rejects}, rejects.parquet has others"
+    licenses = dict(Counter(index["license"].to_pylist()))
+    if licenses != info.licenses:
+        yield f"counts licenses {info.licenses}, the index {licenses}"
