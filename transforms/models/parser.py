@@ -1,0 +1,127 @@
+"""The dependency parser: a spaCy pipeline, from a folder (the sample preset) or an installed package."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import spacy
+from apache_beam.ml.inference.base import ModelHandler
+from spacy.language import Language
+from spacy.tokens import Doc
+
+from schemas.errors import ModelError
+from schemas.example import Example
+from transforms.batch import Batch, advance
+from transforms.parses import Parse, Token
+from transforms.plurals import singular
+
+PIPE_BATCH = 64
+"""Captions that go through the network at once."""
+
+
+REQUIRED = {"dependencies": ("parser",), "parts of speech": ("morphologizer", "attribute_ruler")}
+"""What the rules on phrases read, and the components of which one must give it."""
+
+
+@dataclass(eq=False)
+class Parser:
+    """A loaded pipeline and the checkpoint that it came from."""
+
+    nlp: Language
+    checkpoint: str
+
+
+def load_parser(checkpoint: str | Path) -> Parser:
+    """Load a spaCy pipeline with a dependency parser, from a folder or from an installed package.
+
+    Raises:
+        ModelError: there is no such pipeline, or it does not parse.
+    """
+    try:
+        nlp = spacy.load(checkpoint, exclude=["ner"])
+    except (OSError, ValueError) as error:
+        raise ModelError(_missing(str(checkpoint), error)) from error
+    lacking = [what for what, pipes in REQUIRED.items() if not any(nlp.has_pipe(pipe) for pipe in pipes)]
+    if lacking:
+        raise ModelError(
+            f"the pipeline {checkpoint} ({', '.join(nlp.pipe_names) or 'empty'}) gives no {' and no '.join(lacking)}: "
+            "take one that does, such as en_core_web_sm"
+        )
+    return Parser(nlp, str(checkpoint))
+
+
+def _missing(checkpoint: str, error: Exception) -> str:
+    if Path(checkpoint).is_dir():
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"the folder {checkpoint} is not a spaCy pipeline that can be loaded: {reason}"
+    get = (
+        f"python -m spacy download {checkpoint}" if checkpoint.isidentifier() else "give the folder of a spaCy pipeline"
+    )
+    return (
+        f"no parser {checkpoint}: looked for an installed package of that name and for the folder "
+        f"{Path(checkpoint).absolute()}. To get it: {get}"
+    )
+
+
+def parse_captions(parser: Parser, captions: Sequence[str]) -> list[Parse]:
+    """Parse each of `captions`, in order. Character offsets are those of the caption, whatever its script."""
+    # Without the zone spaCy keeps every word it ever met: a job over millions of captions would only grow.
+    with parser.nlp.memory_zone():
+        return [_to_parse(doc) for doc in parser.nlp.pipe(captions, batch_size=PIPE_BATCH)]
+
+
+def _to_parse(doc: Doc) -> Parse:
+    tokens = tuple(
+        Token(
+            text=token.text,
+            start=token.idx,
+            end=token.idx + len(token.text),
+            lemma=_lemma(token.text, token.lemma_, token.pos_, number := "".join(token.morph.get("Number"))),
+            pos=token.pos_,
+            dep=token.dep_,
+            head=token.head.i,
+            number=number,
+        )
+        for token in doc
+    )
+    chunks = tuple((chunk.start, chunk.end) for chunk in doc.noun_chunks) if len(doc) else ()
+    return Parse(doc.text, tokens, chunks)
+
+
+def _lemma(text: str, lemma: str, pos: str, number: str) -> str:
+    if lemma:
+        return lemma.lower()
+    plural = number == "Plur" and pos in ("NOUN", "PROPN")
+    return (singular(text.lower()) if plural else None) or text.lower()
+
+
+class ParserHandler(ModelHandler[Batch, Batch, Parser]):
+    """Parses the source captions of a batch's examples and hands each example with its parse to `use`."""
+
+    def __init__(self, checkpoint: str, use: Callable[[Example, Parse], Example]) -> None:
+        super().__init__(min_batch_size=1, max_batch_size=1)  # a Batch is a batch already
+        self.checkpoint = checkpoint
+        self.use = use
+
+    def load_model(self) -> Parser:
+        """Load the pipeline, once per worker."""
+        return load_parser(self.checkpoint)
+
+    def run_inference(
+        self,
+        batch: Sequence[Batch],
+        model: Parser,
+        inference_args: Mapping[str, Any] | None = None,  # noqa: ARG002 - Beam passes it
+    ) -> list[Batch]:
+        """Advance each batch; an example that `use` refuses becomes a reject in its place."""
+
+        def step(examples: Sequence[Example]) -> list[Example]:
+            parses = parse_captions(model, [example.source_caption for example in examples])
+            return [self.use(example, parse) for example, parse in zip(examples, parses, strict=True)]
+
+        return [advance(each, "phrases", step) for each in batch]
+
+    def get_num_bytes(self, batch: Sequence[Batch]) -> int:
+        """The captions' length; Beam's default would pickle every picture to find out."""
+        return sum(len(r.source_caption) for each in batch for r in each.records if isinstance(r, Example))

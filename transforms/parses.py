@@ -1,0 +1,44 @@
+"""What a parser says of a caption, as plain values: the rules on phrases and plurals need no parser to be tested."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token, characters [start, end) of its caption.
+
+    `lemma` is lower case; for a plural without a lemma from the parser, its singular. `pos` is the Universal
+    part of speech ("NOUN", "PRON", "NUM" ...), `dep` the CLEAR relation to the token at index `head` (its own
+    for a root), `number` is "Sing", "Plur" or "" where the parser does not tell.
+    """
+
+    text: str
+    start: int
+    end: int
+    lemma: str
+    pos: str
+    dep: str
+    head: int
+    number: str = ""
+
+
+@dataclass(frozen=True)
+class Parse:
+    """A parsed caption.
+
+    `chunks` are base noun phrases as token ranges, end exclusive, in order and apart from each other; the last
+    token of each is its head.
+    """
+
+    caption: str
+    tokens: tuple[Token, ...]
+    chunks: tuple[tuple[int, int], ...]
+
+    def word(self, i: int) -> str:
+        """Token `i` in lower case; "" before the first token and after the last."""
+        return self.tokens[i].text.lower() if 0 <= i < len(self.tokens) else ""
+
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a rule's table, given as one text."""
+    return frozenset(words.split())
