@@ -1,6 +1,6 @@
 """The mask value type: COCO compressed RLE, as pycocotools, SA-1B and FiftyOne read it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -39,6 +39,18 @@ class Mask:
         if isinstance(counts, bytes):
             counts = counts.decode("ascii")
         return cls(size=(int(height), int(width)), counts=counts)
+
+    @classmethod
+    def from_polygons(cls, polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> Self:
+        """Fill COCO's polygons, each [x, y, x, y, ...] in pixels, of a picture of `size` (height, width).
+
+        Raises:
+            ValueError: there is no polygon, or one has fewer than three corners or half a corner.
+        """
+        if not polygons or not all(len(p) >= 6 and len(p) % 2 == 0 and np.isfinite(p).all() for p in polygons):
+            raise ValueError("a polygon needs three corners or more, each of two finite numbers")
+        rle = coco.merge(coco.frPyObjects([list(map(float, p)) for p in polygons], *size))
+        return cls(size=size, counts=rle["counts"].decode("ascii"))
 
     def to_json(self) -> dict[str, Any]:
         """Return `{"size": [h, w], "counts": str}`."""

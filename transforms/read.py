@@ -1,0 +1,187 @@
+"""Read a source: list it into chunks at the start of a job, read these on the workers into batches.
+
+    listing = list_source("pictures", samples_per_shard=1000)
+    batches = pipeline | ReadBatches(listing.chunks)
+
+What a chunk holds is a function of the source alone, so that shards are too.
+"""
+
+import posixpath
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from glob import has_magic
+from itertools import islice
+
+import apache_beam as beam
+
+from schemas.errors import InputError
+from transforms.batch import Batch
+from transforms.sources.coco import is_annotation, list_annotated
+from transforms.sources.files import File, find_beside, find_files
+from transforms.sources.folder import is_picture, list_pictures
+from transforms.sources.parquet import list_rows
+from transforms.sources.records import STAGE, Chunk, Item, cut_entries
+from transforms.sources.webdataset import is_tar, list_tars
+
+BATCH_SIZE = 8
+"""Records that go through a model together."""
+
+KINDS = ("folder", "webdataset", "parquet", "coco-panoptic", "coco-instances")
+"""The kinds of source, by the names that `--source` takes."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A source of the kind `kind`, as the chunks that its shards are made from."""
+
+    kind: str
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the examples come with their true segments, so that no segmenter runs."""
+        return self.kind.startswith("coco-")
+
+    @property
+    def expected(self) -> int | None:
+        """The number of records in all chunks, None where only reading tells."""
+        counts = [chunk.expected for chunk in self.chunks]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def list_source(
+    source: str,
+    kind: str | None = None,
+    *,
+    samples_per_shard: int = 1000,
+    batch_size: int = BATCH_SIZE,
+    limit: int | None = None,
+) -> Listing:
+    """List a source.
+
+    Args:
+        source: a folder, a file or a glob, on any filesystem that Beam opens.
+        kind: one of `KINDS`; None finds it out.
+        samples_per_shard: records that make a shard, rejected ones included; a tar always makes one.
+        batch_size: records of one batch.
+        limit: take only the first records, in the order of the listing.
+
+    Raises:
+        InputError: nothing is there, it cannot be read, or its kind cannot be told.
+    """
+    files = find_files(source)
+    chosen = kind or detect_kind(source, files)
+    if chosen not in KINDS:
+        raise InputError(f"there is no kind of source {chosen!r}: choose one of {', '.join(KINDS)}")
+    # A file named by hand together with its kind may be called anything.
+    wanted = [file for file in files if _SIGNS[chosen](file) or (kind and file.path == source)]
+    if not wanted:
+        raise InputError(f"{source}: nothing to read as {chosen} among its {len(files)} files")
+    if chosen == "webdataset":
+        return Listing(chosen, tuple(list_tars(wanted, limit)))
+    if chosen == "parquet":
+        return Listing(chosen, tuple(list_rows(wanted, samples_per_shard, limit)))
+    is_folder = _is_folder(source, files)
+    if chosen == "folder":
+        entries = list_pictures(files, files if is_folder else find_beside(files))
+    else:
+        entries = list_annotated(files if is_folder else _around(wanted[0]), wanted, chosen.removeprefix("coco-"))
+    return Listing(chosen, tuple(cut_entries(entries[:limit], samples_per_shard, batch_size)))
+
+
+def detect_kind(source: str, files: Sequence[File]) -> str:
+    """Tell the kind of a source by the names of its files.
+
+    Raises:
+        InputError: they speak for no kind, or for several.
+    """
+    signs = {kind: next((file.name for file in files if sign(file)), None) for kind, sign in _SIGNS.items()}
+    found = {kind: name for kind, name in signs.items() if name is not None}
+    if "coco-panoptic" in found or "coco-instances" in found:
+        found.pop("folder", None)  # the annotated pictures themselves
+    if "parquet" in found and all(_is_statistics(file, files) for file in files if _SIGNS["parquet"](file)):
+        found.pop("parquet")
+    if len(found) > 1:
+        examples = ", ".join(f"{kind} ({name})" for kind, name in found.items())
+        raise InputError(f"{source} holds several kinds of source, {examples}: choose one with --source")
+    if not found:
+        raise InputError(
+            f"{source}: nothing to read among its {len(files)} files: no pictures, tars, Parquet files or COCO "
+            "annotations (panoptic_*.json, instances_*.json); a file by another name needs --source"
+        )
+    return next(iter(found))
+
+
+@dataclass(eq=False)
+class ReadBatches(beam.PTransform):
+    """Read chunks into batches of at most `batch_size` consecutive records of one shard.
+
+    Applied to the pipeline itself. The batches are the same ones on any number of workers; only their order is not.
+    """
+
+    chunks: Sequence[Chunk]
+    batch_size: int = BATCH_SIZE
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[Batch]:
+        """Spread the items over the workers, then read each."""
+        items = [(chunk.shard, item) for chunk in self.chunks for item in chunk.items]
+        return (
+            pipeline
+            | "items" >> beam.Create(items, reshuffle=False)
+            | "spread" >> beam.Reshuffle()
+            | "read" >> beam.FlatMapTuple(self._read)
+        )
+
+    def _read(self, shard: int, item: Item) -> Iterator[Batch]:
+        return read_batches(shard, item, self.batch_size)
+
+
+def read_batches(shard: int, item: Item, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
+    """Yield the records of `item` in batches for `shard`, with the seconds that reading took."""
+    records = item.read()
+    while True:
+        started = time.perf_counter()
+        batch = tuple(islice(records, batch_size))
+        if not batch:
+            return
+        yield Batch(shard, batch, ((STAGE, time.perf_counter() - started),))
+
+
+def _is_parquet(file: File) -> bool:
+    return file.extension in (".parquet", ".pq")
+
+
+def _is_panoptic(file: File) -> bool:
+    return is_annotation(file, "panoptic")
+
+
+def _is_instances(file: File) -> bool:
+    return is_annotation(file, "instances")
+
+
+_SIGNS: dict[str, Callable[[File], bool]] = {
+    "folder": is_picture,
+    "webdataset": is_tar,
+    "parquet": _is_parquet,
+    "coco-panoptic": _is_panoptic,
+    "coco-instances": _is_instances,
+}
+
+
+def _is_statistics(parquet: File, files: Sequence[File]) -> bool:
+    """Whether it is the table of statistics that img2dataset writes beside each of its tars or folders."""
+    return any(
+        (file.stem == parquet.stem and is_tar(file)) or file.name.startswith(f"{parquet.stem}/") for file in files
+    )
+
+
+def _is_folder(source: str, files: Sequence[File]) -> bool:
+    """Whether `files` are surely all that a folder holds, not what a glob or a file's name picked."""
+    return len(files) > 1 and not has_magic(source)
+
+
+def _around(annotation: File) -> Sequence[File]:
+    """The files among which the pictures of a COCO annotation lie that was named alone."""
+    folder = posixpath.dirname(annotation.path) or "."
+    return find_files(posixpath.dirname(folder) or "." if posixpath.basename(folder) == "annotations" else folder)

@@ -1,0 +1,220 @@
+"""Pictures with COCO's panoptic or instance annotations: their masks are the truth, no segmenter runs.
+
+    annotations/panoptic_val2017.json   annotations/panoptic_val2017/*.png   val2017/*.jpg
+    annotations/instances_val2017.json  annotations/captions_val2017.json
+
+Pictures and the folder of PNGs may also stand beside the JSON. A caption is the first one (by id) that the captions
+file of the same name gives, else the .txt beside the picture. The format: https://cocodataset.org/#format-data.
+"""
+
+import json
+import posixpath
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from schemas.errors import InputError, RecordError
+from schemas.example import Example, Source
+from schemas.keys import clean_key
+from schemas.rejects import Reason, Reject
+from transforms.output import read_file
+from transforms.sources.coco_masks import InstancesTruth, PanopticTruth, mismatch
+from transforms.sources.files import File
+from transforms.sources.records import Entry, refuse, to_example
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A picture with its caption and its truth. `size` is (height, width) in pixels, as the JSON states it."""
+
+    key: str
+    uri: str
+    license: str
+    image: File | None
+    size: tuple[int, int]
+    caption: str | File | None
+    truth: PanopticTruth | InstancesTruth
+
+    @property
+    def stamp(self) -> str:
+        """The picture's stamp, the caption and the truth."""
+        image = self.image.stamp if self.image else ""
+        caption = self.caption.stamp if isinstance(self.caption, File) else repr(self.caption)
+        return f"{self.key} {self.uri} {self.license} {image} {self.size} {caption} {self.truth.stamp}"
+
+    def load(self) -> Example:
+        """Read the files; raise MISMATCHED_ANNOTATION where picture and truth do not fit."""
+        image = read_file(self.image.path) if self.image else None
+        caption = read_file(self.caption.path) if isinstance(self.caption, File) else self.caption
+        example = to_example(self.key, image, caption, Source(self.uri, self.license))
+        if self.size != (example.height, example.width):
+            # Also where only the EXIF orientation differs: whether its masks were drawn before or after turning
+            # the picture, nobody can tell.
+            raise mismatch(
+                f"the picture is {example.width} x {example.height} pixels (upright), "
+                f"its annotation is for {self.size[1]} x {self.size[0]}"
+            )
+        return replace(example, segments=self.truth.segments(self.size))
+
+
+def is_annotation(file: File, kind: str) -> bool:
+    """Whether the name says that it is an annotation file of `kind`, "panoptic" or "instances"."""
+    name = posixpath.basename(file.name)
+    return name.startswith(kind) and file.extension == ".json" and not name.startswith("panoptic_categories")
+
+
+def list_annotated(files: Sequence[File], annotations: Sequence[File], kind: str) -> list[Entry | Reject]:
+    """List the pictures of the JSON files `annotations`, which are of `kind`, "panoptic" or "instances".
+
+    Args:
+        files: all files of the source.
+        annotations: those of them that are read as annotations.
+        kind: what they hold.
+
+    Returns:
+        An entry per picture in a JSON's `images`. A reject per picture whose key an earlier one has, or whose
+        annotation is missing or malformed, and per picture that has an annotation and no entry in `images`.
+
+    Raises:
+        InputError: a file is not JSON of the kind.
+    """
+    by_path = {posixpath.normpath(file.path): file for file in files}
+    entries: list[Entry | Reject] = []
+    first: dict[str, File] = {}
+    for annotation in annotations:
+        for entry in _read_tables(annotation, kind, by_path).entries():
+            if entry.key in first:
+                detail = f"{first[entry.key].name} has an earlier picture of the same key"
+                entries.append(refuse(entry.key, _uri(entry), Reason.DUPLICATE_KEY, detail))
+            else:
+                first[entry.key] = annotation
+                entries.append(entry)
+    return entries
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """An annotation file, indexed: categories, licences, captions and annotations by their ids."""
+
+    file: File
+    kind: str
+    by_path: Mapping[str, File]
+    images: list[Json]
+    categories: Mapping[int, tuple[str, bool]]
+    licenses: Mapping[int, str]
+    captions: Mapping[int, str]
+    annotations: Mapping[int, list[Json]]
+
+    def entries(self) -> list["Annotated | Reject"]:
+        listed = [self._entry(image) for image in self.images]
+        known = {image.get("id") for image in self.images}
+        for image_id in sorted(set(self.annotations) - known, key=str):
+            detail = f"{self.file.name} annotates the picture {image_id}, which is not among its images"
+            listed.append(refuse(clean_key(f"image-{image_id}"), self.file.uri, Reason.MISSING_IMAGE, detail))
+        return listed
+
+    def _entry(self, image: Json) -> "Annotated | Reject":
+        name = str(image.get("file_name", f"image-{image.get('id')}"))
+        key = clean_key(posixpath.splitext(name)[0])
+        found = self._find(name, self._picture_folders())
+        uri = str(image.get("coco_url") or image.get("flickr_url") or (found.uri if found else name))
+        try:
+            return Annotated(
+                key=key,
+                uri=uri,
+                license=self.licenses.get(image.get("license", 0), ""),
+                image=found,
+                size=(int(image["height"]), int(image["width"])),
+                caption=self._caption(image["id"], found),
+                truth=self._truth(self.annotations.get(image["id"], [])),
+            )
+        except RecordError as error:
+            return refuse(key, uri, error.reason, error.detail)
+        except (KeyError, TypeError, ValueError) as error:
+            detail = f"its entry in {self.file.name} is malformed: {type(error).__name__} {error}"
+            return refuse(key, uri, Reason.MISMATCHED_ANNOTATION, detail)
+
+    def _truth(self, annotations: list[Json]) -> PanopticTruth | InstancesTruth:
+        if self.kind == "instances":
+            return InstancesTruth.of(annotations, self.categories)
+        if len(annotations) != 1:
+            raise mismatch(f"{self.file.name} holds {len(annotations)} annotations of this picture instead of one")
+        png = self._find(annotations[0]["file_name"], self._png_folders())
+        return PanopticTruth.of(png, annotations[0]["segments_info"], self.categories)
+
+    def _caption(self, image_id: int, picture: File | None) -> str | File | None:
+        if image_id in self.captions:
+            return self.captions[image_id]
+        return self._find(posixpath.splitext(picture.path)[0] + ".txt", [""]) if picture else None
+
+    def _find(self, name: str, folders: list[str]) -> File | None:
+        paths = (posixpath.normpath(posixpath.join(folder, name)) for folder in folders)
+        return next((self.by_path[path] for path in paths if path in self.by_path), None)
+
+    def _picture_folders(self) -> list[str]:
+        here = posixpath.dirname(self.file.path)
+        up, split = posixpath.dirname(here), _name(self.file).removeprefix(f"{self.kind}_")
+        names = ("", split, "images", f"images/{split}")
+        return [posixpath.join(folder, name).rstrip("/") for folder in (here, up) for name in names]
+
+    def _png_folders(self) -> list[str]:
+        here = posixpath.dirname(self.file.path)
+        up, name = posixpath.dirname(here), _name(self.file)
+        return [f"{here}/{name}", f"{here}/panoptic", f"{up}/{name}", here]
+
+
+def _read_tables(file: File, kind: str, by_path: Mapping[str, File]) -> _Tables:
+    content = _read_json(file)
+    annotations: dict[int, list[Json]] = defaultdict(list)
+    try:
+        for annotation in content["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+        categories = content.get("categories") or _beside(file, "panoptic_categories", by_path)
+        if not categories:
+            raise InputError(f"{file.path} names no categories, and there is no panoptic_categories.json beside it")
+        captions: dict[int, str] = {}
+        caption_file = _beside(file, "captions" + _name(file).removeprefix(kind), by_path)
+        for caption in sorted(caption_file["annotations"], key=lambda c: c["id"]) if caption_file else []:
+            captions.setdefault(caption["image_id"], caption["caption"])
+        return _Tables(
+            file=file,
+            kind=kind,
+            by_path=by_path,
+            images=list(content["images"]),
+            categories={c["id"]: (c["name"], bool(c.get("isthing", 1))) for c in categories},
+            licenses={entry["id"]: _license(entry) for entry in content.get("licenses", [])},
+            captions=captions,
+            annotations=annotations,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file.path} is no COCO {kind} file: {type(error).__name__} {error}") from error
+
+
+def _read_json(file: File) -> Any:  # noqa: ANN401
+    try:
+        return json.loads(read_file(file.path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file.path} cannot be read as JSON: {error}") from error
+
+
+def _beside(file: File, name: str, by_path: Mapping[str, File]) -> Any:  # noqa: ANN401
+    """The contents of the JSON `name` in the folder of `file`; None where there is none."""
+    found = by_path.get(posixpath.normpath(posixpath.join(posixpath.dirname(file.path), f"{name}.json")))
+    return _read_json(found) if found else None
+
+
+def _license(entry: Json) -> str:
+    """The licence by its name, and its address: the name alone leaves out the version."""
+    name, url = entry.get("name", ""), entry.get("url", "")
+    return f"{name} ({url})" if name and url else name or url
+
+
+def _name(file: File) -> str:
+    return posixpath.basename(file.stem)
+
+
+def _uri(entry: Annotated | Reject) -> str:
+    return entry.source if isinstance(entry, Reject) else entry.uri

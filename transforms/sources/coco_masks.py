@@ -1,0 +1,180 @@
+"""Segments out of COCO's annotations: the pixels of a panoptic PNG, or polygons and run lengths."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from schemas.errors import RecordError
+from schemas.example import Segment
+from schemas.masks import Mask
+from schemas.rejects import Reason
+from transforms.output import read_file
+from transforms.sources.files import File
+
+Categories = Mapping[int, tuple[str, bool]]
+"""Name of a class, and whether it is a thing, by the category's id."""
+
+
+def mismatch(detail: str) -> RecordError:
+    """The error of an annotation that does not fit its picture."""
+    return RecordError(Reason.MISMATCHED_ANNOTATION, detail)
+
+
+@dataclass(frozen=True)
+class PanopticSegment:
+    """A row of `segments_info`: `area` in pixels, None where it is not stated."""
+
+    id: int
+    label: str
+    is_thing: bool
+    area: int | None
+
+
+@dataclass(frozen=True)
+class PanopticTruth:
+    """A panoptic PNG and what the JSON says of it."""
+
+    png: File | None
+    infos: tuple[PanopticSegment, ...]
+
+    @classmethod
+    def of(cls, png: File | None, infos: Sequence[Mapping[str, Any]], categories: Categories) -> Self:
+        """Take `segments_info`; raise MISMATCHED_ANNOTATION for a category that no list names."""
+        return cls(png, tuple(_panoptic_segment(info, categories) for info in infos))
+
+    @property
+    def stamp(self) -> str:
+        """The PNG's stamp and the rows."""
+        return f"{self.png.stamp if self.png else ''} {self.infos}"
+
+    def segments(self, size: tuple[int, int]) -> tuple[Segment, ...]:
+        """Return a segment per row of the JSON, score 1. `size` is the picture's (height, width) in pixels.
+
+        Raises:
+            RecordError: MISMATCHED_ANNOTATION, the PNG is missing or corrupt, or is not what the JSON says: of
+                another size, with other segments, or with another number of pixels in one.
+        """
+        if self.png is None:
+            raise mismatch("its panoptic PNG is missing")
+        ids = decode_ids(read_file(self.png.path), size)
+        counts = {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True), strict=True) if i != 0}
+        self._check(counts)
+        return tuple(
+            Segment(info.label, 1.0, Mask.from_array(ids == info.id), is_thing=info.is_thing) for info in self.infos
+        )
+
+    def _check(self, counts: dict[int, int]) -> None:
+        listed = [info.id for info in self.infos]
+        if len(set(listed)) < len(listed):
+            raise mismatch("its JSON lists one segment id twice")
+        if unlisted := sorted(set(counts) - set(listed)):
+            raise mismatch(f"the PNG holds segments that its JSON does not list: {_some(unlisted)}")
+        if absent := sorted(set(listed) - set(counts)):
+            raise mismatch(f"the JSON lists segments that the PNG does not hold: {_some(absent)}")
+        for info in self.infos:
+            if info.area is not None and info.area != counts[info.id]:
+                raise mismatch(f"segment {info.id} has {counts[info.id]} pixels in the PNG, {info.area} in its JSON")
+
+
+@dataclass(frozen=True)
+class InstancesTruth:
+    """The instance annotations of one picture: (class, is a thing, COCO's `segmentation`) of each."""
+
+    instances: tuple[tuple[str, bool, Any], ...]
+
+    @classmethod
+    def of(cls, annotations: Sequence[Mapping[str, Any]], categories: Categories) -> Self:
+        """Take a picture's annotations, in the order of their ids.
+
+        A crowd is kept as no thing: its one mask covers many objects, so it is no single subject, but what is
+        painted over it should know that something is there.
+        """
+        ordered = sorted(annotations, key=lambda annotation: annotation.get("id", 0))
+        return cls(
+            tuple(
+                (label, is_thing and not annotation.get("iscrowd"), annotation["segmentation"])
+                for annotation in ordered
+                for label, is_thing in [_category(annotation, categories)]
+            )
+        )
+
+    @property
+    def stamp(self) -> str:
+        """All of it."""
+        return repr(self.instances)
+
+    def segments(self, size: tuple[int, int]) -> tuple[Segment, ...]:
+        """Return a segment per annotation, score 1. `size` is the picture's (height, width) in pixels.
+
+        COCO holds polygons thinner than a pixel; these few cover nothing and are left out.
+
+        Raises:
+            RecordError: MISMATCHED_ANNOTATION, a mask is malformed or of another size.
+        """
+        segments = []
+        for number, (label, is_thing, segmentation) in enumerate(self.instances):
+            try:
+                mask = decode_segmentation(segmentation, size)
+            except (ValueError, KeyError, TypeError) as error:
+                raise mismatch(f"the mask of annotation {number} ({label}) is malformed: {error}") from error
+            if mask.area:
+                segments.append(Segment(label, 1.0, mask, is_thing=is_thing))
+        return tuple(segments)
+
+
+def decode_ids(png: bytes, size: tuple[int, int]) -> NDArray[np.uint32]:
+    """Decode a panoptic PNG of `size` (height, width) to [H, W] uint32: R + 256 G + 65,536 B, 0 where nothing is.
+
+    Raises:
+        RecordError: MISMATCHED_ANNOTATION, it is no RGB PNG, is corrupt or has another size.
+    """
+    try:
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+            if (picture.height, picture.width) != size:
+                raise mismatch(
+                    f"its PNG is {picture.width} x {picture.height} pixels, the picture {size[1]} x {size[0]}"
+                )
+            if picture.mode not in ("RGB", "RGBA"):
+                raise mismatch(f"its PNG has the mode {picture.mode}: segment ids stand in red, green and blue")
+            channels = np.asarray(picture, dtype=np.uint32)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise mismatch(f"its panoptic PNG cannot be decoded: {error}") from error
+    return channels[..., 0] + 256 * channels[..., 1] + 65_536 * channels[..., 2]
+
+
+def decode_segmentation(segmentation: object, size: tuple[int, int]) -> Mask:
+    """Decode COCO's `segmentation`, polygons or run lengths (compressed or not), of a picture of `size` (h, w).
+
+    Raises:
+        ValueError, KeyError, TypeError: it is malformed or of another size.
+    """
+    if isinstance(segmentation, list):
+        return Mask.from_polygons(segmentation, size)
+    if not isinstance(segmentation, Mapping):
+        raise TypeError(f"a {type(segmentation).__name__} is neither polygons nor run lengths")
+    if tuple(segmentation["size"]) != size:
+        raise ValueError(f"it is of {segmentation['size']} (height, width), the picture of {list(size)}")
+    mask = Mask.from_json(segmentation)
+    mask.to_array()  # raises where the runs do not add up to the picture
+    return mask
+
+
+def _panoptic_segment(info: Mapping[str, Any], categories: Categories) -> PanopticSegment:
+    label, is_thing = _category(info, categories)
+    # A crowd is many objects under one id: no single subject.
+    return PanopticSegment(int(info["id"]), label, is_thing and not info.get("iscrowd"), info.get("area"))
+
+
+def _category(row: Mapping[str, Any], categories: Categories) -> tuple[str, bool]:
+    if row["category_id"] not in categories:
+        raise mismatch(f"annotation {row.get('id')} has the category {row['category_id']}, which no list names")
+    return categories[row["category_id"]]
+
+
+def _some(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

@@ -1,0 +1,98 @@
+"""A folder of pictures with a .txt or .json caption beside each.
+
+    animals/dog.jpg   animals/dog.txt    a brown dog on a lawn
+    animals/cat.png   animals/cat.json   {"caption": "a black cat", "license": "CC0", "url": "https://..."}
+
+The key is the path without its extension, made fit by `clean_key`. A .txt goes before a .json where there are
+both; the .json then still gives licence and address.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from schemas.example import Example, Source
+from schemas.keys import clean_key
+from schemas.rejects import Reason, Reject
+from transforms.output import read_file
+from transforms.sources.files import File
+from transforms.sources.records import (
+    IMAGE_EXTENSIONS,
+    Entry,
+    caption_of,
+    parse_metadata,
+    refuse,
+    source_of,
+    to_example,
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file and the files of its caption."""
+
+    key: str
+    image: File
+    txt: File | None
+    json: File | None
+
+    @property
+    def uri(self) -> str:
+        """The address of the picture."""
+        return self.image.uri
+
+    @property
+    def stamp(self) -> str:
+        """The stamps of its files."""
+        return " ".join(file.stamp for file in (self.image, self.txt, self.json) if file)
+
+    def load(self) -> Example:
+        """Read the files."""
+        caption: object = None
+        source = Source(self.uri)
+        if self.json:
+            fields = parse_metadata(read_file(self.json.path))
+            caption, source = caption_of(fields), source_of(fields, self.uri)
+        if self.txt:
+            caption = read_file(self.txt.path)
+        return to_example(self.key, read_file(self.image.path), caption, source)
+
+
+def is_picture(file: File) -> bool:
+    """Whether the extension says that it is a picture."""
+    return file.extension.removeprefix(".") in IMAGE_EXTENSIONS
+
+
+def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry | Reject]:
+    """Pair pictures with captions, in the order of their names.
+
+    Args:
+        files: what the source names, sorted by name.
+        beside: where captions and pictures of `files` may be found too, sorted by name.
+
+    Returns:
+        An entry per picture; a reject for the second picture of one key, and for a caption without a picture.
+    """
+    captions = {(file.stem, file.extension): file for file in beside if file.extension in (".txt", ".json")}
+    pictured = {file.stem for file in beside if is_picture(file)}
+    return list(_pair(files, captions, pictured))
+
+
+def _pair(files: Sequence[File], captions: dict[tuple[str, str], File], pictured: set[str]) -> Iterator[Entry | Reject]:
+    first: dict[str, File] = {}
+    for file in files:
+        key = clean_key(file.stem)
+        if is_picture(file):
+            if key in first:
+                detail = f"{first[key].name} has the same key: rename one of the two"
+                yield refuse(key, file.uri, Reason.DUPLICATE_KEY, detail)
+            else:
+                first[key] = file
+                yield Picture(key, file, captions.get((file.stem, ".txt")), captions.get((file.stem, ".json")))
+        elif _is_orphan(file, captions, pictured):
+            yield refuse(key, file.uri, Reason.MISSING_IMAGE, f"no picture stands beside {file.name}")
+
+
+def _is_orphan(file: File, captions: dict[tuple[str, str], File], pictured: set[str]) -> bool:
+    """Whether `file` is the caption of a picture that is not there; of a .txt and a .json, the .txt stands for both."""
+    alone = file.extension == ".txt" or (file.stem, ".txt") not in captions
+    return file.extension in (".txt", ".json") and file.stem not in pictured and alone

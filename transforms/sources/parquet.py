@@ -1,0 +1,233 @@
+"""Parquet files with the pictures in them: a column of encoded images and one of captions.
+
+The columns go by the names in `IMAGE_COLUMNS` and so on, the first that is there. An image is bytes, or the struct
+{"bytes", "path"} of Hugging Face `datasets`. Without a key column, a row's key is the file's name and the row's number.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import InputError
+from schemas.example import Example
+from schemas.keys import clean_key
+from schemas.rejects import Reason, Reject
+from transforms.batch import Record
+from transforms.output import open_file
+from transforms.sources.files import File
+from transforms.sources.records import Chunk, Group, Item, attempt, refuse, source_of, to_example
+
+IMAGE_COLUMNS = ("image", "jpg", "image_bytes")
+CAPTION_COLUMNS = ("caption", "text")
+KEY_COLUMNS = ("key", "id", "__key__")
+
+ROWS_PER_ITEM = 64
+"""Rows that a worker reads in one go, at least, where the shard has them; more where row groups are larger."""
+
+_BROKEN = (OSError, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that are read; `key` and `license` are "" where the file has none."""
+
+    image: str
+    caption: str
+    key: str
+    license: str
+    url: str
+
+    @property
+    def names(self) -> list[str]:
+        """Those that are there."""
+        return [name for name in (self.image, self.caption, self.key, self.license, self.url) if name]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An item that is the rows [start, stop) of a file; `groups` are the row groups that hold them.
+
+    `offset` is the number of the first row of the first group, `twins` are the rows whose key an earlier row has.
+    """
+
+    file: File
+    columns: Columns
+    start: int
+    stop: int
+    groups: tuple[int, ...]
+    offset: int
+    twins: frozenset[int]
+
+    @property
+    def stamp(self) -> str:
+        """The file's stamp, and what is read of it."""
+        return f"{self.file.stamp} {self.columns} {self.start} {self.stop} {sorted(self.twins)}"
+
+    def read(self) -> Iterator[Record]:
+        """Yield a record per row."""
+        done = self.start
+        try:
+            for number, row in self._rows():
+                yield self._record(number, row)
+                done = number + 1
+        except _BROKEN as error:
+            for number in range(done, self.stop):
+                key = row_key(self.file, number, None)
+                yield refuse(key, self._uri(number), Reason.UNREADABLE_FILE, f"{self.file.name}: {error}")
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        with open_file(self.file.path) as stream:
+            parquet = pq.ParquetFile(stream)
+            number = self.offset
+            # Few rows at a time: a picture is a megabyte, a row group may hold thousands.
+            for batch in parquet.iter_batches(ROWS_PER_ITEM, self.groups, self.columns.names, use_threads=False):
+                first, last = max(self.start - number, 0), min(self.stop - number, len(batch))
+                for index in range(first, last):
+                    yield number + index, batch.slice(index, 1).to_pylist()[0]
+                number += len(batch)
+                if number >= self.stop:
+                    return
+
+    def _record(self, number: int, row: dict[str, Any]) -> Record:
+        raw = row[self.columns.key] if self.columns.key else None
+        key, uri = row_key(self.file, number, raw), self._uri(number)
+        if number in self.twins:
+            return refuse(
+                key, uri, Reason.DUPLICATE_KEY, f"row {number} of {self.file.name}: an earlier row has its key"
+            )
+        return attempt(key, uri, lambda: self._load(key, uri, row))
+
+    def _load(self, key: str, uri: str, row: dict[str, Any]) -> Example:
+        image = row[self.columns.image]
+        if isinstance(image, dict):
+            image = image["bytes"]
+        fields = {"url": row.get(self.columns.url), "license": row.get(self.columns.license)}
+        return to_example(key, image, row[self.columns.caption], source_of(fields, uri))
+
+    def _uri(self, number: int) -> str:
+        return f"{self.file.uri}#{number}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the listing learns of a file: its columns, the rows of each row group, and the rows that are twins."""
+
+    file: File
+    columns: Columns
+    group_sizes: tuple[int, ...]
+    twins: frozenset[int]
+
+
+def row_key(file: File, number: int, raw: object) -> str:
+    """The key of a row: the cleaned `raw` one, or where that is None, the file's name and the row's number."""
+    return clean_key(f"{file.stem}-{number:08d}" if raw is None else str(raw))
+
+
+def list_rows(files: Sequence[File], samples_per_shard: int, limit: int | None) -> list[Chunk]:
+    """Cut the rows of all files, in the order of the files' names, into chunks of `samples_per_shard`.
+
+    Reads the footers, and the key columns where there are some: keys must differ over the whole source.
+    A file that cannot be read becomes one reject.
+
+    Raises:
+        InputError: a column is missing or of the wrong type, or no file can be read.
+    """
+    tables = _inspect(files)
+    chunks: list[Chunk] = []
+    items: list[Item] = []
+    room = samples_per_shard
+    left = sum(_length(table) for table in tables) if limit is None else limit
+    for table in tables:
+        start = 0
+        while start < _length(table) and left:
+            count = min(_length(table) - start, room, left)
+            items += [Group((table,))] if isinstance(table, Reject) else _cut(table, start, start + count)
+            start, room, left = start + count, room - count, left - count
+            if not room or not left:
+                chunks.append(Chunk.of(len(chunks), items, samples_per_shard - room))
+                items, room = [], samples_per_shard
+    return chunks
+
+
+def choose_columns(schema: pa.Schema, name: str) -> Columns:
+    """Find the columns in the schema of the file `name`.
+
+    Raises:
+        InputError: the image or the caption column is missing or of the wrong type.
+    """
+    image, caption = _first(schema, IMAGE_COLUMNS), _first(schema, CAPTION_COLUMNS)
+    for what, column, wanted in (("images", image, IMAGE_COLUMNS), ("captions", caption, CAPTION_COLUMNS)):
+        if not column:
+            raise InputError(
+                f"{name} has no column of {what} ({', '.join(wanted)}): its columns are {', '.join(schema.names)}"
+            )
+    kind = schema.field(image).type
+    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise InputError(f"{name}: column {image} holds {kind}, not the bytes of encoded images")
+    kind = schema.field(caption).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+        raise InputError(f"{name}: column {caption} holds {kind}, not text")
+    return Columns(
+        image, caption, *(_first(schema, names) for names in (KEY_COLUMNS, ("license", "LICENSE"), ("url",)))
+    )
+
+
+def _first(schema: pa.Schema, names: Sequence[str]) -> str:
+    return next((name for name in names if name in schema.names), "")
+
+
+def _inspect(files: Sequence[File]) -> list[Table | Reject]:
+    tables: list[Table | Reject] = []
+    seen: Counter[str] = Counter()
+    for file in files:
+        try:
+            with open_file(file.path) as stream:
+                parquet = pq.ParquetFile(stream)
+                columns = choose_columns(parquet.schema_arrow, file.name)
+                sizes = tuple(parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups))
+                keys = parquet.read([columns.key])[columns.key].to_pylist() if columns.key else [None] * sum(sizes)
+        except _BROKEN as error:
+            tables.append(refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, f"no Parquet file: {error}"))
+            continue
+        twins = set()
+        for number, raw in enumerate(keys):
+            key = row_key(file, number, raw)
+            seen[key] += 1
+            if seen[key] > 1:
+                twins.add(number)
+        tables.append(Table(file, columns, sizes, frozenset(twins)))
+    rejects = [table for table in tables if isinstance(table, Reject)]
+    if len(rejects) == len(tables):
+        raise InputError(f"{files[0].path}: {rejects[0].detail}")
+    return tables
+
+
+def _length(table: Table | Reject) -> int:
+    return 1 if isinstance(table, Reject) else sum(table.group_sizes)
+
+
+def _cut(table: Table, start: int, stop: int) -> list[Rows]:
+    """Cut the rows [start, stop) into items, at ends of row groups: a group is always read from its beginning."""
+    items = []
+    groups: list[int] = []
+    end = offset = 0
+    for group, size in enumerate(table.group_sizes):
+        if not groups:
+            offset = end
+        end += size
+        if end > start and size:
+            groups.append(group)
+        if groups and (end >= stop or end - max(offset, start) >= ROWS_PER_ITEM):
+            first, last = max(offset, start), min(end, stop)
+            twins = frozenset(number for number in table.twins if first <= number < last)
+            items.append(Rows(table.file, table.columns, first, last, tuple(groups), offset, twins))
+            groups = []
+        if end >= stop:
+            break
+    return items

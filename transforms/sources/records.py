@@ -1,0 +1,198 @@
+"""What every kind of source shares: an example out of a picture and its caption, and the cutting into chunks."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from schemas.errors import RecordError
+from schemas.example import Example, Source
+from schemas.images import to_stored_jpeg
+from schemas.rejects import Reason, Reject
+from transforms.batch import Record
+
+STAGE = "read"
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+"""What counts as a picture, in the order in which one of several is chosen."""
+
+MAX_CAPTION = 2_000
+"""Characters of the longest caption that is taken: anything longer is an article, or an error of the scraper's."""
+
+
+class Item(Protocol):
+    """Inputs that one worker reads in one go; they belong to one shard."""
+
+    @property
+    def stamp(self) -> str:
+        """What changes whenever the records that come out of it do."""
+
+    def read(self) -> Iterator[Record]:
+        """Yield its records, always the same ones in the same order; a bad one is a reject."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The inputs of one output shard.
+
+    `fingerprint` is a SHA-256 over what identifies their content: names, sizes, times of change, rows. `expected` is
+    the number of records in them, None where only reading tells.
+    """
+
+    shard: int
+    items: tuple[Item, ...]
+    fingerprint: str
+    expected: int | None
+
+    @classmethod
+    def of(cls, shard: int, items: Sequence[Item], expected: int | None) -> "Chunk":
+        """Make the chunk of `items`."""
+        stamps = "\n".join(item.stamp for item in items)
+        digest = hashlib.sha256(stamps.encode("utf-8", "surrogatepass")).hexdigest()
+        return cls(shard, tuple(items), digest, expected)
+
+
+class Entry(Protocol):
+    """A record that the listing found in files of its own."""
+
+    @property
+    def key(self) -> str:
+        """Its key, cleaned."""
+
+    @property
+    def uri(self) -> str:
+        """The address of its picture."""
+
+    @property
+    def stamp(self) -> str:
+        """What changes whenever the record does."""
+
+    def load(self) -> Example:
+        """Read it; raise a RecordError or an OSError where that fails."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """An item of consecutive entries; what the listing itself refused stands among them as rejects."""
+
+    entries: tuple[Entry | Reject, ...]
+
+    @property
+    def stamp(self) -> str:
+        """Every entry's stamp."""
+        return "\n".join(repr(entry) if isinstance(entry, Reject) else entry.stamp for entry in self.entries)
+
+    def read(self) -> Iterator[Record]:
+        """Yield a record per entry."""
+        for entry in self.entries:
+            yield entry if isinstance(entry, Reject) else attempt(entry.key, entry.uri, entry.load)
+
+
+def cut_entries(entries: Sequence[Entry | Reject], samples_per_shard: int, batch_size: int) -> list[Chunk]:
+    """Cut `entries`, in their order, into chunks of `samples_per_shard`, and these into items of `batch_size`."""
+    runs = _runs(entries, samples_per_shard)
+    return [
+        Chunk.of(shard, [Group(tuple(group)) for group in _runs(run, batch_size)], len(run))
+        for shard, run in enumerate(runs)
+    ]
+
+
+def refuse(key: str, uri: str, reason: Reason, detail: str) -> Reject:
+    """Make the reject of a record that the readers refuse."""
+    return Reject(key, uri, STAGE, reason, " ".join(detail.split())[:500])
+
+
+def attempt(key: str, uri: str, load: Callable[[], Example]) -> Record:
+    """Return what `load` returns, or the reject of what it raises: a bad record never stops a job."""
+    try:
+        return load()
+    except RecordError as error:
+        return refuse(key, uri, error.reason, error.detail)
+    except MemoryError as error:
+        return refuse(key, uri, Reason.OUT_OF_MEMORY, f"while the picture was decoded: {error}")
+    except OSError as error:
+        return refuse(key, uri, Reason.UNREADABLE_FILE, str(error))
+
+
+def to_example(key: str, image: bytes | None, caption: object, source: Source) -> Example:
+    """Make the example of a picture file's bytes and its caption.
+
+    Raises:
+        RecordError: the picture or the caption is missing or unfit.
+    """
+    if image is None:
+        raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the caption")
+    text = clean_caption(caption)
+    jpeg, pixels = to_stored_jpeg(image)
+    height, width, _ = pixels.shape
+    source = Source(_encodable(source.uri), _encodable(source.license))
+    return Example(key, jpeg, width, height, text, source, source_caption=text, _pixels=pixels)
+
+
+def clean_caption(caption: object) -> str:
+    """Return a caption as it is stored: UTF-8 decoded, on one line.
+
+    Control characters (NUL among them) count as spaces; spaces and line breaks in a row become one space, because
+    text encoders read them so, and a parser would take a line break for a word. All else stays as it was written.
+
+    Raises:
+        RecordError: MISSING_CAPTION (None), UNDECODABLE_CAPTION (invalid UTF-8, or no text at all, as a list),
+            EMPTY_CAPTION (nothing that can be seen), LONG_CAPTION (more than `MAX_CAPTION` characters).
+    """
+    if caption is None:
+        raise RecordError(Reason.MISSING_CAPTION, "there is no caption with the picture")
+    try:
+        text = caption.decode("utf-8-sig") if isinstance(caption, bytes) else caption
+        if not isinstance(text, str):
+            raise RecordError(Reason.UNDECODABLE_CAPTION, f"the caption is a {type(text).__name__}, not text")
+        text.encode("utf-8")  # JSON can smuggle in half a surrogate pair, which no file takes
+    except UnicodeError as error:
+        raise RecordError(Reason.UNDECODABLE_CAPTION, f"the caption is not valid UTF-8: {error}") from error
+    text = " ".join("".join(" " if _is_control(c) else c for c in text).split())
+    if not any(c.isprintable() and c != " " for c in text):
+        raise RecordError(Reason.EMPTY_CAPTION, "the caption holds no visible character")
+    if len(text) > MAX_CAPTION:
+        raise RecordError(
+            Reason.LONG_CAPTION, f"the caption has {len(text):,} characters, the limit is {MAX_CAPTION:,}"
+        )
+    return text
+
+
+def parse_metadata(data: bytes) -> dict[str, Any]:
+    """Read the JSON object beside a picture.
+
+    Raises:
+        RecordError: UNDECODABLE_CAPTION, it is no JSON object in UTF-8.
+    """
+    try:
+        fields = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise RecordError(Reason.UNDECODABLE_CAPTION, f"the JSON beside the picture cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise RecordError(Reason.UNDECODABLE_CAPTION, "the JSON beside the picture is no object with a caption")
+    return fields
+
+
+def caption_of(fields: dict[str, Any]) -> object:
+    """The caption in a metadata object: its `caption`, else its `text`."""
+    return fields.get("caption", fields.get("text"))
+
+
+def source_of(fields: dict[str, Any], uri: str) -> Source:
+    """The picture's address (`url`, else `uri`) and licence that a metadata object states."""
+    license_ = fields.get("license") or fields.get("LICENSE") or ""
+    return Source(str(fields.get("url") or uri), str(license_))
+
+
+def _runs(entries: Sequence[Entry | Reject], length: int) -> list[Sequence[Entry | Reject]]:
+    return [entries[start : start + length] for start in range(0, len(entries), length)]
+
+
+def _is_control(character: str) -> bool:
+    return character < " " or "\x7f" <= character <= "\x9f"
+
+
+def _encodable(text: str) -> str:
+    """Make text fit for JSON: a file name that is not UTF-8 reaches Python with lone surrogates in it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

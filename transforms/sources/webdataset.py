@@ -1,0 +1,189 @@
+"""WebDataset tars, as img2dataset writes them: consecutive members of one key are a sample.
+
+    000000012.jpg   000000012.txt   000000012.json {"caption": ..., "url": ..., "license": ...}
+
+A tar is read as a stream, never unpacked, and becomes one shard. As in webdataset, a member's key ends at the first
+dot of its file name, what follows is its kind.
+"""
+
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Self
+
+from schemas.example import Example
+from schemas.keys import clean_key
+from schemas.rejects import Reason, Reject
+from transforms.batch import Record
+from transforms.output import open_file
+from transforms.sources.files import File
+from transforms.sources.records import (
+    IMAGE_EXTENSIONS,
+    Chunk,
+    attempt,
+    caption_of,
+    parse_metadata,
+    refuse,
+    source_of,
+    to_example,
+)
+
+EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+
+_MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
+_BROKEN = (tarfile.TarError, EOFError, zlib.error, OSError)
+
+Members = dict[str, bytes]
+"""A sample's contents by what follows the first dot of the member's name, in lower case."""
+
+
+class StrictTarInfo(tarfile.TarInfo):
+    """A header that ends the archive only where its end mark stands.
+
+    `tarfile` takes a header that is missing, cut off or corrupt for the end: samples would be lost in silence.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Read the next header; raise a ReadError unless it is whole or the end mark."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset:,}") from error
+
+
+@dataclass(frozen=True)
+class Tar:
+    """An item that is one tar. `prefix` goes before its keys; at most `limit` records are taken, all where None."""
+
+    file: File
+    prefix: str
+    limit: int | None = None
+
+    @property
+    def stamp(self) -> str:
+        """The file's stamp and how it is read."""
+        return f"{self.file.stamp} {self.prefix!r} {self.limit}"
+
+    def read(self) -> Iterator[Record]:
+        """Yield a record per sample, and a reject where the tar breaks off."""
+        for sample in islice(self._samples(), self.limit):
+            yield sample if isinstance(sample, Reject) else attempt(sample.key, sample.uri, sample.load)
+
+    def count(self, limit: int) -> int:
+        """Read the tar, without decoding anything, until `limit` records are seen; return how many there were."""
+        return sum(1 for _ in islice(self._samples(), limit))
+
+    def _samples(self) -> Iterator["TarSample | Reject"]:
+        seen: set[str] = set()
+        try:
+            with (
+                open_file(self.file.path) as stream,
+                tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive,
+            ):
+                for raw, members in read_samples(archive):
+                    sample = TarSample(clean_key(f"{self.prefix}{raw}"), f"{self.file.uri}/{raw}", members)
+                    if sample.key in seen:
+                        detail = f"{self.file.name} has an earlier sample {raw}"
+                        yield refuse(sample.key, sample.uri, Reason.DUPLICATE_KEY, detail)
+                    else:
+                        seen.add(sample.key)
+                        yield sample
+        except _BROKEN as error:
+            # Nothing at all: no tar, or no access. Otherwise what came before the break has been read.
+            reason = Reason.TRUNCATED_ARCHIVE if seen else Reason.UNREADABLE_FILE
+            detail = f"{self.file.name} breaks off after {len(seen)} samples: {error}"
+            yield refuse(clean_key(self.file.name), self.file.uri, reason, detail)
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """A sample as it stands in a tar."""
+
+    key: str
+    uri: str
+    members: Members
+
+    def load(self) -> Example:
+        """Make its example; the caption is the .txt, else the one in the .json."""
+        fields = parse_metadata(self.members["json"]) if "json" in self.members else {}
+        caption = self.members.get("txt", caption_of(fields))
+        return to_example(self.key, _picture(self.members), caption, source_of(fields, self.uri))
+
+
+def is_tar(file: File) -> bool:
+    """Whether the name says that it is a tar."""
+    return file.name.lower().endswith(EXTENSIONS)
+
+
+def list_tars(files: Sequence[File], limit: int | None) -> list[Chunk]:
+    """Make a chunk per tar, in the order of their names.
+
+    One tar's keys are those of its samples; with several, the tar's name goes before them, so that two samples of one
+    key in two tars stay two. With `limit`, as many samples are read here as it asks for, to know where it falls.
+    """
+    tars = [Tar(file, prefix) for file, prefix in zip(files, _prefixes(files), strict=True)]
+    if limit is not None:
+        tars = _take(tars, limit)
+    return [Chunk.of(shard, [tar], tar.limit) for shard, tar in enumerate(tars)]
+
+
+def read_samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
+    """Yield the key and the members of each sample.
+
+    Raises:
+        tarfile.ReadError, EOFError, zlib.error, OSError: the archive breaks off. The sample at the break has been
+            yielded only if it held a picture and a caption and the break does not lie in one of its members.
+    """
+    key, members, inside = "", Members(), False
+    try:
+        for info in archive:
+            match = _MEMBER.fullmatch(info.name)
+            content = archive.extractfile(info) if match and info.isfile() else None
+            if not match or not content:
+                continue
+            name, kind = match[1], match[2].lower()
+            if members and (name != key or kind in members):
+                yield key, members
+                members = {}
+            key, inside = name, True
+            members[kind] = content.read()
+            inside = False
+    except _BROKEN:
+        if not inside and _picture(members) and ("txt" in members or "json" in members):
+            yield key, members
+        raise
+    if members:
+        yield key, members
+
+
+def _picture(members: Members) -> bytes | None:
+    return next((members[kind] for kind in IMAGE_EXTENSIONS if kind in members), None)
+
+
+def _prefixes(files: Sequence[File]) -> list[str]:
+    """What goes before the keys of each tar."""
+    if len(files) == 1:
+        return [""]
+    stems = [re.sub(r"(\.tar|\.tar\.gz|\.tgz)$", "", file.name, flags=re.IGNORECASE) for file in files]
+    # "a" + "_" + "b_c" and "a_b" + "_" + "c" would be one key; full paths of files never go on into one another.
+    ambiguous = any(other.startswith(f"{stem}_") for stem in stems for other in stems) or len(set(stems)) < len(stems)
+    if ambiguous:
+        return [f"{file.name}/" for file in files]
+    return [f"{stem}_" for stem in stems]
+
+
+def _take(tars: Sequence[Tar], limit: int) -> list[Tar]:
+    taken = []
+    for tar in tars:
+        if limit == 0:
+            break
+        count = tar.count(limit)
+        taken.append(Tar(tar.file, tar.prefix, count))
+        limit -= count
+    return taken
