@@ -7,12 +7,12 @@ books of every shard, in a part that appears after the shard and marks it as don
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import apache_beam as beam
 
 from schemas.dataset import Layout, Part, RejectRow, Row, base_row, encode_part, part_name
-from schemas.errors import InputError
+from schemas.errors import InputError, SubjectloomError
 from schemas.example import Example
 from schemas.shards import Entry, Sample, shard_name, write_tar
 from transforms.batch import Batch, reject
@@ -69,11 +69,13 @@ class WriteDataset(beam.PTransform):
 
     `output` is a folder that `prepare_output` made ready, `layout` the recipe's, `fingerprints` names by its number
     every shard that this pipeline makes: also one in which nothing remains gets its part, so that it counts as done.
+    `expected` tells of a shard how many records the listing found for it, where that is known before reading.
     """
 
     output: str
     layout: Layout
     fingerprints: Mapping[int, str]
+    expected: Mapping[int, int] = field(default_factory=dict)
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Part]:
         """Group the settled batches by shard and commit each group."""
@@ -90,8 +92,15 @@ class WriteDataset(beam.PTransform):
     def _settle(self, batch: Batch) -> tuple[int, Settled]:
         return batch.shard, settle(batch, self.layout)
 
-    def _commit(self, shard: int, settled: Iterable[Settled]) -> Part:
-        return commit_shard(self.output, self.layout, shard, self.fingerprints[shard], list(settled))
+    def _commit(self, shard: int, batches: Iterable[Settled]) -> Part:
+        settled = list(batches)
+        read = sum(s.read for s in settled)
+        if read != self.expected.get(shard, read):
+            raise SubjectloomError(
+                f"{shard_name(self.layout.recipe, shard)}: {self.expected[shard]} records were listed for it, "
+                f"{read} came: did the source change meanwhile? run again with --resume"
+            )
+        return commit_shard(self.output, self.layout, shard, self.fingerprints[shard], settled)
 
 
 def settle(batch: Batch, layout: Layout) -> Settled:

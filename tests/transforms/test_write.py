@@ -122,6 +122,14 @@ def test_a_record_that_got_lost_is_noticed(tmp_path: Path) -> None:
     assert not (tmp_path / ".subjectloom").exists()
 
 
+def test_a_batch_that_never_came_is_noticed(tmp_path: Path) -> None:
+    write = WriteDataset(str(tmp_path), LAYOUT, {0: "print"}, expected={0: 3})
+    settled = settle(Batch(0, (example("a"), NO_PHRASE)), LAYOUT)
+    with pytest.raises(SubjectloomError, match=r"fastcomposer-000000.tar: 3 records were listed for it, 2 came"):
+        write._commit(0, [settled])
+    assert files(tmp_path) == []
+
+
 def test_while_a_shard_is_written_again_it_does_not_look_done(tmp_path: Path) -> None:
     prepare_output(str(tmp_path), JOB)
     commit_shard(str(tmp_path), LAYOUT, 0, "old", [settle(Batch(0, (example("a"),)), LAYOUT)])
@@ -143,7 +151,7 @@ def build(output: Path, workers: int) -> None:
     fingerprints = {shard: f"print-{shard}" for shard in range(6)}
     with pipeline(workers) as p:
         batches_of = p | beam.Create([*batches, Batch(4, (NO_PHRASE,))]) | beam.Reshuffle()
-        batches_of | WriteDataset(str(output), LAYOUT, fingerprints)
+        batches_of | WriteDataset(str(output), LAYOUT, fingerprints, expected={0: 4, 4: 1, 5: 0})
     assert finished_shards(str(output)) == fingerprints
     finish_dataset(str(output), JOB, fingerprints, LAYOUT)
 
