@@ -49,6 +49,9 @@ COLLECTIVES = word_set(
 NEGATIONS = frozenset(("no", "not", "without", "neither", "nor"))
 """What the caption says is absent."""
 
+PRONOUNS = frozenset(("PRON", "DET"))
+"""Parts of speech of a head that names nothing by itself: "it", "this"."""
+
 DEFINITE = frozenset(("the", "this", "that", "these", "those"))
 BREAKS = frozenset(".!?;:|()[]{}<>")
 """Signs that no noun phrase runs across: a parser that took two lines for one is cut back to the second."""
@@ -114,7 +117,7 @@ def _measures(parse: Parse, chunk: Chunk) -> bool:
 
 def _opening(parse: Parse, chunks: Sequence[Chunk]) -> Chunk | None:
     """The "photo" of a caption that opens with "a photo of" or "this is a photo showing"."""
-    first = next((c for c in chunks if parse.tokens[c.root].pos != "PRON"), None)
+    first = next((c for c in chunks if parse.tokens[c.root].pos not in PRONOUNS), None)
     if first is None or parse.tokens[first.root].lemma not in IMAGES:
         return None
     following = parse.word(first.end)
@@ -124,7 +127,7 @@ def _opening(parse: Parse, chunks: Sequence[Chunk]) -> Chunk | None:
 def _is_thing(parse: Parse, chunk: Chunk) -> bool:
     """Whether the chunk may name something to be seen: no pronoun, nothing absent, no amount, no part of space."""
     root = parse.tokens[chunk.root]
-    if root.pos == "PRON" or _is_link(root.text) or root.lemma in AMOUNTS:
+    if root.pos in PRONOUNS or _is_link(root.text) or root.lemma in AMOUNTS:
         return False
     if parse.word(chunk.start) in NEGATIONS or parse.word(chunk.start - 1) in NEGATIONS:
         return False
