@@ -73,7 +73,8 @@ def make_scene(rng: np.random.Generator, size: int = 256) -> Scene:
     for item in placed:
         window = item.window()
         _, color, texture = kinds[item.group]
-        patch = paint_texture(rng, *item.alpha.shape, color, texture)
+        height, width = item.alpha.shape
+        patch = paint_texture(rng, height, width, color, texture)
         canvas[window] += item.alpha[..., None] * (patch - canvas[window])
         for behind in visible:
             behind[window] *= 1 - item.alpha
@@ -118,7 +119,8 @@ def _place(rng: np.random.Generator, kinds: list[tuple[str, str, str]], size: in
             alpha = draw_silhouette(kinds[group][0], scale * size, float(rng.uniform(-20, 20)), mirrored, softness)
             height, width = alpha.shape
             x, y = (int(rng.integers(0, max(size - extent, 0) + 1)) for extent in (width, height))
-            item = _Placed(group, alpha[: size - y, : size - x].astype(np.float32) / 255, x, y, scale)
+            opacity = (alpha[: size - y, : size - x] / np.float32(255)).astype(np.float32)
+            item = _Placed(group, opacity, x, y, scale)
             colors = [kinds[other.group][1] == kinds[group][1] for other in placed]
             if _stands_out(item, placed, colors, size) and _hides_little([*placed, item], size):
                 placed.append(item)

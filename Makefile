@@ -1,0 +1,47 @@
+# Subjectloom: `make` alone lists the targets.
+PYTHON ?= python3.11
+BIN := .venv/bin
+DEMO := demo
+
+.PHONY: help env demo test test-fast lint format bench lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+env: .venv/.ready  ## make the environment in .venv, with the exact versions of constraints.txt
+
+.venv/.ready: constraints.txt setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: env  ## render sample scenes and build a FastComposer dataset from them, in demo/
+	$(BIN)/subjectloom scenes $(DEMO)/scenes --count 64 --seed 7
+	$(BIN)/subjectloom build fastcomposer --input $(DEMO)/scenes/images --output $(DEMO)/fastcomposer --overwrite
+
+test: env  ## the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: env  ## the tests that take no longer than a few seconds each
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: env  ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env  ## rewrite the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: env  ## accuracy against the scenes' truth, and speed
+	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.speed
+
+lock: env  ## resolve the newest versions into constraints.txt
+	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.11 --extra dev setup.py -o constraints.txt
+
+clean:  ## remove the environment and the demo
+	rm -rf .venv $(DEMO)

@@ -1,0 +1,173 @@
+"""Build a dataset: plan its shards, run the recipe over what is not yet done, close the books.
+
+The local runner passes everything through memory and finishes a pipeline only as a whole. So on a laptop the
+shards are made in rounds, a pipeline each: a job that is killed loses at most one round, and memory holds no
+more than that. Other runners get one pipeline.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig
+from schemas.dataset import DatasetInfo, Job, ModelName
+from schemas.fastcomposer import LAYOUT
+from transforms.models.presets import Models, revision_of
+from transforms.output import finish_dataset, finished_shards, prepare_output
+from transforms.read import list_source
+from transforms.sources.records import Chunk
+
+SHARDS_PER_ROUND = 4
+"""Per local worker. A round loads the models anew, some seconds; four thousand JPEGs are some hundred megabytes."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for: one `subjectloom build`."""
+
+    source: str
+    output: str
+    config: FastComposerConfig
+    models: Models
+    kind: str | None = None
+    limit: int | None = None
+    overwrite: bool = False
+    resume: bool = False
+    beam_options: tuple[str, ...] = ()
+
+
+def build(request: Request, console: Console) -> DatasetInfo:
+    """Build the dataset and return what `dataset.json` says of it.
+
+    Raises:
+        SubjectloomError: the source, the output, an option or a checkpoint cannot be used, or the books do not
+            balance.
+    """
+    config = request.config
+    options = beam_options(request.beam_options)
+    listing = list_source(
+        request.source,
+        request.kind,
+        samples_per_shard=config.samples_per_shard,
+        batch_size=config.batch_size,
+        limit=request.limit,
+    )
+    chunks = listing.chunks
+    models = replace(request.models, segmenter=None) if listing.has_segments else request.models
+    job = describe_job(config, used_models(config, models))
+    fingerprints = {chunk.shard: fingerprint(chunk, job) for chunk in chunks}
+    prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
+    done = finished_shards(request.output)
+    todo = [chunk for chunk in chunks if done.get(chunk.shard) != fingerprints[chunk.shard]]
+    if len(todo) < len(chunks):
+        console.print(f"{len(chunks) - len(todo)} of {len(chunks)} shards are done already", style="dim")
+    with progress_bar(console, todo) as progress:
+        for some in rounds(todo, options):
+            prints = {chunk.shard: fingerprints[chunk.shard] for chunk in some}
+            recipe = BuildFastComposer(some, config, models, request.output, prints, progress)
+            run(recipe, options)
+    return finish_dataset(request.output, job, fingerprints, LAYOUT)
+
+
+def used_models(config: FastComposerConfig, models: Models) -> dict[str, str]:
+    """Name the checkpoints that the recipe runs, by what they do."""
+    named = {"parser": models.parser}
+    if models.segmenter is not None:
+        named["segmenter"] = models.segmenter
+    if config.similarity != "label":
+        named["clip"] = models.clip
+    return named
+
+
+def describe_job(config: FastComposerConfig, models: dict[str, str]) -> Job:
+    """Say what the dataset is made by: the head of `dataset.json`."""
+    return Job(
+        recipe="fastcomposer",
+        config=config.model_dump(mode="json"),
+        models={use: ModelName(name=name, revision=revision_of(name)) for use, name in models.items()},
+        seed=config.seed,
+    )
+
+
+def fingerprint(chunk: Chunk, job: Job) -> str:
+    """Hash what a shard depends on: its inputs, the config, the models."""
+    made_by = json.dumps(job.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(f"{chunk.fingerprint}\n{made_by}".encode()).hexdigest()
+
+
+def beam_options(arguments: Sequence[str]) -> PipelineOptions:
+    """Read what stands after `--`; where it names no runner, the local one is named here.
+
+    Beam's own default tries another engine first, a program that it downloads.
+    """
+    options = PipelineOptions([*arguments])
+    standard = options.view_as(StandardOptions)
+    if standard.runner in (None, "DirectRunner"):
+        standard.runner = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+    return options
+
+
+def is_local(options: PipelineOptions) -> bool:
+    """Tell whether the pipeline runs on this machine, in Beam's own runner."""
+    return str(options.view_as(StandardOptions).runner).endswith("FnApiRunner")
+
+
+def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequence[Chunk]]:
+    """Cut the shards into the rounds of a local job; any other runner takes all of them at once."""
+    if not is_local(options):
+        yield chunks
+        return
+    size = SHARDS_PER_ROUND * max(1, options.view_as(DirectOptions).direct_num_workers)
+    for start in range(0, len(chunks), size):
+        yield chunks[start : start + size]
+
+
+def run(recipe: BuildFastComposer, options: PipelineOptions) -> None:
+    """Run one pipeline to its end."""
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    with beam.Pipeline(options=options) as pipeline:
+        _ = pipeline | recipe
+
+
+@contextmanager
+def progress_bar(console: Console, chunks: Sequence[Chunk]) -> Iterator[str]:
+    """Show how many records are through while the block runs; yield the local file that workers append to."""
+    expected = [chunk.expected for chunk in chunks]
+    total = None if None in expected else sum(n for n in expected if n is not None)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
+    ):
+        path = Path(folder) / "progress"
+        path.touch()
+        task = bar.add_task("pictures", total=total, rate="")
+        finished = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(path, bar, task, finished), daemon=True)
+        watcher.start()
+        try:
+            yield str(path)
+        finally:
+            finished.set()
+            watcher.join()
+
+
+def _watch(path: Path, bar: Progress, task: TaskID, finished: threading.Event) -> None:
+    started = time.monotonic()
+    last = False
+    while not last:
+        last = finished.wait(0.2)
+        count = path.stat().st_size
+        bar.update(task, completed=count, rate=f"{count / (time.monotonic() - started):.1f}/s")

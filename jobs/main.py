@@ -1,0 +1,251 @@
+"""The `subjectloom` command: a thin rim around the functions of `jobs/`."""
+
+import difflib
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from schemas.errors import ConfigError, SubjectloomError
+
+app = typer.Typer(
+    help="Training datasets for subject-driven text-to-image generation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console()
+err = Console(stderr=True)
+
+RECIPES = ("fastcomposer",)
+FORMATS = ("fastcomposer", "coco")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Training datasets for subject-driven text-to-image generation."""
+    os.environ["SUBJECTLOOM_DEBUG"] = "1" if debug else ""
+
+
+@app.command()
+def scenes(
+    output: Annotated[Path, typer.Argument(help="A new folder.")],
+    count: Annotated[int, typer.Option(help="Scenes to render.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Scene i is a function of (seed, i).", min=0)] = 0,
+    size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.", min=64, max=4096)] = 256,
+) -> None:
+    """Render sample scenes with captions and exact truth."""
+    from jobs.scenes import write_scenes
+
+    rendered = write_scenes(output, count, seed, size)
+    for _ in track(rendered, "scenes", total=count, console=out, disable=not out.is_terminal, transient=True):
+        pass
+    out.print(f"{count} scenes in {output}: images/, backgrounds/, truth/", soft_wrap=True)
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def build(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer.")],
+    source: Annotated[
+        str, typer.Option("--input", help="Folder, tars, Parquet or COCO JSON; a path, address or glob.")
+    ],
+    output: Annotated[str, typer.Option(help="Folder of the dataset; any filesystem that Beam opens.")],
+    kind: Annotated[
+        str | None,
+        typer.Option("--source", help="folder, webdataset, parquet, coco-panoptic, coco-instances; detected."),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Models: sample (in the package) or hub (published, downloaded).")
+    ] = "sample",
+    model: Annotated[
+        list[str] | None, typer.Option(help="One model alone: segmenter=PATH_OR_NAME; parser, clip likewise.")
+    ] = None,
+    similarity: Annotated[str | None, typer.Option(help="Of phrase and segment: clip, clip-label, label.")] = None,
+    expand_plurals: Annotated[
+        bool | None, typer.Option("--expand-plurals/--keep-plurals", help='"two women" as "a woman and a woman".')
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Read only the first N records.", min=1)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Make only what is missing or out of date.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUTPUT.")] = False,
+) -> None:
+    """Build a dataset. What follows -- goes to Beam: -- --runner=DataflowRunner --project=..."""
+    from jobs.build import Request
+    from jobs.build import build as run_build
+    from jobs.report import write_report
+    from transforms.models.presets import resolve
+
+    check_recipe(recipe)
+    given = {"similarity": similarity, "expand_plurals": expand_plurals}
+    request = Request(
+        source,
+        output,
+        read_config(config, {name: value for name, value in given.items() if value is not None}),
+        resolve(preset, parse_overrides(model or [])),
+        kind,
+        limit,
+        overwrite,
+        resume,
+        tuple(context.args),
+    )
+    info = run_build(request, out)
+    report = write_report(output)
+    print_books(info.counts.model_dump(), info.seconds)
+    out.print(f"dataset  {output}\nreport   {report}", soft_wrap=True)
+    if not info.counts.written:
+        raise SubjectloomError(f"nothing was written: all {info.counts.read} records were rejected, see {report}")
+
+
+@app.command()
+def inspect(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) -> None:
+    """Verify every shard against the schema and print the numbers."""
+    from jobs.inspect import inspect as run_inspect
+    from jobs.inspect import show
+
+    inspection = run_inspect(output)
+    show(inspection, out)
+    if inspection.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a FastComposer dataset.")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    form: Annotated[str, typer.Option("--format", help="fastcomposer (its published trainer's folder) or coco.")],
+    square: Annotated[
+        bool, typer.Option("--square", help="fastcomposer: cut to squares in which the subjects survive its loader.")
+    ] = False,
+    held_out: Annotated[
+        int | None, typer.Option(help="fastcomposer: pictures held out for testing (1,000, at most a tenth).", min=0)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="fastcomposer: chooses which are held out.", min=0)] = 0,
+) -> None:
+    """Write the folder layout that other programs load."""
+    from jobs.export_coco import export_coco
+    from jobs.export_fastcomposer import export_fastcomposer
+
+    if form == "fastcomposer":
+        exported = export_fastcomposer(source, destination, square=square, held_out=held_out, seed=seed)
+        out.print(f"{exported}\n{destination}", soft_wrap=True, markup=False, highlight=False)
+    elif form == "coco":
+        out.print(f"{export_coco(source, destination)}\n{destination}", soft_wrap=True, markup=False, highlight=False)
+    else:
+        raise ConfigError(f"there is no format {form!r}{suggestion(form, FORMATS)}: choose of {', '.join(FORMATS)}")
+
+
+@app.command()
+def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) -> None:
+    """Write report.html again."""
+    from jobs.report import write_report
+
+    out.print(str(write_report(output)), soft_wrap=True)
+
+
+def check_recipe(recipe: str) -> None:
+    """Refuse a recipe that does not exist."""
+    if recipe not in RECIPES:
+        raise ConfigError(f"there is no recipe {recipe!r}{suggestion(recipe, RECIPES)}: choose of {', '.join(RECIPES)}")
+
+
+def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return ", did you mean ...?" where `known` has something like `word`, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def read_config(path: Path | None, given: dict[str, Any]) -> Any:  # noqa: ANN401 - a config per recipe
+    """Read the recipe's config from YAML; `given` on the command line goes before it.
+
+    Raises:
+        ConfigError: the file cannot be read, or a field is unknown or out of range.
+    """
+    from pipelines.fastcomposer import FastComposerConfig
+
+    fields: dict[str, Any] = {}
+    if path is not None:
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"the config {path} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(fields, dict):
+            raise ConfigError(f"the config {path} must hold one `field: value` on each line")
+    try:
+        return FastComposerConfig(**fields | given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(step) for step in first["loc"])
+        known = list(FastComposerConfig.model_fields)
+        if first["type"] == "extra_forbidden":
+            problem = f"{name!r} is no field of fastcomposer{suggestion(name, known)}: choose of {', '.join(known)}"
+        else:
+            problem = f"{name} = {first['input']!r}: {first['msg']}"
+        raise ConfigError(f"{path or 'the command line'}: {problem}") from error
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, str]:
+    """Read `--model KIND=PATH_OR_NAME` options.
+
+    Raises:
+        ConfigError: one has no `=`.
+    """
+    overrides = {}
+    for pair in pairs:
+        kind, equals, name = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--model {pair}: write KIND=PATH_OR_NAME, as --model segmenter=my/checkpoint")
+        overrides[kind] = name
+    return overrides
+
+
+def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:
+    """Print what was read, written and rejected, and where the time went."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name in ("read", "written", "rejected", "shards"):
+        table.add_row(name, f"{counts[name]:,}")
+    for stage, reasons in counts["rejects"].items():
+        for reason, number in reasons.items():
+            table.add_row(f"  {stage}: {reason}", f"{number:,}", style="dim")
+    out.print(table)
+    out.print("seconds  " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items()), style="dim")
+
+
+def main() -> None:
+    """Run the command; an error is one line on stderr, its traceback only with --debug."""
+    warnings.filterwarnings("ignore")
+    command = typer.main.get_command(app)
+    try:
+        sys.exit(command.main(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        err.print("interrupted; a build goes on where it stopped with --resume", style="red")
+        sys.exit(130)
+    except Exception as error:  # the last resort of a command: a person sees a line, not a traceback
+        if os.environ.get("SUBJECTLOOM_DEBUG"):
+            traceback.print_exc()
+        known = isinstance(error, SubjectloomError)
+        kind = "error" if known else f"unexpected {type(error).__name__} (--debug shows where)"
+        err.print(f"{kind}: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Write sample scenes with their captions and their exact truth to a folder."""
+
+import json
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from schemas.errors import InputError
+from schemas.masks import Mask
+from transforms.scenes import Scene, make_scene
+from transforms.scenes.paint import paint_background
+
+SCENES, BACKGROUNDS = 0, 1
+"""Separate streams of random numbers, so that the number of one does not change the other."""
+
+
+def write_scenes(output: Path, count: int, seed: int, size: int = 256) -> Iterator[int]:
+    """Render `count` scenes of `size` x `size` pixels and `count` / 4 backgrounds, on all cores.
+
+    Scene i is a function of (seed, i) alone. Yields the number of scenes written so far.
+
+    Raises:
+        InputError: `output` already holds something.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is not empty: name a new folder, or remove this one first")
+    for name in ("images", "truth", "backgrounds"):
+        (output / name).mkdir(parents=True, exist_ok=True)
+    for index in range(max(1, count // 4)):
+        rng = np.random.default_rng([seed, BACKGROUNDS, index])
+        background = np.rint(paint_background(rng, size, size)).astype(np.uint8)
+        Image.fromarray(background).save(output / "backgrounds" / f"{index:06d}.jpg", quality=92)
+    jobs = ((output, seed, index, size) for index in range(count))
+    with get_context("spawn").Pool() as workers:
+        for done, _ in enumerate(workers.imap_unordered(_write_one, jobs, chunksize=8), start=1):
+            yield done
+
+
+def scene_of(seed: int, index: int, size: int = 256) -> Scene:
+    """Render scene `index` of `seed`: the very one that `write_scenes` writes as `index:06d`."""
+    return make_scene(np.random.default_rng([seed, SCENES, index]), size)
+
+
+def _write_one(job: tuple[Path, int, int, int]) -> None:
+    output, seed, index, size = job
+    write_scene(output, f"{index:06d}", scene_of(seed, index, size))
+
+
+def write_scene(output: Path, key: str, scene: Scene) -> None:
+    """Write the picture, the caption, the truth and an alpha per object of one scene."""
+    Image.fromarray(scene.image).save(output / "images" / f"{key}.jpg", quality=92)
+    (output / "images" / f"{key}.txt").write_text(scene.caption, encoding="utf-8")
+    for j, thing in enumerate(scene.objects):
+        Image.fromarray(thing.alpha).save(output / "truth" / f"{key}.{j}.png", compress_level=1)
+    truth = json.dumps(describe_truth(key, scene), ensure_ascii=False, indent=1)
+    (output / "truth" / f"{key}.json").write_text(truth + "\n", encoding="utf-8")
+
+
+def describe_truth(key: str, scene: Scene) -> dict[str, Any]:
+    """Return the contents of `truth/KEY.json`.
+
+    `phrases` lists every noun phrase of the caption; `phrase`, `start` and `end` of an object are null where
+    the caption leaves it out.
+    """
+    objects = []
+    for j, thing in enumerate(scene.objects):
+        mask = Mask.from_array(thing.mask)
+        start, end = thing.phrase or (None, None)
+        objects.append(
+            {
+                "noun": thing.noun,
+                "color": thing.color,
+                "texture": thing.texture,
+                "phrase": scene.caption[start:end] if thing.phrase else None,
+                "start": start,
+                "end": end,
+                "bbox": list(mask.bbox),
+                "segmentation": mask.to_json(),
+                "alpha": f"{key}.{j}.png",
+            }
+        )
+    phrases = [{"text": scene.caption[p.start : p.end], "start": p.start, "end": p.end} for p in scene.phrases]
+    return {"caption": scene.caption, "phrases": phrases, "objects": objects}

@@ -1,0 +1,81 @@
+"""FastComposer datasets: captioned pictures whose phrases are tied to the subjects they name.
+
+Xiao et al. 2023, "FastComposer: Tuning-Free Multi-Subject Image Generation with Localized Attention", section 5.1:
+a dependency parser chunks the caption into noun phrases, a panoptic model segments the picture, and a greedy
+algorithm pairs the two by the similarity of phrase and segment.
+
+    subjectloom build fastcomposer --input PICTURES --output OUT
+
+64 sample scenes become about 60 samples in well under a minute on two cores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import apache_beam as beam
+from pydantic import Field
+
+from schemas.dataset import Part, StrictModel
+from schemas.fastcomposer import LAYOUT
+from transforms.match import MatchPhrases
+from transforms.models.presets import Models
+from transforms.phrases import ExtractPhrases
+from transforms.progress import CountRecords
+from transforms.read import ReadBatches
+from transforms.segment import SegmentPictures
+from transforms.similarity import ScoreSimilarity
+from transforms.sources.records import Chunk
+from transforms.write import WriteDataset
+
+
+class FastComposerConfig(StrictModel):
+    """What can be chosen about a FastComposer dataset; the defaults follow the paper where it says."""
+
+    expand_plurals: bool = Field(True, description='rewrite "two women" as "a woman and a woman" (section 5.1)')
+    similarity: Literal["clip", "clip-label", "label"] = Field(
+        "clip",
+        description="of a phrase and a segment: clip (phrase and crop), clip-label (the paper's product of that and "
+        "of phrase and class name), label (head noun and class name, no model)",
+    )
+    threshold: float | None = Field(
+        None, description="lowest similarity of a match, -1 to 1; none: the preset's (the paper does not say)"
+    )
+    min_area: float = Field(0.002, ge=0, le=1, description="smallest segment, as a share of the picture's area")
+    samples_per_shard: int = Field(1000, ge=1, description="records read into one shard")
+    batch_size: int = Field(8, ge=1, description="pictures that go through a model together")
+    seed: int = Field(0, ge=0, description="seed of everything random; this recipe draws nothing at random")
+
+
+@dataclass(eq=False)
+class BuildFastComposer(beam.PTransform):
+    """The recipe: from the chunks of a source to the shards in `output`, each with its part.
+
+    `fingerprints` names every shard by its number; `progress` is a local file that `CountRecords` appends to.
+    """
+
+    chunks: Sequence[Chunk]
+    config: FastComposerConfig
+    models: Models
+    output: str
+    fingerprints: Mapping[int, str]
+    progress: str = ""
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
+        """Chain the steps in the order in which the paper tells them."""
+        config, models = self.config, self.models
+        return (
+            root
+            | "read" >> ReadBatches(self.chunks, config.batch_size)
+            | "phrases" >> ExtractPhrases(models.parser, config.expand_plurals)
+            | "segments" >> SegmentPictures(models.segmenter, config.min_area)
+            | "similarity" >> ScoreSimilarity(config.similarity, models.clip)
+            | "matches" >> MatchPhrases(threshold_of(config, models))
+            | "count" >> CountRecords(self.progress)
+            | "write" >> WriteDataset(self.output, LAYOUT, self.fingerprints)
+        )
+
+
+def threshold_of(config: FastComposerConfig, models: Models) -> float:
+    """Return the lowest similarity of a match: the config's, or the preset's for this kind of similarity."""
+    return models.thresholds[config.similarity] if config.threshold is None else config.threshold
