@@ -12,18 +12,7 @@ from PIL import Image
 from schemas.errors import RecordError
 from schemas.images import MAX_PIXELS, MAX_SIDE, decode_image, to_stored_jpeg
 from schemas.rejects import Reason
-
-
-def scene(height: int = 24, width: int = 32) -> NDArray[np.uint8]:
-    """[H, W, 3] uint8: smooth colours, no two corners alike, as JPEG keeps them within a few steps."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([255 * x / width, 255 * y / height, 120 + 0 * x], axis=2).astype(np.uint8)
-
-
-def encode(picture: Image.Image | NDArray[Any], form: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, form, **options)
-    return buffer.getvalue()
+from tests.pictures import encode, scene, with_orientation
 
 
 def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
@@ -44,12 +33,6 @@ def refusal(data: bytes) -> RecordError:
         to_stored_jpeg(data)
     assert stored.value.reason == caught.value.reason
     return caught.value
-
-
-def with_orientation(orientation: int) -> dict[str, Any]:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return {"exif": exif}
 
 
 # What a camera stores that says "orientation n", by the EXIF standard's table: n = 6 means that the stored first

@@ -1,0 +1,50 @@
+"""Made pictures, and what the readers make of a source."""
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from schemas.example import Example
+from schemas.rejects import Reason
+from transforms.batch import Record
+from transforms.read import Listing, read_batches
+
+
+def scene(height: int = 24, width: int = 32) -> NDArray[np.uint8]:
+    """[H, W, 3] uint8: smooth colours, no two corners alike, as JPEG keeps them within a few steps."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([255 * x / width, 255 * y / height, 120 + 0 * x], axis=2).astype(np.uint8)
+
+
+def encode(picture: Image.Image | NDArray[np.generic], form: str = "PNG", **options: Any) -> bytes:  # noqa: ANN401
+    """Encode a picture as a file of the format `form`."""
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def with_orientation(orientation: int) -> dict[str, Any]:
+    """The option of `encode` that writes an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+def read_all(listing: Listing) -> list[Record]:
+    """Read all records of a listing, in order, as the workers would."""
+    return [
+        record
+        for chunk in listing.chunks
+        for item in chunk.items
+        for batch in read_batches(chunk.shard, item)
+        for record in batch.records
+    ]
+
+
+def outcomes(records: Iterable[Record]) -> list[tuple[str, str | Reason]]:
+    """What became of each record: its key, with its caption or the reason why it was refused."""
+    return [(r.key, r.caption if isinstance(r, Example) else r.reason) for r in records]

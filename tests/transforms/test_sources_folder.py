@@ -1,0 +1,199 @@
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas.errors import InputError
+from schemas.example import Example, Source
+from schemas.keys import clean_key
+from schemas.rejects import Reason, Reject
+from tests.pictures import encode, outcomes, read_all, scene, with_orientation
+from transforms.read import list_source
+
+JPEG = encode(scene(), "JPEG", quality=95)
+
+
+def fill(folder: Path, files: Mapping[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def only(folder: Path) -> Example | Reject:
+    (record,) = read_all(list_source(str(folder)))
+    return record
+
+
+def test_a_picture_and_its_caption_are_an_example(tmp_path: Path) -> None:
+    record = only(fill(tmp_path, {"dog.jpg": JPEG, "dog.txt": "\ufeff a  brown\r\ndog \n"}))
+    assert isinstance(record, Example)
+    assert (record.key, record.caption, record.source_caption) == ("dog", "a brown dog", "a brown dog")
+    assert (record.width, record.height, record.image) == (32, 24, JPEG)
+    assert record.source == Source("dog.jpg", "")
+    assert record.pixels().shape == (24, 32, 3)
+
+
+def test_a_json_caption_brings_licence_and_address(tmp_path: Path) -> None:
+    fields = {"caption": "a cat", "license": "CC0", "url": "https://example.org/cat.png"}
+    record = only(fill(tmp_path, {"cat.png": encode(scene()), "cat.json": json.dumps(fields)}))
+    assert isinstance(record, Example)
+    assert (record.caption, record.source) == ("a cat", Source("https://example.org/cat.png", "CC0"))
+
+
+def test_a_txt_goes_before_a_json_that_still_gives_the_licence(tmp_path: Path) -> None:
+    files = {"cat.jpg": JPEG, "cat.txt": "a cat", "cat.json": '{"text": "no", "license": "CC0"}'}
+    record = only(fill(tmp_path, files))
+    assert isinstance(record, Example)
+    assert (record.caption, record.source.license) == ("a cat", "CC0")
+
+
+def test_every_extension_in_any_case_is_found_at_any_depth_in_the_order_of_names(tmp_path: Path) -> None:
+    forms = {"a.JPG": "JPEG", "b.jpeg": "JPEG", "c.png": "PNG", "d.webp": "WEBP", "e.gif": "GIF", "f.bmp": "BMP"}
+    forms |= {"g.tif": "TIFF", "sub/dir/h.TIFF": "TIFF"}
+    for name, form in forms.items():
+        fill(tmp_path, {name: encode(scene(), form), f"{name.rsplit('.', 1)[0]}.txt": f"picture {name}"})
+    fill(tmp_path, {"notes.md": "no picture", ".hidden.jpg": b"", "__MACOSX/._a.jpg": b"", ".git/x.jpg": b""})
+    captions = [caption for _, caption in outcomes(read_all(list_source(str(tmp_path))))]
+    assert captions == [f"picture {name}" for name in forms]
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"a.jpg": JPEG[:400], "a.txt": "a dog"}, Reason.UNDECODABLE_IMAGE),
+        ({"a.jpg": b"", "a.txt": "a dog"}, Reason.EMPTY_IMAGE),
+        ({"a.jpg": b"\x00" * 1000, "a.txt": "a dog"}, Reason.UNDECODABLE_IMAGE),
+        ({"a.jpg": JPEG}, Reason.MISSING_CAPTION),
+        ({"a.jpg": JPEG, "a.json": "{}"}, Reason.MISSING_CAPTION),
+        ({"a.jpg": JPEG, "a.txt": ""}, Reason.EMPTY_CAPTION),
+        ({"a.jpg": JPEG, "a.txt": " \n\t\x00\u200b\ufeff"}, Reason.EMPTY_CAPTION),
+        ({"a.jpg": JPEG, "a.txt": b"caf\xe9"}, Reason.UNDECODABLE_CAPTION),
+        ({"a.jpg": JPEG, "a.json": '{"caption": ["a", "b"]}'}, Reason.UNDECODABLE_CAPTION),
+        ({"a.jpg": JPEG, "a.json": '{"caption": "\\ud800"}'}, Reason.UNDECODABLE_CAPTION),
+        ({"a.jpg": JPEG, "a.json": '{"caption": '}, Reason.UNDECODABLE_CAPTION),
+        ({"a.jpg": JPEG, "a.json": "[]"}, Reason.UNDECODABLE_CAPTION),
+        ({"a.jpg": JPEG, "a.txt": "x" * 10_000}, Reason.LONG_CAPTION),
+    ],
+)
+def test_a_bad_record_is_a_reject_of_its_reason(tmp_path: Path, files: dict[str, bytes | str], reason: Reason) -> None:
+    record = only(fill(tmp_path, files))
+    assert isinstance(record, Reject)
+    assert (record.key, record.source, record.stage, record.reason) == ("a", "a.jpg", "read", reason)
+    assert record.detail
+    assert "\n" not in record.detail
+
+
+def test_the_longest_caption_is_taken(tmp_path: Path) -> None:
+    record = only(fill(tmp_path, {"a.jpg": JPEG, "a.txt": "x" * 2000 + "\n"}))
+    assert isinstance(record, Example)
+    assert len(record.caption) == 2000
+
+
+@pytest.mark.parametrize("caption", ["Ein Hündchen läuft", "草地上的一只狗", "كلب على العشب", "👩‍👩‍👧 at the sea"])
+def test_a_caption_in_any_script_stays_as_it_was_written(tmp_path: Path, caption: str) -> None:
+    record = only(fill(tmp_path, {"a.jpg": JPEG, "a.txt": caption}))
+    assert isinstance(record, Example)
+    assert record.caption == caption
+
+
+def test_a_caption_without_a_picture_is_a_reject(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.jpg": JPEG, "a.txt": "a dog", "b.txt": "a cat", "b.json": "{}", "c.json": "{}"})
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [
+        ("a", "a dog"),
+        ("b", Reason.MISSING_IMAGE),
+        ("c", Reason.MISSING_IMAGE),
+    ]
+
+
+def test_two_pictures_of_one_key_are_not_merged(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.jpg": JPEG, "a.png": encode(scene()), "a.txt": "a dog"})
+    records = read_all(list_source(str(tmp_path)))
+    assert outcomes(records) == [("a", "a dog"), ("a", Reason.DUPLICATE_KEY)]
+    assert isinstance(records[1], Reject)
+    assert records[1].source == "a.png"
+    assert "a.jpg" in records[1].detail
+
+
+def test_keys_with_dots_folders_and_spaces_are_cleaned_and_told_apart(tmp_path: Path) -> None:
+    stems = ["x/1", "y/1", "1.a", "1.b", "1 a", "é", "ü"]
+    for stem in stems:
+        fill(tmp_path, {f"{stem}.jpg": JPEG, f"{stem}.txt": stem})
+    assert sorted(outcomes(read_all(list_source(str(tmp_path))))) == sorted((clean_key(s), s) for s in stems)
+
+
+def test_a_file_name_that_is_no_utf8_is_read(tmp_path: Path) -> None:
+    for suffix, content in ((b".jpg", JPEG), (b".txt", b"a cup")):
+        with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9" + suffix), "wb") as stream:  # noqa: PTH118, PTH123
+            stream.write(content)
+    record = only(tmp_path)
+    assert isinstance(record, Example)
+    assert record.source.uri == "caf\\udce9.jpg"
+
+
+def test_a_link_that_leads_nowhere_is_a_reject(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.txt": "a dog"})
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
+    record = only(tmp_path)
+    assert isinstance(record, Reject)
+    assert record.reason == Reason.UNREADABLE_FILE
+    assert "a.jpg" in record.detail
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    fill(tmp_path, {"else/where/a.jpg": JPEG, "else/where/a.txt": "a dog", "in/b.jpg": JPEG, "in/b.txt": "a cat"})
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "else")
+    (tmp_path / "else" / "loop").symlink_to(tmp_path / "else")
+    captions = [caption for _, caption in outcomes(read_all(list_source(str(tmp_path / "in"))))]
+    assert captions == ["a cat", "a dog"]
+
+
+def test_an_exif_rotated_picture_is_stored_upright(tmp_path: Path) -> None:
+    turned = np.ascontiguousarray(np.rot90(scene()))
+    record = only(fill(tmp_path, {"a.jpg": encode(turned, "JPEG", **with_orientation(6)), "a.txt": "a dog"}))
+    assert isinstance(record, Example)
+    assert (record.width, record.height) == (32, 24)
+
+
+def test_running_out_of_memory_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(_: bytes) -> None:
+        raise MemoryError("9 GB")
+
+    monkeypatch.setattr("transforms.sources.records.to_stored_jpeg", exhaust)
+    record = only(fill(tmp_path, {"a.jpg": JPEG, "a.txt": "a dog"}))
+    assert isinstance(record, Reject)
+    assert record.reason == Reason.OUT_OF_MEMORY
+
+
+def test_a_glob_of_pictures_finds_the_captions_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, {"p/a1.jpg": JPEG, "p/a1.txt": "one", "p/a2.jpg": JPEG, "p/a2.txt": "two", "p/b.jpg": JPEG})
+    expected = [("a1", "one"), ("a2", "two")]
+    assert outcomes(read_all(list_source(str(tmp_path / "p/a*.jpg")))) == expected
+    assert outcomes(read_all(list_source(str(tmp_path / "p/a*")))) == expected
+    assert outcomes(read_all(list_source(str(tmp_path / "p/a1.jpg")))) == expected[:1]
+    monkeypatch.chdir(tmp_path / "p")
+    assert outcomes(read_all(list_source("a*.jpg"))) == expected
+    assert outcomes(read_all(list_source("a1.jpg"))) == expected[:1]
+
+
+def test_a_folder_with_brackets_in_its_name_is_no_pattern(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "my [best] pictures", {"a.jpg": JPEG, "a.txt": "a dog"})
+    assert outcomes(read_all(list_source(str(folder)))) == [("a", "a dog")]
+
+
+def test_an_unreadable_folder_is_an_error_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, {"a.jpg": JPEG, "a.txt": "a dog", "closed/b.jpg": JPEG})
+    scandir = os.scandir
+
+    def guarded(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # the rights themselves do not stop root
+    with pytest.raises(InputError, match=r"cannot be read: .*Permission denied: .*closed"):
+        list_source(str(tmp_path))
