@@ -155,6 +155,15 @@ def test_the_square_keeps_as_many_subjects_as_any_place_does(masks: NDArray[np.b
     np.testing.assert_array_equal(kept, chosen >= KEPT_SHARE)
 
 
+def test_one_whole_subject_counts_more_than_two_that_are_cut() -> None:
+    masks = np.zeros((3, 4, 12), bool)
+    masks[0, 0, 0:5] = masks[1, 1, 0:5] = True  # a square of 4 keeps four fifths of each
+    masks[2, 2, 10] = True
+    (_, columns), kept = square_window(masks)
+    assert columns.start <= 10 < columns.stop
+    assert kept.tolist() == [False, False, True]
+
+
 def test_where_every_place_is_as_good_the_middle_is_taken() -> None:
     masks = np.zeros((1, 4, 11), bool)
     masks[0, 2, 5] = True
@@ -262,6 +271,7 @@ def test_pycocotools_loads_the_coco_export_and_decodes_the_same_masks(
     captions = COCO(str(tmp_path / "out" / "annotations" / "captions.json"))
     capsys.readouterr()
     assert {c["name"] for c in coco.loadCats(coco.getCatIds())} == {"dog", "cat"}
+    assert (sorted(coco.anns), sorted(coco.imgs)) == ([1, 2, 3, 4], [1, 2, 3]), "0 means no match to pycocotools"
     (wide,) = (image for image in coco.loadImgs(coco.getImgIds()) if image["file_name"] == "wide.jpg")
     assert (wide["width"], wide["height"], wide["source"]) == (96, 48, "pictures/wide.jpg")
     assert (tmp_path / "out" / "images" / "wide.jpg").read_bytes() == LANDSCAPE.image

@@ -22,7 +22,7 @@ SHARDS: list[list[Example | Reject]] = [
     [example("b"), example("a", license="CC BY 4.0")],
     [NO_MATCH],
     [],
-    [example("c")],
+    [example("aa")],
 ]
 
 
@@ -60,7 +60,7 @@ def test_the_index_is_sorted_and_its_offsets_give_each_sample_alone(tmp_path: Pa
     write_dataset(tmp_path, SHARDS)
     index = pq.read_table(tmp_path / "index.parquet")
     assert index.schema.equals(LAYOUT.index_columns)
-    assert index["key"].to_pylist() == ["a", "b", "c"]
+    assert index["key"].to_pylist() == ["a", "aa", "b"]
     for row in index.to_pylist():
         with (tmp_path / row["shard"]).open("rb") as tar:
             tar.seek(row["offset"])
