@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.scenes import scene_of, write_scenes
+from schemas.errors import InputError
+from schemas.masks import Mask
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("scenes") / "out"
+    assert list(write_scenes(output, count=6, seed=3, size=96)) == [1, 2, 3, 4, 5, 6]
+    return output
+
+
+def test_every_scene_has_picture_caption_truth_and_alphas(folder: Path) -> None:
+    for index in range(6):
+        key = f"{index:06d}"
+        truth = json.loads((folder / "truth" / f"{key}.json").read_text())
+        assert (folder / "images" / f"{key}.txt").read_text() == truth["caption"]
+        with Image.open(folder / "images" / f"{key}.jpg") as image:
+            assert image.size == (96, 96)
+        for thing in truth["objects"]:
+            alpha = np.asarray(Image.open(folder / "truth" / thing["alpha"]))
+            assert alpha.shape == (96, 96)
+            assert np.array_equal(Mask.from_json(thing["segmentation"]).to_array(), alpha >= 128)
+            if thing["phrase"] is not None:
+                assert truth["caption"][thing["start"] : thing["end"]] == thing["phrase"]
+            else:
+                assert thing["start"] is thing["end"] is None
+
+
+def test_the_files_hold_the_scene_of_the_same_number(folder: Path) -> None:
+    scene = scene_of(seed=3, index=4, size=96)
+    assert (folder / "images" / "000004.txt").read_text() == scene.caption
+    stored = np.asarray(Image.open(folder / "images" / "000004.jpg")).astype(int)
+    assert np.abs(stored - scene.image).mean() < 4
+
+
+def test_there_are_backgrounds_too(folder: Path) -> None:
+    assert len(list((folder / "backgrounds").glob("*.jpg"))) == 1
+
+
+def test_a_folder_with_something_in_it_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"out is not empty: name a new folder"):
+        next(write_scenes(folder, count=1, seed=0))
