@@ -46,7 +46,11 @@ def test_a_json_caption_brings_licence_and_address(tmp_path: Path) -> None:
 
 
 def test_a_txt_goes_before_a_json_that_still_gives_the_licence(tmp_path: Path) -> None:
-    files = {"cat.jpg": JPEG, "cat.txt": "a cat", "cat.json": '{"text": "no", "license": "CC0"}'}
+    files: dict[str, bytes | str] = {
+        "cat.jpg": JPEG,
+        "cat.txt": "a cat",
+        "cat.json": '{"text": "no", "license": "CC0"}',
+    }
     record = only(fill(tmp_path, files))
     assert isinstance(record, Example)
     assert (record.caption, record.source.license) == ("a cat", "CC0")

@@ -165,13 +165,14 @@ def choose_columns(schema: pa.Schema, name: str) -> Columns:
             raise InputError(
                 f"{name} has no column of {what} ({', '.join(wanted)}): its columns are {', '.join(schema.names)}"
             )
+    # A column without a single value has no type: its rows are rejects, not the file.
     kind = schema.field(image).type
     inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+    if inner not in (pa.binary(), pa.large_binary(), pa.null()):
         raise InputError(f"{name}: column {image} holds {kind}, not the bytes of encoded images")
     kind = schema.field(caption).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+    if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.null()):
         raise InputError(f"{name}: column {caption} holds {kind}, not text")
     return Columns(
         image, caption, *(_first(schema, names) for names in (KEY_COLUMNS, ("license", "LICENSE"), ("url",)))

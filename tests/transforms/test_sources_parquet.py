@@ -1,0 +1,188 @@
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Image, Value
+
+from schemas.errors import InputError
+from schemas.example import Example, Source
+from schemas.keys import clean_key
+from schemas.rejects import Reason, Reject
+from tests.pictures import encode, outcomes, read_all, scene
+from transforms.batch import Record
+from transforms.read import list_source, read_batches
+from transforms.sources.parquet import Rows
+
+JPEG = encode(scene(), "JPEG")
+
+
+def write(path: Path, columns: Mapping[str, Any], rows_per_group: int = 1000) -> Path:
+    pq.write_table(pa.table(dict(columns)), path, row_group_size=rows_per_group)
+    return path
+
+
+def rows(count: int, start: int = 0) -> dict[str, Sequence[object]]:
+    numbers = range(start, start + count)
+    return {"key": [f"k{n:04d}" for n in numbers], "jpg": [JPEG] * count, "text": [f"row {n}" for n in numbers]}
+
+
+def read(path: Path) -> list[Record]:
+    return read_all(list_source(str(path)))
+
+
+@pytest.mark.parametrize("image", ["image", "jpg", "image_bytes"])
+@pytest.mark.parametrize("caption", ["caption", "text"])
+@pytest.mark.parametrize("key", ["key", "id", "__key__"])
+def test_columns_are_found_by_their_names(tmp_path: Path, image: str, caption: str, key: str) -> None:
+    path = write(tmp_path / "a.parquet", {key: ["k1"], image: [JPEG], caption: ["a dog"], "similarity": [0.3]})
+    (record,) = read(path)
+    assert isinstance(record, Example)
+    assert (record.key, record.image, record.caption, record.source) == ("k1", JPEG, "a dog", Source("a.parquet#0"))
+
+
+def test_licence_and_address_are_read(tmp_path: Path) -> None:
+    columns = {**rows(2), "license": ["CC0", None], "url": ["https://example.org/1", None]}
+    sources = [record.source for record in read(write(tmp_path / "a.parquet", columns))]
+    assert sources == [Source("https://example.org/1", "CC0"), Source("a.parquet#1", "")]
+
+
+def test_a_file_of_hugging_face_datasets_is_read(tmp_path: Path) -> None:
+    features = Features({"image": Image(), "text": Value("string")})
+    images = [{"bytes": JPEG, "path": "x.jpg"}, {"bytes": None, "path": None}]
+    Dataset.from_dict({"image": images, "text": ["a dog", "a cat"]}, features).to_parquet(tmp_path / "train.parquet")
+    assert outcomes(read(tmp_path)) == [("train-00000000", "a dog"), ("train-00000001", Reason.MISSING_IMAGE)]
+
+
+def test_without_a_key_column_the_file_and_the_row_make_the_key(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.parquet", {"image": [JPEG] * 2, "caption": ["a dog"] * 2})
+    assert [key for key, _ in outcomes(read(tmp_path))] == ["a-00000000", "a-00000001", "b-00000000", "b-00000001"]
+
+
+def test_bad_rows_are_rejects(tmp_path: Path) -> None:
+    columns = {
+        "id": [1, 2, 3, 4, 1, None],
+        "image": [JPEG, b"", None, JPEG[:300], JPEG, JPEG],
+        "caption": ["a dog", "a", "b", "c", "another dog", None],
+    }
+    assert outcomes(read(write(tmp_path / "a.parquet", columns))) == [
+        ("1", "a dog"),
+        ("2", Reason.EMPTY_IMAGE),
+        ("3", Reason.MISSING_IMAGE),
+        ("4", Reason.UNDECODABLE_IMAGE),
+        ("1", Reason.DUPLICATE_KEY),
+        ("a-00000005", Reason.MISSING_CAPTION),
+    ]
+
+
+def test_one_key_in_two_files_is_a_reject(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(3))
+    write(tmp_path / "b.parquet", rows(3, start=2))
+    reasons = [reason for _, reason in outcomes(read(tmp_path))]
+    assert reasons == ["row 0", "row 1", "row 2", Reason.DUPLICATE_KEY, "row 3", "row 4"]
+
+
+@pytest.mark.parametrize(("per_group", "per_shard"), [(1, 100), (7, 50), (100, 30), (300, 1000), (64, 64), (90, 100)])
+def test_every_row_is_read_once_and_in_order(tmp_path: Path, per_group: int, per_shard: int) -> None:
+    write(tmp_path / "a.parquet", rows(150), per_group)
+    write(tmp_path / "b.parquet", rows(0), per_group)
+    write(tmp_path / "c.parquet", rows(75, start=150), per_group)
+    listing = list_source(str(tmp_path), samples_per_shard=per_shard)
+    assert [key for key, _ in outcomes(read_all(listing))] == [f"k{n:04d}" for n in range(225)]
+    assert [chunk.expected for chunk in listing.chunks] == [min(per_shard, 225 - s) for s in range(0, 225, per_shard)]
+    for chunk in listing.chunks:
+        records = [r for item in chunk.items for batch in read_batches(chunk.shard, item) for r in batch.records]
+        assert len(records) == chunk.expected
+
+
+def test_only_the_row_groups_with_the_wanted_rows_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(1000), rows_per_group=100)
+    chunks = list_source(str(tmp_path), samples_per_shard=250).chunks
+    items = [item for chunk in chunks for item in chunk.items if isinstance(item, Rows)]
+    assert [(i.start, i.stop, i.groups, i.offset) for i in items[:6]] == [
+        (0, 100, (0,), 0),
+        (100, 200, (1,), 100),
+        (200, 250, (2,), 200),
+        (250, 400, (2, 3), 200),
+        (400, 500, (4,), 400),
+        (500, 600, (5,), 500),
+    ]
+
+
+def test_a_limit_takes_the_first_rows(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(30))
+    write(tmp_path / "b.parquet", rows(30, start=30))
+    for limit in (1, 29, 30, 31, 60, 99):
+        listing = list_source(str(tmp_path), samples_per_shard=20, limit=limit)
+        expected = [f"k{n:04d}" for n in range(min(limit, 60))]
+        assert [key for key, _ in outcomes(read_all(listing))] == expected
+        assert listing.expected == len(expected)
+
+
+def test_a_file_without_the_columns_is_named_with_those_it_has(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"image_url": ["https://example.org"], "caption": ["a dog"]})
+    with pytest.raises(
+        InputError, match=r"a\.parquet has no column of images \(image, jpg, image_bytes\): .*image_url, c"
+    ):
+        list_source(str(path))
+    path = write(tmp_path / "a.parquet", {"image": [JPEG], "alt": ["a dog"]})
+    with pytest.raises(InputError, match=r"no column of captions \(caption, text\): its columns are image, alt"):
+        list_source(str(path))
+    path = write(tmp_path / "a.parquet", {"image": ["a.jpg"], "caption": ["a dog"]})
+    with pytest.raises(InputError, match=r"column image holds string, not the bytes of encoded images"):
+        list_source(str(path))
+    path = write(tmp_path / "a.parquet", {"image": [JPEG], "caption": [["a dog", "a cat"]]})
+    with pytest.raises(InputError, match=r"column caption holds list<.*>, not text"):
+        list_source(str(path))
+
+
+def test_what_is_no_parquet_is_an_error_alone_and_a_reject_among_others(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"<html>404</html>")
+    with pytest.raises(InputError, match=r"a\.parquet: no Parquet file: "):
+        list_source(str(tmp_path))
+    write(tmp_path / "b.parquet", rows(1))
+    assert outcomes(read(tmp_path)) == [(clean_key("a.parquet"), Reason.UNREADABLE_FILE), ("k0000", "row 0")]
+
+
+def test_a_file_cut_off_is_no_parquet(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", rows(20))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="no Parquet file"):
+        list_source(str(path))
+
+
+def test_rows_that_cannot_be_read_are_rejects_one_by_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", rows(20), rows_per_group=10)
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 60] = b"\xff" * 60
+    path.write_bytes(data)
+    columns_of_keys_are_read_at_listing = pytest.raises(InputError, match="no Parquet file")
+    with columns_of_keys_are_read_at_listing:
+        list_source(str(path))
+
+
+def test_a_column_chunk_that_broke_costs_its_rows_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"image": [JPEG] * 200, "caption": ["a dog"] * 200}, rows_per_group=100)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(data)
+    records = read(path)
+    assert [isinstance(record, Example) for record in records] == [True] * 100 + [False] * 100
+    assert {record.reason for record in records if isinstance(record, Reject)} == {Reason.UNREADABLE_FILE}
+    assert len({record.key for record in records}) == 200
+
+
+def test_a_fingerprint_covers_the_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", rows(30))
+
+    def fingerprints(per_shard: int) -> list[str]:
+        return [chunk.fingerprint for chunk in list_source(str(path), samples_per_shard=per_shard).chunks]
+
+    assert len(set(fingerprints(10))) == 3
+    assert fingerprints(10)[0] == fingerprints(10)[0] != fingerprints(11)[0]

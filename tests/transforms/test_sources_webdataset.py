@@ -1,0 +1,201 @@
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import webdataset as wds
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from schemas.example import Example, Source
+from schemas.keys import clean_key
+from schemas.rejects import Reason, Reject
+from tests.pictures import encode, outcomes, read_all, scene
+from transforms.batch import Record
+from transforms.read import list_source
+
+JPEG = encode(scene(), "JPEG")
+PNG = encode(scene())
+
+
+Member = tuple[str, bytes | str]
+
+
+def tar(members: Sequence[Member], mode: str = "w") -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in members:
+            data = content if isinstance(content, bytes) else content.encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def samples(*keys: str) -> list[Member]:
+    return [member for key in keys for member in ((f"{key}.jpg", JPEG), (f"{key}.txt", f"caption of {key}"))]
+
+
+def read(folder: Path, tars: dict[str, bytes], limit: int | None = None) -> list[Record]:
+    for name, content in tars.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return read_all(list_source(str(folder), limit=limit))
+
+
+def test_tars_that_webdataset_wrote_are_read(tmp_path: Path) -> None:
+    with wds.TarWriter(str(tmp_path / "a.tar")) as sink:
+        for number in range(3):
+            sink.write({"__key__": f"{number:09d}", "jpg": JPEG, "txt": f"picture {number}", "npy": b"\x00" * 2000})
+    records = read_all(list_source(str(tmp_path)))
+    assert outcomes(records) == [(f"{n:09d}", f"picture {n}") for n in range(3)]
+    assert isinstance(records[0], Example)
+    assert records[0].image == JPEG
+    assert records[0].source == Source("a.tar/000000000")
+
+
+def test_the_caption_may_stand_in_the_json_which_gives_licence_and_address(tmp_path: Path) -> None:
+    fields = {"caption": "a dog", "url": "https://example.org/1", "license": "CC BY", "width": 32, "key": "1"}
+    (record,) = read(tmp_path, {"a.tar": tar([("1.png", PNG), ("1.json", json.dumps(fields))])})
+    assert isinstance(record, Example)
+    assert (record.caption, record.source) == ("a dog", Source("https://example.org/1", "CC BY"))
+
+
+def test_keys_end_at_the_first_dot_as_in_webdataset(tmp_path: Path) -> None:
+    members: list[Member] = [
+        ("x/1.jpg", JPEG),
+        ("x/1.seg.png", b"other"),
+        ("x/1.txt", "one"),
+        ("y.z/2.JPG", JPEG),
+        ("y.z/2.txt", "two"),
+    ]
+    records = read(tmp_path, {"a.tar": tar(members)})
+    assert outcomes(records) == [(clean_key("x/1"), "one"), (clean_key("y.z/2"), "two")]
+    with (tmp_path / "a.tar").open("rb") as stream:
+        theirs = [sample["__key__"] for sample in group_by_keys(tar_file_expander([{"url": "a", "stream": stream}]))]
+    assert theirs == ["x/1", "y.z/2"]
+
+
+@pytest.mark.parametrize("key", ["../../up", "/etc/passwd", "é😀", "a b", "x" * 90])
+def test_no_key_leaves_the_folder(tmp_path: Path, key: str) -> None:
+    assert [k for k, _ in outcomes(read(tmp_path, {"a.tar": tar(samples(key))}))] == [clean_key(key)]
+
+
+def test_incomplete_and_repeated_samples_are_rejects(tmp_path: Path) -> None:
+    members: list[Member] = [
+        ("1.jpg", JPEG),
+        ("2.txt", "no picture"),
+        ("3.jpg", b""),
+        ("3.txt", "nothing in it"),
+        *samples("4", "4", "5", "4"),
+        ("6.jpg", JPEG),
+        ("6.json", "{"),
+    ]
+    assert outcomes(read(tmp_path, {"a.tar": tar(members)})) == [
+        ("1", Reason.MISSING_CAPTION),
+        ("2", Reason.MISSING_IMAGE),
+        ("3", Reason.EMPTY_IMAGE),
+        ("4", "caption of 4"),
+        ("4", Reason.DUPLICATE_KEY),
+        ("5", "caption of 5"),
+        ("4", Reason.DUPLICATE_KEY),
+        ("6", Reason.UNDECODABLE_CAPTION),
+    ]
+
+
+def test_folders_links_and_names_without_a_kind_are_no_samples(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, kind in (("d.jpg", tarfile.DIRTYPE), ("l.jpg", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            archive.addfile(info)
+        for name in ("README", ".hidden.jpg"):
+            archive.addfile(tarfile.TarInfo(name))
+    assert read(tmp_path, {"a.tar": stream.getvalue()}) == []
+
+
+def test_samples_of_one_key_in_two_tars_stay_two(tmp_path: Path) -> None:
+    records = read(tmp_path, {"00000.tar": tar(samples("1", "2")), "00001.tar": tar(samples("1"))})
+    assert [key for key, _ in outcomes(records)] == ["00000_1", "00000_2", "00001_1"]
+
+
+@pytest.mark.parametrize(
+    "tars",
+    [
+        {"a.tar": ["b_c"], "a_b.tar": ["c"]},
+        {"x/0.tar": ["1"], "y/0.tar": ["1"]},
+        {"0.tar": ["1"], "0.tgz": ["1"]},
+    ],
+)
+def test_names_of_tars_that_could_be_mistaken_keep_their_samples_apart(
+    tmp_path: Path, tars: dict[str, list[str]]
+) -> None:
+    records = read(tmp_path, {name: tar(samples(*keys)) for name, keys in tars.items()})
+    assert len({key for key, _ in outcomes(records)}) == 2
+
+
+def test_each_tar_makes_one_shard(tmp_path: Path) -> None:
+    read(tmp_path, {"a.tar": tar(samples("1", "2")), "b.tar": tar(samples("3"))})
+    listing = list_source(str(tmp_path))
+    assert [(chunk.shard, len(chunk.items), chunk.expected) for chunk in listing.chunks] == [(0, 1, None), (1, 1, None)]
+    assert (listing.kind, listing.expected) == ("webdataset", None)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1, [1]), (2, [2]), (3, [2, 1]), (9, [2, 2])])
+def test_a_limit_takes_the_first_samples_over_all_tars(tmp_path: Path, limit: int, expected: list[int]) -> None:
+    tars = {"a.tar": tar(samples("1", "2")), "b.tar": tar([*samples("3"), ("4.jpg", b"")])}
+    records = read(tmp_path, tars, limit)
+    listing = list_source(str(tmp_path), limit=limit)
+    assert [chunk.expected for chunk in listing.chunks] == expected
+    assert len(records) == listing.expected == sum(expected)
+
+
+def test_compressed_tars_are_read(tmp_path: Path) -> None:
+    assert len(read(tmp_path, {"a.tar.gz": tar(samples("1"), "w:gz"), "b.tgz": tar(samples("1"), "w:gz")})) == 2
+
+
+def test_a_tar_cut_off_anywhere_yields_its_whole_samples_and_one_reject(tmp_path: Path) -> None:
+    """Every block of the tar is tried as the place of the cut, and one byte to its either side."""
+    whole = tar(samples("1", "2", "3"))
+    ends = [end for end in range(0, len(whole), 512) if whole[end : end + 512] == bytes(512)]
+    sample = ends[0] // 3
+    for cut in sorted({c + d for c in range(512, ends[0], 512) for d in (-1, 0, 1)}):
+        records = read(tmp_path, {"a.tar": whole[:cut]})
+        *good, bad = outcomes(records)
+        assert good == [(str(n), f"caption of {n}") for n in range(1, len(good) + 1)]
+        assert bad == (clean_key("a.tar"), Reason.TRUNCATED_ARCHIVE if good else Reason.UNREADABLE_FILE)
+        # A caption ends before the padding of its block does.
+        assert len(good) == sum(cut >= n * sample - 512 + len(f"caption of {n}") for n in (1, 2, 3))
+    assert isinstance(records[-1], Reject)
+    assert "a.tar breaks off after 2 samples" in records[-1].detail
+
+
+def test_an_archive_without_its_end_mark_may_be_cut_off(tmp_path: Path) -> None:
+    whole = tar(samples("1"))
+    end = whole.rindex(b"caption of 1") // 512 * 512 + 512
+    assert outcomes(read(tmp_path, {"a.tar": whole[:end]}))[0] == ("1", "caption of 1")
+    assert outcomes(read(tmp_path, {"a.tar": whole[:end]}))[1][1] == Reason.TRUNCATED_ARCHIVE
+    assert outcomes(read(tmp_path, {"a.tar": whole[: end + 512]})) == [("1", "caption of 1")]
+
+
+def test_a_corrupt_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    data = bytearray(tar(samples("1", "2")))
+    second = data.index(b"2.jpg")
+    data[second : second + 5] = b"\xff\x00\xff\x00\xff"
+    records = read(tmp_path, {"a.tar": bytes(data)})
+    assert [reason for _, reason in outcomes(records)] == ["caption of 1", Reason.TRUNCATED_ARCHIVE]
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>" * 200, tar(samples("1"), "w:gz")[:30]])
+def test_what_is_no_tar_is_an_unreadable_file(tmp_path: Path, data: bytes) -> None:
+    records = read(tmp_path, {"a.tar": data, "b.tar": tar(samples("1"))})
+    assert outcomes(records) == [(clean_key("a.tar"), Reason.UNREADABLE_FILE), ("b_1", "caption of 1")]
+
+
+def test_a_compressed_tar_cut_off_yields_what_came_before(tmp_path: Path) -> None:
+    data = tar(samples(*map(str, range(40))), "w:gz")
+    *good, bad = outcomes(read(tmp_path, {"a.tar.gz": data[: len(data) // 2]}))
+    assert good == [(str(n), f"caption of {n}") for n in range(len(good))]
+    assert bad[1] in (Reason.TRUNCATED_ARCHIVE, Reason.UNREADABLE_FILE)
