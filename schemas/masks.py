@@ -56,6 +56,15 @@ class Mask:
         """Return `{"size": [h, w], "counts": str}`."""
         return {"size": list(self.size), "counts": self.counts}
 
+    def check(self) -> None:
+        """Raise a ValueError unless the runs add up to the picture's pixels.
+
+        pycocotools fills what runs leave over with whatever was in memory: a mask that a file gave is checked first.
+        """
+        runs = _runs(self.counts)
+        if sum(runs) != self.size[0] * self.size[1] or min(runs, default=0) < 0:
+            raise ValueError(f"its runs cover {sum(runs):,} pixels of a picture of {self.size[1]} x {self.size[0]}")
+
     def to_array(self) -> NDArray[np.bool_]:
         """Decode to [H, W] bool."""
         return np.asarray(coco.decode(self._rle()), dtype=bool)
@@ -82,3 +91,24 @@ def intersection_over_union(a: Mask, b: Mask) -> float:
     both = int(coco.area(coco.merge([a._rle(), b._rle()], intersect=True)))
     either = a.area + b.area - both
     return both / either if either else 0.0
+
+
+def _runs(counts: str) -> list[int]:
+    """Decode COCO's string of run lengths.
+
+    Five bits per character, lowest first, above 48 ("0"); the sixth bit says that more follow, the fifth of the last
+    one is the sign. From the fourth run on, a number is the difference to the run before the previous one.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"{character!r} stands in no string of run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs

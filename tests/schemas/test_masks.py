@@ -85,6 +85,39 @@ def test_intersection_over_union_counts_pixels(a: NDArray[np.bool_], shift: int)
     assert intersection_over_union(Mask.from_array(a), Mask.from_array(b)) == pytest.approx(expected)
 
 
+@given(masks())
+def test_a_mask_of_an_array_passes_its_check(mask: NDArray[np.bool_]) -> None:
+    Mask.from_array(mask).check()
+
+
+@given(masks(), st.integers(-3, 3).filter(bool))
+def test_runs_that_leave_pixels_over_or_overflow_are_refused(mask: NDArray[np.bool_], change: int) -> None:
+    counts = runs(mask)
+    counts[-1] += change
+    with pytest.raises(ValueError, match=rf"its runs cover {mask.size + change:,} pixels of a picture of"):
+        Mask((mask.shape[0], mask.shape[1]), compress(counts)).check()
+
+
+@pytest.mark.parametrize("counts", ["", "é", " ", compress([-2, 8])])
+def test_what_is_no_string_of_runs_is_refused(counts: str) -> None:
+    with pytest.raises(ValueError, match=r"its runs cover 0|no string of run lengths|its runs cover 6 pixels"):
+        Mask((2, 3), counts).check()
+
+
+def test_polygons_are_filled() -> None:
+    """Two boxes of 6 x 4 and 5 x 2 pixels: their corners lie between the pixels."""
+    mask = Mask.from_polygons([[1, 2, 7, 2, 7, 6, 1, 6], [4.0, 10.0, 9.0, 10.0, 9.0, 12.0, 4.0, 12.0]], (24, 32))
+    expected = np.zeros((24, 32), bool)
+    expected[2:6, 1:7] = expected[10:12, 4:9] = True
+    np.testing.assert_array_equal(mask.to_array(), expected)
+
+
+@pytest.mark.parametrize("polygon", [[], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, float("inf")]])
+def test_what_is_no_polygon_is_refused(polygon: list[float]) -> None:
+    with pytest.raises(ValueError, match="a polygon needs three corners"):
+        Mask.from_polygons([polygon], (24, 32))
+
+
 def test_masks_of_two_sizes_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match=r"masks of \(2, 3\) and \(3, 2\)"):
         intersection_over_union(Mask.from_array(np.ones((2, 3), bool)), Mask.from_array(np.ones((3, 2), bool)))

@@ -51,7 +51,7 @@ def test_licence_and_address_are_read(tmp_path: Path) -> None:
 
 def test_a_file_of_hugging_face_datasets_is_read(tmp_path: Path) -> None:
     features = Features({"image": Image(), "text": Value("string")})
-    images = [{"bytes": JPEG, "path": "x.jpg"}, {"bytes": None, "path": None}]
+    images = [{"bytes": JPEG, "path": "x.jpg"}, None]
     Dataset.from_dict({"image": images, "text": ["a dog", "a cat"]}, features).to_parquet(tmp_path / "train.parquet")
     assert outcomes(read(tmp_path)) == [("train-00000000", "a dog"), ("train-00000001", Reason.MISSING_IMAGE)]
 

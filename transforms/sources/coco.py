@@ -163,7 +163,7 @@ class _Tables:
     def _png_folders(self) -> list[str]:
         here = posixpath.dirname(self.file.path)
         up, name = posixpath.dirname(here), _name(self.file)
-        return [f"{here}/{name}", f"{here}/panoptic", f"{up}/{name}", here]
+        return [posixpath.join(here, name), posixpath.join(here, "panoptic"), posixpath.join(up, name), here]
 
 
 def _read_tables(file: File, kind: str, by_path: Mapping[str, File]) -> _Tables:

@@ -120,7 +120,7 @@ class InstancesTruth:
         for number, (label, is_thing, segmentation) in enumerate(self.instances):
             try:
                 mask = decode_segmentation(segmentation, size)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise mismatch(f"the mask of annotation {number} ({label}) is malformed: {error}") from error
             if mask.area:
                 segments.append(Segment(label, 1.0, mask, is_thing=is_thing))
@@ -151,7 +151,7 @@ def decode_segmentation(segmentation: object, size: tuple[int, int]) -> Mask:
     """Decode COCO's `segmentation`, polygons or run lengths (compressed or not), of a picture of `size` (h, w).
 
     Raises:
-        ValueError, KeyError, TypeError: it is malformed or of another size.
+        ValueError, KeyError, TypeError, OverflowError: it is malformed or of another size.
     """
     if isinstance(segmentation, list):
         return Mask.from_polygons(segmentation, size)
@@ -159,8 +159,10 @@ def decode_segmentation(segmentation: object, size: tuple[int, int]) -> Mask:
         raise TypeError(f"a {type(segmentation).__name__} is neither polygons nor run lengths")
     if tuple(segmentation["size"]) != size:
         raise ValueError(f"it is of {segmentation['size']} (height, width), the picture of {list(size)}")
+    if not isinstance(segmentation["counts"], list | str):
+        raise TypeError(f"its counts are a {type(segmentation['counts']).__name__}")
     mask = Mask.from_json(segmentation)
-    mask.to_array()  # raises where the runs do not add up to the picture
+    mask.check()
     return mask
 
 
