@@ -147,6 +147,8 @@ def _sample_problems(entry: Entry, sample: Sample, rows: dict[str, Row], layout:
     problems = []
     if (row["offset"], row["size"]) != (entry.offset, entry.size):
         problems.append(f"the index says {row['size']} bytes at {row['offset']}, it is {entry.size} at {entry.offset}")
+    elif row["crc32"] != entry.crc32:
+        problems.append("its bytes are not those that were written: the checksums differ")
     if set(sample.members) != layout.members:
         problems.append(f"has members {', '.join(sorted(sample.members))}, not {', '.join(sorted(layout.members))}")
         return problems

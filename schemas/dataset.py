@@ -1,5 +1,6 @@
 """The files beside the shards: the index, the rejects, `dataset.json`, and the parts that they are composed of."""
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ INDEX_COLUMNS = pa.schema(
         ("shard", pa.string()),  # file name of the tar
         ("offset", pa.int64()),  # bytes; tar[offset : offset + size] is a tar of this sample alone
         ("size", pa.int64()),  # bytes
+        ("crc32", pa.uint32()),  # of those bytes
         ("caption", pa.string()),
         ("width", pa.int32()),  # pixels
         ("height", pa.int32()),
@@ -79,6 +81,12 @@ class Job(StrictModel):
     config: dict[str, Any]
     models: dict[str, ModelName]
     seed: int
+
+
+def shard_fingerprint(chunk: str, job: Job) -> str:
+    """Name what a shard is made from and how: the SHA-256 of its chunk's fingerprint and of the job's every field."""
+    how = json.dumps(job.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(f"{chunk}\n{how}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Counts(StrictModel):
@@ -174,7 +182,7 @@ def table_to_parquet(table: pa.Table) -> bytes:
 
 
 def base_row(example: Example, recipe: str, shard: int) -> Row:
-    """Fill the columns of the index that every recipe has; `offset` and `size` are known once the tar is written."""
+    """Fill the columns of the index that every recipe has; the sample's place is known once the tar is written."""
     return {
         "key": example.key,
         "shard": shard_name(recipe, shard),

@@ -7,6 +7,7 @@ Headers carry no time, no owner and no mode of the machine that wrote them.
 import hashlib
 import io
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -27,11 +28,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a sample stands: the `size` bytes from `offset` of the tar are themselves a tar of this sample alone."""
+    """Where a sample stands: the `size` bytes from `offset` of the tar are themselves a tar of this sample alone.
+
+    `crc32` is the CRC-32 of those bytes: a JPEG with a flipped bit still decodes, to another picture.
+    """
 
     key: str
     offset: int
     size: int
+    crc32: int
 
 
 def shard_name(prefix: str, shard: int) -> str:
@@ -66,8 +71,11 @@ def write_tar(stream: BinaryIO, samples: Iterable[Sample]) -> list[Entry]:
         if entries and sample.key == entries[-1].key:
             raise InputError(f"two samples have the key {sample.key!r}: keys must differ, rename one of the inputs")
         assert not entries or entries[-1].key < sample.key, f"{sample.key} after {entries[-1].key}: sort the samples"
-        size = sum(stream.write(block) for block in _blocks(sample))
-        entries.append(Entry(sample.key, offset, size))
+        size = crc32 = 0
+        for block in _blocks(sample):
+            stream.write(block)
+            size, crc32 = size + len(block), zlib.crc32(block, crc32)
+        entries.append(Entry(sample.key, offset, size, crc32))
         offset += size
     # Two empty blocks end an archive, and tar fills up its last record of 20 blocks.
     end = offset + 2 * BLOCK
@@ -87,7 +95,7 @@ def read_tar(stream: BinaryIO) -> Iterator[tuple[Entry, Sample]]:
         for info in tar:
             base, _, name = info.name.partition(".")
             if members and base != key:
-                yield Entry(key, start, end - start), Sample(key, members)
+                yield _entry(start, end, Sample(key, members))
                 members = {}
             if not members:
                 key, start = base, info.offset
@@ -95,7 +103,7 @@ def read_tar(stream: BinaryIO) -> Iterator[tuple[Entry, Sample]]:
             members[name] = content.read() if content else b""
             end = info.offset_data + info.size + -info.size % BLOCK
     if members:
-        yield Entry(key, start, end - start), Sample(key, members)
+        yield _entry(start, end, Sample(key, members))
 
 
 def read_sample(fragment: bytes) -> Sample:
@@ -109,6 +117,14 @@ def read_sample(fragment: bytes) -> Sample:
     if len(samples) != 1:
         raise ValueError(f"expected one sample, found {[sample.key for sample in samples]}")
     return samples[0]
+
+
+def _entry(start: int, end: int, sample: Sample) -> tuple[Entry, Sample]:
+    # Written again, a sample gives the bytes that it was read from.
+    crc32 = 0
+    for block in _blocks(sample):
+        crc32 = zlib.crc32(block, crc32)
+    return Entry(sample.key, start, end - start, crc32), sample
 
 
 def _blocks(sample: Sample) -> Iterator[bytes]:

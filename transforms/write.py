@@ -7,7 +7,7 @@ books of every shard, in a part that appears after the shard and marks it as don
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import apache_beam as beam
 
@@ -27,7 +27,7 @@ class WriteWebDataset(beam.PTransform):
 
     The samples of a shard are sorted by key, and the tar is a function of them alone: the same samples give the
     same bytes on any runner. It appears under its name when it is whole. A row is a dict with `key`, `shard`
-    (the tar's file name), `offset` and `size` (bytes): tar[offset : offset + size] is itself a tar of that sample.
+    (the tar's file name), `offset`, `size` (bytes) and `crc32`, as an `Entry` has them.
     Samples of one shard are sorted in memory. Two samples of one key in a shard raise an InputError.
 
         (
@@ -49,7 +49,7 @@ class WriteWebDataset(beam.PTransform):
     def _write(self, shard: int, samples: Iterable[Sample]) -> Iterator[Row]:
         folder, _, name = self.prefix.rpartition("/")
         for entry in write_shard(folder, name, shard, samples):
-            yield {"key": entry.key, "shard": shard_name(name, shard), "offset": entry.offset, "size": entry.size}
+            yield {"shard": shard_name(name, shard), **asdict(entry)}
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def commit_shard(output: str, layout: Layout, shard: int, fingerprint: str, sett
     # From here until the new part stands, the shard must not look done, whichever fingerprint is asked for.
     remove_files([join(output, STATE, part_name(shard))])
     entries = write_shard(output, layout.recipe, shard, (sample for s in settled for sample in s.samples))
-    places = {entry.key: {"offset": entry.offset, "size": entry.size} for entry in entries}
+    places = {entry.key: asdict(entry) for entry in entries}
     rows = sorted((row | places[row["key"]] for s in settled for row in s.rows), key=lambda row: row["key"])
     seconds: dict[str, float] = defaultdict(float)
     for stage, spent in (pair for s in settled for pair in s.seconds):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def rewrite_shard(output: Path, change: Callable[[list[Sample]], list[Sample]]) 
 
     def place(row: dict[str, Any]) -> dict[str, Any]:
         entry = places.get(row["key"])
-        return row | {"offset": entry.offset, "size": entry.size} if entry else row
+        return row | dataclasses.asdict(entry) if entry else row
 
     rewrite_table(output, "index.parquet", place)
 
@@ -101,6 +102,16 @@ def test_an_offset_that_points_elsewhere_is_named(output: Path) -> None:
 def test_a_caption_that_differs_between_index_and_sample_is_named(output: Path) -> None:
     rewrite_table(output, "index.parquet", lambda row: row | {"caption": row["caption"].replace("dog", "cat")})
     assert "fastcomposer-000001.tar: c: the index says caption 'a cat', the record 'a dog'" in complaints(output)
+
+
+def test_a_flipped_bit_that_still_decodes_is_noticed(output: Path) -> None:
+    path = output / "fastcomposer-000000.tar"
+    tar = bytearray(path.read_bytes())
+    tar[tar.index(b"pictures/a.jpg")] ^= 1
+    path.write_bytes(bytes(tar))
+    assert "fastcomposer-000000.tar: a: its bytes are not those that were written: the checksums differ" in complaints(
+        output
+    )
 
 
 def test_a_shard_that_was_cut_off_is_named(output: Path) -> None:

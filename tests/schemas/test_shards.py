@@ -2,6 +2,7 @@ import hashlib
 import io
 import subprocess
 import tarfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def test_what_was_written_is_read_back_as_a_whole_and_from_each_offset(contents:
     read = list(read_tar(io.BytesIO(tar)))
     assert [sample for _, sample in read] == samples
     assert [(e.key, e.offset, e.size) for e, _ in read] == entries
+    assert all(zlib.crc32(tar[e.offset : e.offset + e.size]) == e.crc32 for e, _ in read)
+    assert [e for e, _ in read] == write_tar(io.BytesIO(), samples)
     assert [read_sample(tar[offset : offset + size]) for _, offset, size in entries] == samples
 
 

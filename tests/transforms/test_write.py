@@ -46,9 +46,9 @@ def test_any_samples_become_shards_that_webdataset_reads(tmp_path: Path) -> None
         (0, Sample("a", {"txt": b"1"})),
     ]
     expected = [
-        {"key": "a", "shard": "train-000000.tar", "offset": 0, "size": 1024},
-        {"key": "b", "shard": "train-000000.tar", "offset": 1024, "size": 2048},
-        {"key": "d", "shard": "train-000001.tar", "offset": 0, "size": 1024},
+        {"key": "a", "shard": "train-000000.tar", "offset": 0, "size": 1024, "crc32": 2365926660},
+        {"key": "b", "shard": "train-000000.tar", "offset": 1024, "size": 2048, "crc32": 917993762},
+        {"key": "d", "shard": "train-000001.tar", "offset": 0, "size": 1024, "crc32": 3559163459},
     ]
     with pipeline() as p:
         rows = p | beam.Create(samples) | WriteWebDataset(str(tmp_path / "deep" / "train"))
