@@ -100,8 +100,8 @@ def detect_kind(source: str, files: Sequence[File]) -> str:
     found = {kind: name for kind, name in signs.items() if name is not None}
     if "coco-panoptic" in found or "coco-instances" in found:
         found.pop("folder", None)  # the annotated pictures themselves
-    if "parquet" in found and all(_is_statistics(file, files) for file in files if _SIGNS["parquet"](file)):
-        found.pop("parquet")
+    if _are_statistics(files):
+        found.pop("parquet", None)
     if len(found) > 1:
         examples = ", ".join(f"{kind} ({name})" for kind, name in found.items())
         raise InputError(f"{source} holds several kinds of source, {examples}: choose one with --source")
@@ -149,7 +149,7 @@ def read_batches(shard: int, item: Item, batch_size: int = BATCH_SIZE) -> Iterat
 
 
 def _is_parquet(file: File) -> bool:
-    return file.extension in (".parquet", ".pq")
+    return file.has_extension((".parquet", ".pq"))
 
 
 def _is_panoptic(file: File) -> bool:
@@ -169,11 +169,10 @@ _SIGNS: dict[str, Callable[[File], bool]] = {
 }
 
 
-def _is_statistics(parquet: File, files: Sequence[File]) -> bool:
-    """Whether it is the table of statistics that img2dataset writes beside each of its tars or folders."""
-    return any(
-        (file.stem == parquet.stem and is_tar(file)) or file.name.startswith(f"{parquet.stem}/") for file in files
-    )
+def _are_statistics(files: Sequence[File]) -> bool:
+    """Whether all Parquet files are the tables that img2dataset writes beside each of its tars or folders."""
+    beside = {file.stem for file in files if is_tar(file)} | {posixpath.dirname(file.name) for file in files}
+    return all(file.stem in beside for file in files if _is_parquet(file))
 
 
 def _is_folder(source: str, files: Sequence[File]) -> bool:

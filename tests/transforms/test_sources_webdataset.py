@@ -136,6 +136,12 @@ def test_names_of_tars_that_could_be_mistaken_keep_their_samples_apart(
     assert len({key for key, _ in outcomes(records)}) == 2
 
 
+def test_the_statistics_that_img2dataset_writes_beside_its_tars_are_no_source(tmp_path: Path) -> None:
+    (tmp_path / "00000.parquet").write_bytes(b"")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    assert outcomes(read(tmp_path, {"00000.tar": tar(samples("1"))})) == [("1", "caption of 1")]
+
+
 def test_each_tar_makes_one_shard(tmp_path: Path) -> None:
     read(tmp_path, {"a.tar": tar(samples("1", "2")), "b.tar": tar(samples("3"))})
     listing = list_source(str(tmp_path))

@@ -62,8 +62,10 @@ class Annotated:
 
 def is_annotation(file: File, kind: str) -> bool:
     """Whether the name says that it is an annotation file of `kind`, "panoptic" or "instances"."""
+    if not file.has_extension((".json",)):
+        return False
     name = posixpath.basename(file.name)
-    return name.startswith(kind) and file.extension == ".json" and not name.startswith("panoptic_categories")
+    return name.startswith(kind) and not name.startswith("panoptic_categories")
 
 
 def list_annotated(files: Sequence[File], annotations: Sequence[File], kind: str) -> list[Entry | Reject]:

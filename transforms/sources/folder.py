@@ -25,6 +25,9 @@ from transforms.sources.records import (
     to_example,
 )
 
+_PICTURES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+_CAPTIONS = (".txt", ".json")
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -59,7 +62,7 @@ class Picture:
 
 def is_picture(file: File) -> bool:
     """Whether the extension says that it is a picture."""
-    return file.extension.removeprefix(".") in IMAGE_EXTENSIONS
+    return file.has_extension(_PICTURES)
 
 
 def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry | Reject]:
@@ -72,7 +75,7 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
     Returns:
         An entry per picture; a reject for the second picture of one key, and for a caption without a picture.
     """
-    captions = {(file.stem, file.extension): file for file in beside if file.extension in (".txt", ".json")}
+    captions = {(file.stem, kind): file for file in beside for kind in _CAPTIONS if file.has_extension((kind,))}
     pictured = {file.stem for file in beside if is_picture(file)}
     return list(_pair(files, captions, pictured))
 
@@ -94,5 +97,6 @@ def _pair(files: Sequence[File], captions: dict[tuple[str, str], File], pictured
 
 def _is_orphan(file: File, captions: dict[tuple[str, str], File], pictured: set[str]) -> bool:
     """Whether `file` is the caption of a picture that is not there; of a .txt and a .json, the .txt stands for both."""
-    alone = file.extension == ".txt" or (file.stem, ".txt") not in captions
-    return file.extension in (".txt", ".json") and file.stem not in pictured and alone
+    if not file.has_extension(_CAPTIONS) or file.stem in pictured:
+        return False
+    return file.has_extension((".txt",)) or (file.stem, ".txt") not in captions

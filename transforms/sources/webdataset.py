@@ -118,7 +118,7 @@ class TarSample:
 
 def is_tar(file: File) -> bool:
     """Whether the name says that it is a tar."""
-    return file.name.lower().endswith(EXTENSIONS)
+    return file.has_extension(EXTENSIONS)
 
 
 def list_tars(files: Sequence[File], limit: int | None) -> list[Chunk]:
@@ -172,8 +172,8 @@ def _prefixes(files: Sequence[File]) -> list[str]:
         return [""]
     stems = [re.sub(r"(\.tar|\.tar\.gz|\.tgz)$", "", file.name, flags=re.IGNORECASE) for file in files]
     # "a" + "_" + "b_c" and "a_b" + "_" + "c" would be one key; full paths of files never go on into one another.
-    ambiguous = any(other.startswith(f"{stem}_") for stem in stems for other in stems) or len(set(stems)) < len(stems)
-    if ambiguous:
+    starts = {stem[: mark.start()] for stem in stems for mark in re.finditer("_", stem)}
+    if starts.intersection(stems) or len(set(stems)) < len(stems):
         return [f"{file.name}/" for file in files]
     return [f"{stem}_" for stem in stems]
 
