@@ -5,9 +5,6 @@ shards are made in rounds, a pipeline each: a job that is killed loses at most o
 more than that. Other runners get one pipeline.
 """
 
-import hashlib
-import json
-import logging
 import tempfile
 import threading
 import time
@@ -22,7 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig
-from schemas.dataset import DatasetInfo, Job, ModelName
+from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
+from schemas.errors import SubjectloomError
 from schemas.fastcomposer import LAYOUT
 from transforms.models.presets import Models, revision_of
 from transforms.output import finish_dataset, finished_shards, prepare_output
@@ -67,7 +65,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
     chunks = listing.chunks
     models = replace(request.models, segmenter=None) if listing.has_segments else request.models
     job = describe_job(config, used_models(config, models))
-    fingerprints = {chunk.shard: fingerprint(chunk, job) for chunk in chunks}
+    fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint, job) for chunk in chunks}
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
     done = finished_shards(request.output)
     todo = [chunk for chunk in chunks if done.get(chunk.shard) != fingerprints[chunk.shard]]
@@ -101,12 +99,6 @@ def describe_job(config: FastComposerConfig, models: dict[str, str]) -> Job:
     )
 
 
-def fingerprint(chunk: Chunk, job: Job) -> str:
-    """Hash what a shard depends on: its inputs, the config, the models."""
-    made_by = json.dumps(job.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(f"{chunk.fingerprint}\n{made_by}".encode()).hexdigest()
-
-
 def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     """Read what stands after `--`; where it names no runner, the local one is named here.
 
@@ -136,9 +128,23 @@ def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequen
 
 def run(recipe: BuildFastComposer, options: PipelineOptions) -> None:
     """Run one pipeline to its end."""
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    with beam.Pipeline(options=options) as pipeline:
-        _ = pipeline | recipe
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            _ = pipeline | recipe
+    except Exception as error:
+        told = _told_by_ours(error)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _told_by_ours(error: BaseException | None) -> SubjectloomError | None:
+    """Return our own error among the causes of what Beam raised, as it was before Beam added where it ran."""
+    while error is not None:
+        if isinstance(error, SubjectloomError):
+            return type(error)(str(error).partition(" [while running")[0])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

@@ -1,14 +1,13 @@
 """The `subjectloom` command: a thin rim around the functions of `jobs/`."""
 
 import difflib
-import os
+import logging
 import sys
 import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import yaml
 from pydantic import ValidationError
@@ -37,7 +36,6 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Training datasets for subject-driven text-to-image generation."""
-    os.environ["SUBJECTLOOM_DEBUG"] = "1" if debug else ""
 
 
 @app.command()
@@ -228,18 +226,13 @@ def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:
 
 def main() -> None:
     """Run the command; an error is one line on stderr, its traceback only with --debug."""
+    # Libraries narrate on the way; what a person needs to know is in the errors and the books.
     warnings.filterwarnings("ignore")
-    command = typer.main.get_command(app)
+    logging.disable(logging.CRITICAL)
     try:
-        sys.exit(command.main(standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        err.print("interrupted; a build goes on where it stopped with --resume", style="red")
-        sys.exit(130)
+        app()
     except Exception as error:  # the last resort of a command: a person sees a line, not a traceback
-        if os.environ.get("SUBJECTLOOM_DEBUG"):
+        if "--debug" in sys.argv:
             traceback.print_exc()
         known = isinstance(error, SubjectloomError)
         kind = "error" if known else f"unexpected {type(error).__name__} (--debug shows where)"

@@ -64,6 +64,7 @@ class BuildFastComposer(beam.PTransform):
     def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
         """Chain the steps in the order in which the paper tells them."""
         config, models = self.config, self.models
+        expected = {chunk.shard: chunk.expected for chunk in self.chunks if chunk.expected is not None}
         return (
             root
             | "read" >> ReadBatches(self.chunks, config.batch_size)
@@ -72,7 +73,7 @@ class BuildFastComposer(beam.PTransform):
             | "similarity" >> ScoreSimilarity(config.similarity, models.clip)
             | "matches" >> MatchPhrases(threshold_of(config, models))
             | "count" >> CountRecords(self.progress)
-            | "write" >> WriteDataset(self.output, LAYOUT, self.fingerprints)
+            | "write" >> WriteDataset(self.output, LAYOUT, self.fingerprints, expected)
         )
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from schemas.errors import RecordError
+from schemas.errors import RecordError, SubjectloomError
 from schemas.example import Example
 from schemas.rejects import Reason, Reject
 
@@ -36,6 +36,9 @@ def advance(batch: Batch, stage: str, step: Callable[[Sequence[Example]], Sequen
     `step` returns one example per example, in order, or raises. A call that raises is repeated on the two
     halves of its examples until the failing ones stand alone: one bad picture costs no good one, and what
     does not fit into memory at once is tried in smaller parts.
+
+    Raises:
+        SubjectloomError: `step` lost, invented or reordered records; that is a defect, and stops the job.
     """
     started = time.perf_counter()
     examples = [record for record in batch.records if isinstance(record, Example)]
@@ -56,14 +59,18 @@ def _run(
         return []
     try:
         advanced = list(step(examples))
-        if [a.key for a in advanced] != [e.key for e in examples]:
-            raise AssertionError(f"{stage} returned {len(advanced)} records for {len(examples)}, or in another order")
-        return list(advanced)
     except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
         if len(examples) > 1:
             half = len(examples) // 2
             return _run(step, examples[:half], stage) + _run(step, examples[half:], stage)
         return [reject(examples[0], stage, error)]
+    if [a.key for a in advanced] != [e.key for e in examples]:
+        # No record's fault: going on would lose it, or give it another's masks.
+        raise SubjectloomError(
+            f"the step {stage} returned {len(advanced)} records for {len(examples)}, or in another order: "
+            "this is a defect of Subjectloom, please report it"
+        )
+    return list(advanced)
 
 
 def reject(example: Example, stage: str, error: Exception) -> Reject:

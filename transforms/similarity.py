@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from schemas.example import Example
 from transforms.batch import Batch, advance, each
-from transforms.match import label_similarity
+from transforms.labels import label_similarity
 from transforms.models.clip import Clip, embed_images, embed_texts, load_clip
 from transforms.models.handler import StepHandler
 

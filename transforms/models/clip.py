@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def load_clip(checkpoint: str | Path) -> Clip:
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"no CLIP {checkpoint}: looked for a folder of that name and for a name/tag of open_clip "
-            f"({str(error).splitlines()[0]}). Give --model clip=FOLDER or a name/tag of open_clip.list_pretrained(), "
+            f"({shorten(str(error), 120)}). Give --model clip=FOLDER or a name/tag of open_clip.list_pretrained(), "
             "or go online once so that it is downloaded"
         ) from error
     return Clip(model.eval(), preprocess, tokenizer, device)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def load_segmenter(checkpoint: str | Path) -> Segmenter:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"no segmenter {checkpoint}: looked for a folder of that name and on the Hugging Face hub "
-            f"({str(error).splitlines()[0]}). Give --model segmenter=FOLDER, or go online once so that it is downloaded"
+            f"({shorten(str(error), 120)}). Give --model segmenter=FOLDER, or go online once so that it is downloaded"
         ) from error
     labels = model.config.id2label
     return Segmenter(

@@ -1,0 +1,60 @@
+"""Which phrase names which segment: greedy one-to-one matching by similarity."""
+
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import RecordError
+from schemas.example import Example, Match
+from schemas.rejects import Reason
+from transforms.batch import Batch, advance, each
+
+STAGE = "matches"
+
+
+def greedy_match(similarity: NDArray[np.floating], threshold: float) -> tuple[Match, ...]:
+    """Pair rows (phrases) and columns (segments) of `similarity` [P, S], highest first, each at most once.
+
+    Scores below `threshold`, and NaN, are never matched. Equal scores are taken in the order of phrase, then
+    segment, so that the result is a function of the matrix. Returned in the order of the phrases.
+    """
+    rows, columns = np.nonzero(similarity >= threshold)
+    scores = similarity[rows, columns]
+    matches: dict[int, Match] = {}
+    taken: set[int] = set()
+    for i in np.lexsort((columns, rows, -scores)):
+        phrase, segment = int(rows[i]), int(columns[i])
+        if phrase not in matches and segment not in taken:
+            matches[phrase] = Match(phrase, segment, float(scores[i]))
+            taken.add(segment)
+    return tuple(matches[phrase] for phrase in sorted(matches))
+
+
+def match_phrases(example: Example, threshold: float) -> Example:
+    """Match the example's phrases with its segments.
+
+    Raises:
+        RecordError: NO_MATCH, no similarity reaches the threshold.
+    """
+    similarity = np.array(example.similarity, dtype=np.float64).reshape(len(example.phrases), len(example.segments))
+    matches = greedy_match(similarity, threshold)
+    if not matches:
+        best = np.nanmax(similarity, initial=-np.inf)
+        raise RecordError(Reason.NO_MATCH, f"the best similarity is {best:.3f}, the threshold {threshold:.3f}")
+    return replace(example, matches=matches)
+
+
+@dataclass(eq=False)
+class MatchPhrases(beam.PTransform):
+    """Fill `matches` from `similarity`: PCollection[Batch] -> PCollection[Batch]."""
+
+    threshold: float
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        """Match each example by itself."""
+        return batches | "match" >> beam.Map(self._match)
+
+    def _match(self, batch: Batch) -> Batch:
+        return advance(batch, STAGE, each(lambda example: match_phrases(example, self.threshold)))

@@ -1,0 +1,187 @@
+"""Words for the classes of COCO: what else a caption calls them.
+
+Each line is `class: words`; a class is written as `plain_label` writes it. Words are lemmas. Words for many ("team",
+"crowd") are left out on purpose: a segment is one of them, not all. `KINDS` names wider words, which fit a class less
+surely than its own.
+"""
+
+_SYNONYMS = """
+person: man woman boy girl child kid baby toddler infant lady gentleman guy adult teenager teen people player rider
+person: surfer skier snowboarder skateboarder skater cyclist bicyclist biker motorcyclist pedestrian passenger driver
+person: bride groom friend worker officer policeman fireman firefighter soldier neighbor guest host
+person: student teacher chef cook waiter waitress farmer cowboy jockey batter pitcher catcher umpire goalie athlete
+person: runner jogger swimmer dancer singer musician artist photographer tourist traveler shopper customer vendor
+person: mother father mom dad son daughter brother sister husband wife grandmother grandfather businessman someone
+person: spectator onlooker bystander fan model skydiver climber hiker fisherman sailor pilot nurse doctor human figure
+bicycle: bike cycle tandem
+car: automobile sedan suv van minivan taxi cab hatchback convertible jeep limousine coupe wagon
+motorcycle: motorbike moped scooter vespa dirtbike
+airplane: plane aeroplane aircraft jet airliner jetliner biplane seaplane glider
+bus: coach minibus shuttle trolleybus double-decker
+train: locomotive tram subway streetcar trolley railcar engine
+truck: pickup lorry trailer semi firetruck tractor-trailer
+boat: ship sailboat canoe kayak ferry yacht rowboat raft dinghy gondola speedboat barge vessel motorboat
+traffic light: stoplight streetlight signal traffic-light
+fire hydrant: hydrant fireplug
+stop sign: stop-sign
+parking meter: meter
+bench: pew
+bird: seagull gull pigeon duck goose swan parrot owl eagle hawk crow chicken hen rooster penguin flamingo ostrich
+bird: sparrow robin heron pelican peacock turkey finch dove cockatoo stork crane
+cat: kitten kitty feline tabby
+dog: puppy pup bulldog poodle terrier retriever labrador hound beagle husky dachshund pug collie canine corgi
+dog: dalmatian chihuahua shepherd spaniel greyhound
+horse: pony stallion mare foal colt mustang
+sheep: lamb ram ewe goat
+cow: bull cattle calf ox bison buffalo steer
+elephant: mammoth
+bear: grizzly panda cub
+zebra: zebra
+giraffe: giraffe
+backpack: rucksack knapsack bookbag
+umbrella: parasol
+handbag: purse bag tote satchel clutch
+tie: necktie bowtie
+suitcase: luggage baggage briefcase trunk
+frisbee: disc disk
+skis: ski
+snowboard: snowboard
+sports ball: ball football basketball baseball volleyball soccerball softball
+kite: parafoil
+baseball bat: bat
+baseball glove: glove mitt
+skateboard: longboard board
+surfboard: board boogieboard bodyboard paddleboard
+tennis racket: racket racquet
+bottle: flask jug
+wine glass: wineglass goblet glass
+cup: mug teacup glass tumbler coffee tea
+fork: fork
+knife: blade cleaver
+spoon: ladle teaspoon
+bowl: basin dish
+banana: plantain
+apple: apple
+sandwich: burger hamburger sub panini wrap toast
+orange: tangerine clementine mandarin citrus
+broccoli: broccoli
+carrot: carrot
+hot dog: hotdog frankfurter sausage bratwurst
+pizza: pie
+donut: doughnut
+cake: cupcake cheesecake pastry dessert
+chair: armchair stool seat recliner rocker
+couch: sofa loveseat settee
+potted plant: houseplant plant pot fern
+bed: mattress crib bunk cot
+dining table: table desk
+toilet: urinal commode
+tv: television screen monitor
+laptop: notebook computer macbook
+mouse: mouse
+remote: controller remote-control wiimote
+keyboard: keypad
+cell phone: cellphone phone smartphone iphone telephone mobile
+microwave: microwave
+oven: stove range
+toaster: toaster
+sink: washbasin basin
+refrigerator: fridge freezer
+book: novel textbook magazine
+clock: clocktower watch
+vase: urn
+scissors: scissor shear
+teddy bear: teddy bear toy plush
+hair drier: hairdryer blowdryer dryer
+toothbrush: toothbrush
+banner: sign poster flag billboard
+blanket: quilt comforter bedspread cover sheet
+bridge: overpass viaduct
+cardboard: box carton
+counter: countertop
+curtain: drape
+door: doorway gate
+floor wood: floor floorboard
+flower: rose tulip daisy sunflower blossom bouquet lily
+fruit: grape strawberry berry lemon pear peach melon watermelon pineapple lime mango
+gravel: pebble
+house: home cottage cabin hut barn
+light: lamp lantern lightbulb chandelier
+mirror: reflection
+net: netting
+pillow: cushion
+platform: stage dock pier
+playingfield: field court pitch stadium
+railroad: track rail railway
+river: stream creek canal
+road: street highway lane path asphalt pavement driveway
+roof: rooftop
+sand: beach desert shore
+sea: ocean wave surf
+shelf: bookshelf bookcase shelving
+snow: slope ice
+stairs: stair staircase step stairway
+tent: canopy
+towel: washcloth
+wall brick: wall
+wall stone: wall
+wall tile: wall
+wall wood: wall
+water: lake pond pool puddle
+window blind: blind shade shutter
+window: windowpane
+tree: forest wood palm bush bushes branch pine shrub
+fence: railing barrier
+ceiling: ceiling
+sky: cloud
+cabinet: cupboard drawer closet dresser
+table: desk
+floor: ground carpet
+pavement: sidewalk walkway curb
+mountain: hill hillside cliff peak
+grass: lawn meadow field pasture
+dirt: soil mud ground
+paper: napkin document newspaper
+food: meal dish salad soup rice pasta vegetable meat
+building: skyscraper tower church castle hotel store shop
+rock: boulder stone cliff
+wall: wall
+rug: carpet mat
+"""
+
+_KINDS = """
+animal: bird cat dog horse sheep cow elephant bear zebra giraffe
+pet: cat dog
+livestock: sheep cow horse
+vehicle: bicycle car motorcycle airplane bus train truck boat
+furniture: chair couch bed table bench cabinet
+food: banana apple sandwich orange broccoli carrot pizza donut cake fruit
+fruit: banana apple orange
+vegetable: broccoli carrot
+meal: sandwich pizza food
+bag: backpack handbag suitcase
+plant: tree flower grass
+utensil: fork knife spoon
+appliance: microwave oven toaster refrigerator
+"""
+
+
+def _parse(table: str) -> dict[str, frozenset[str]]:
+    words: dict[str, frozenset[str]] = {}
+    for line in table.strip().splitlines():
+        label, _, listed = line.partition(": ")
+        words[label] = words.get(label, frozenset()) | frozenset(listed.split())
+    return words
+
+
+SYNONYMS = _parse(_SYNONYMS)
+"""Class, as `plain_label` writes it, to other words for it."""
+
+KINDS = _parse(_KINDS)
+"""A wider word to the classes that it covers."""
+
+
+def plain_label(label: str) -> str:
+    """Write a class name as a caption would: COCO's "tree-merged" as "tree", "wall-other-merged" as "wall"."""
+    words = label.lower().replace("_", "-").split("-")
+    return " ".join(word for word in words if word not in {"merged", "other", "stuff"})
