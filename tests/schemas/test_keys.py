@@ -50,6 +50,10 @@ def test_a_cleaned_key_still_shows_where_it_came_from() -> None:
     assert clean_key("x" * 201).startswith("x" * 183 + "-")
 
 
+def test_a_cleaned_key_never_looks_like_an_option() -> None:
+    assert not clean_key("😀").startswith("-")
+
+
 def test_a_cleaned_key_is_the_same_in_every_release() -> None:
     """--resume compares keys of an earlier run: SHA-256 of "animals/dog.old", first 16 digits."""
     assert clean_key("animals/dog.old") == "animals_dog_old-76ae3f3e2008dcf1"

@@ -178,6 +178,15 @@ def test_a_tar_cut_off_anywhere_yields_its_whole_samples_and_one_reject(tmp_path
     assert "a.tar breaks off after 2 samples" in records[-1].detail
 
 
+def test_a_sample_whose_json_is_cut_off_is_not_read_without_its_licence(tmp_path: Path) -> None:
+    data = tar([*samples("1", "2"), ("2.json", '{"license": "CC BY"}')])
+    cut = data[: data.index(b'"CC BY"')]
+    assert outcomes(read(tmp_path, {"a.tar": cut})) == [
+        ("1", "caption of 1"),
+        (clean_key("a.tar"), Reason.TRUNCATED_ARCHIVE),
+    ]
+
+
 def test_an_archive_without_its_end_mark_may_be_cut_off(tmp_path: Path) -> None:
     whole = tar(samples("1"))
     end = whole.rindex(b"caption of 1") // 512 * 512 + 512

@@ -28,6 +28,9 @@ KEY_COLUMNS = ("key", "id", "__key__")
 ROWS_PER_ITEM = 64
 """Rows that a worker reads in one go, at least, where the shard has them; more where row groups are larger."""
 
+ROWS_PER_READ = 16
+"""Rows that are decoded at a time."""
+
 _BROKEN = (OSError, pa.ArrowException)
 
 
@@ -83,14 +86,16 @@ class Rows:
         with open_file(self.file.path) as stream:
             parquet = pq.ParquetFile(stream)
             number = self.offset
-            # Few rows at a time: a picture is a megabyte, a row group may hold thousands.
-            for batch in parquet.iter_batches(ROWS_PER_ITEM, self.groups, self.columns.names, use_threads=False):
-                first, last = max(self.start - number, 0), min(self.stop - number, len(batch))
-                for index in range(first, last):
-                    yield number + index, batch.slice(index, 1).to_pylist()[0]
-                number += len(batch)
-                if number >= self.stop:
-                    return
+            for group in self.groups:
+                # Few rows at a time: a picture is a megabyte, a row group may hold thousands. One group at a time:
+                # a broken one takes no row before it along.
+                for batch in parquet.iter_batches(ROWS_PER_READ, [group], self.columns.names, use_threads=False):
+                    first, last = max(self.start - number, 0), min(self.stop - number, len(batch))
+                    for index in range(first, last):
+                        yield number + index, batch.slice(index, 1).to_pylist()[0]
+                    number += len(batch)
+                    if number >= self.stop:
+                        return
 
     def _record(self, number: int, row: dict[str, Any]) -> Record:
         raw = row[self.columns.key] if self.columns.key else None
