@@ -92,6 +92,12 @@ def test_a_bad_record_is_a_reject_of_its_reason(tmp_path: Path, files: dict[str,
     assert "\n" not in record.detail
 
 
+def test_control_characters_count_as_spaces(tmp_path: Path) -> None:
+    record = only(fill(tmp_path, {"a.jpg": JPEG, "a.txt": "a\x00brown\x1b\x85dog\u2028 on\xa0grass"}))
+    assert isinstance(record, Example)
+    assert record.caption == "a brown dog on grass"
+
+
 def test_the_longest_caption_is_taken(tmp_path: Path) -> None:
     record = only(fill(tmp_path, {"a.jpg": JPEG, "a.txt": "x" * 2000 + "\n"}))
     assert isinstance(record, Example)
