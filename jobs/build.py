@@ -5,6 +5,7 @@ shards are made in rounds, a pipeline each: a job that is killed loses at most o
 more than that. Other runners get one pipeline.
 """
 
+import argparse
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
-from schemas.errors import SubjectloomError
+from schemas.errors import ConfigError, SubjectloomError
 from schemas.fastcomposer import LAYOUT
 from transforms.models.presets import Models, revision_of
 from transforms.output import finish_dataset, finished_shards, prepare_output
@@ -103,7 +104,16 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     """Read what stands after `--`; where it names no runner, the local one is named here.
 
     Beam's own default tries another engine first, a program that it downloads.
+
+    Raises:
+        ConfigError: Beam has no such option; Beam itself would pass over it.
     """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for group in PipelineOptions.__subclasses__():
+        group._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(f"Beam knows no option {' '.join(unknown)}: its options stand after --, as --runner=NAME")
     options = PipelineOptions([*arguments])
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):

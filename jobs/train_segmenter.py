@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from benchmarks.metrics import LabelledMask, panoptic_quality
+from transforms.models.segmenter import Segmenter, segment_images
 from transforms.scenes import make_scene
 from transforms.scenes.shapes import NOUNS
 
@@ -148,18 +149,11 @@ def evaluate(model: Mask2FormerForUniversalSegmentation, count: int = 64) -> dic
 def _segment_held_out(
     model: Mask2FormerForUniversalSegmentation, count: int
 ) -> Iterator[tuple[Sequence[LabelledMask], Sequence[LabelledMask]]]:
-    processor = new_processor()
-    model.eval()
+    segmenter = Segmenter(model.eval(), new_processor(), device="cpu", stuff=frozenset())
     for index in range(count):
         scene = make_scene(np.random.default_rng([HELD_OUT, index]))
-        with torch.inference_mode():
-            outputs = model(**processor(scene.image, return_tensors="pt"))
-        result = processor.post_process_panoptic_segmentation(
-            outputs, label_ids_to_fuse=set(), target_sizes=[scene.image.shape[:2]]
-        )[0]
-        label_map = result["segmentation"].numpy()
-        predicted = [(NOUNS[s["label_id"]], label_map == s["id"]) for s in result["segments_info"]]
-        yield predicted, [(thing.noun, thing.mask) for thing in scene.objects]
+        (segments,) = segment_images(segmenter, [scene.image])
+        yield [(s.label, s.mask.to_array()) for s in segments], [(thing.noun, thing.mask) for thing in scene.objects]
     model.train()
 
 

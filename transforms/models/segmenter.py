@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 from transformers.utils import logging
@@ -19,6 +20,10 @@ from schemas.masks import Mask
 
 COCO_THINGS = 80
 """Of the 133 classes of COCO panoptic, the first 80 are things."""
+
+
+SCORE_THRESHOLD = 0.5
+"""Queries less sure of their class than this find nothing: the processors' default."""
 
 
 @dataclass(eq=False)
@@ -77,17 +82,41 @@ def _segment(
 ) -> list[tuple[Segment, ...]]:
     with torch.inference_mode():
         outputs = segmenter.model(**{name: value.to(segmenter.device) for name, value in inputs.items()})
-    results = segmenter.processor.post_process_panoptic_segmentation(
-        outputs, label_ids_to_fuse=set(segmenter.stuff), target_sizes=sizes
-    )
-    return [_segments(segmenter, result) for result in results]
+        results = segmenter.processor.post_process_panoptic_segmentation(
+            outputs, SCORE_THRESHOLD, label_ids_to_fuse=set(segmenter.stuff), target_sizes=sizes
+        )
+        claimed = [
+            claimed_pixels(classes, masks, size)
+            for classes, masks, size in zip(
+                outputs.class_queries_logits, outputs.masks_queries_logits, sizes, strict=True
+            )
+        ]
+    return [_segments(segmenter, *one) for one in zip(results, claimed, strict=True)]
 
 
-def _segments(segmenter: Segmenter, result: dict[str, Any]) -> tuple[Segment, ...]:
+def claimed_pixels(classes: torch.Tensor, masks: torch.Tensor, size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Tell which pixels are inside the mask of the query that they are given to: [H, W] bool.
+
+    `classes` is [Q, C + 1] logits, the last of them "no object", `masks` [Q, h, w] logits, `size` (H, W). The
+    processor gives each pixel to the query with the highest score times mask probability, however low that is.
+    Mask2Former's own inference (Cheng et al. 2022, as published) also asks that the mask's probability there is
+    at least one half; without that, a picture's background falls to whichever object is least unlikely.
+    """
+    scores, labels = classes.softmax(-1).max(-1)
+    sure = (labels != classes.shape[-1] - 1) & (scores > SCORE_THRESHOLD)
+    if not sure.any():
+        return np.zeros(size, bool)
+    inside = F.interpolate(masks[sure].sigmoid()[None], size, mode="bilinear", align_corners=False)[0]
+    best = (inside * scores[sure].view(-1, 1, 1)).argmax(0, keepdim=True)
+    claimed: NDArray[np.bool_] = (inside.gather(0, best)[0] >= 0.5).cpu().numpy()
+    return claimed
+
+
+def _segments(segmenter: Segmenter, result: dict[str, Any], claimed: NDArray[np.bool_]) -> tuple[Segment, ...]:
     label_map = result["segmentation"].cpu().numpy()
     found = []
     for info in result["segments_info"]:
-        mask = label_map == info["id"]
+        mask = (label_map == info["id"]) & claimed
         if mask.any():
             label = segmenter.model.config.id2label[info["label_id"]]
             thing = info["label_id"] not in segmenter.stuff

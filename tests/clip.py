@@ -1,0 +1,16 @@
+"""A small untrained CLIP, for tests of what stands around it."""
+
+from pathlib import Path
+
+import open_clip
+import torch
+
+from jobs.train_clip import CONFIG
+from jobs.train_clip import save as save_clip
+
+
+def save_random_clip(folder: Path) -> str:
+    """Write an untrained CLIP."""
+    torch.manual_seed(0)
+    save_clip(open_clip.CLIP(**CONFIG), folder)
+    return str(folder)

@@ -1,0 +1,160 @@
+"""The command as a person types it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.main import main
+from schemas.masks import Mask
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # noqa: ANN201
+    """Run `subjectloom ARGUMENTS`; return the exit status and what it printed, on both channels."""
+    monkeypatch.setattr("logging.disable", lambda _: None)  # it would outlive the test
+
+    def command(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["subjectloom", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        status = stopped.value.code
+        return (status if isinstance(status, int) else 0), printed.out + printed.err
+
+    return command
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    """A picture of our own making with COCO panoptic truth: a white dog on grass."""
+    folder = tmp_path / "coco"
+    (folder / "panoptic").mkdir(parents=True)
+    dog = np.zeros((60, 80), bool)
+    dog[20:50, 10:40] = True
+    picture = np.where(dog[..., None], (240, 240, 235), (30, 140, 40)).astype(np.uint8)
+    Image.fromarray(picture).save(folder / "lawn.jpg", quality=95)
+    (folder / "lawn.txt").write_text("a white dog on green grass")
+    Image.fromarray(np.where(dog[..., None], (7, 0, 0), (9, 1, 0)).astype(np.uint8)).save(
+        folder / "panoptic" / "lawn.png"
+    )
+    segments = [
+        {"id": 7, "category_id": 18, "area": int(dog.sum()), "bbox": [10, 20, 30, 30], "iscrowd": 0},
+        {"id": 9 + 256, "category_id": 193, "area": int((~dog).sum()), "bbox": [0, 0, 80, 60], "iscrowd": 0},
+    ]
+    panoptic = {
+        "images": [{"id": 1, "file_name": "lawn.jpg", "width": 80, "height": 60, "license": 4}],
+        "licenses": [{"id": 4, "name": "CC BY 2.0", "url": ""}],
+        "annotations": [{"image_id": 1, "file_name": "lawn.png", "segments_info": segments}],
+        "categories": [
+            {"id": 18, "name": "dog", "isthing": 1, "supercategory": "animal"},
+            {"id": 193, "name": "grass-merged", "isthing": 0, "supercategory": "plant"},
+        ],
+    }
+    (folder / "panoptic.json").write_text(json.dumps(panoptic))
+    return folder
+
+
+def build(run, source: Path, output: Path, *more: str) -> tuple[int, str]:  # noqa: ANN001
+    kind = ("--source", "coco-panoptic", "--similarity", "label")
+    return run("build", "fastcomposer", "--input", source, "--output", output, *kind, *more)
+
+
+def test_annotated_pictures_become_samples_whose_masks_are_the_truth(run, annotated: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    output = tmp_path / "out"
+    status, printed = build(run, annotated, output)
+    assert status == 0, printed
+    assert "written 1" in " ".join(printed.split())
+    assert (output / "report.html").exists()
+    tar = (output / "fastcomposer-000000.tar").read_bytes()
+    record = json.loads(tar[tar.index(b'{"') : tar.rindex(b"}") + 1])
+    found = {subject["text"]: subject for subject in record["subjects"]}
+    assert {text: subject["label"] for text, subject in found.items()} == {
+        "a white dog": "dog",
+        "green grass": "grass-merged",
+    }
+    assert found["a white dog"]["bbox"] == [10, 20, 30, 30]
+    assert Mask.from_json(found["a white dog"]["segmentation"]).to_array()[20:50, 10:40].all()
+    assert found["a white dog"]["area"] == 900
+    assert record["source"]["license"].startswith("CC BY 2.0")
+    assert run("inspect", output)[0] == 0
+    assert run("report", output)[0] == 0
+    for form in ("fastcomposer", "coco"):
+        status, printed = run("export", output, tmp_path / f"as-{form}", "--format", form)
+        assert status == 0, printed
+
+
+def test_a_dataset_is_not_overwritten_unasked(run, annotated: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    output = tmp_path / "out"
+    assert build(run, annotated, output)[0] == 0
+    status, printed = build(run, annotated, output)
+    assert status == 1
+    assert "already holds a fastcomposer dataset: --overwrite replaces it" in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert "shards are done already" in build(run, annotated, output, "--resume")[1]
+    assert build(run, annotated, output, "--overwrite")[0] == 0
+
+
+def test_inspect_fails_on_a_damaged_shard(run, annotated: Path, tmp_path: Path) -> None:  # noqa: ANN001
+    output = tmp_path / "out"
+    build(run, annotated, output)
+    shard = output / "fastcomposer-000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"a white dog", b"a black dog"))
+    status, printed = run("inspect", output)
+    assert status == 1
+    assert "lawn" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["build", "fastcomposr", "--input", "x", "--output", "y"],
+            "no recipe 'fastcomposr', did you mean 'fastcomposer'",
+        ),
+        (
+            ["build", "fastcomposer", "--input", "/no/where", "--output", "y"],
+            "/no/where: there is no such file or folder",
+        ),
+        (["build", "fastcomposer", "--inptu", "x"], "No such option: --inptu"),
+        (["build", "fastcomposer", "--input", "x", "--output", "y", "--preset", "smple"], "no preset 'smple'"),
+        (["build", "fastcomposer", "--input", "x", "--output", "y", "--model", "clip"], "write KIND=PATH_OR_NAME"),
+        (["build", "fastcomposer", "--input", "x", "--output", "y", "--similarity", "clipp"], "similarity = 'clipp'"),
+        (
+            ["build", "fastcomposer", "--input", "x", "--output", "y", "--config", "/no.yaml"],
+            "the config /no.yaml cannot",
+        ),
+        (["inspect", "/no/where"], "/no/where holds no dataset"),
+        (["report", "/no/where"], "/no/where holds no dataset"),
+        (["export", "/no/where", "y", "--format", "coko"], "no format 'coko', did you mean 'coco'"),
+        (["bild"], "No such command 'bild'"),
+    ],
+)
+def test_an_error_is_said_plainly(run, arguments: list[str], message: str) -> None:  # noqa: ANN001
+    status, printed = run(*arguments)
+    assert status != 0
+    assert message in " ".join(printed.split())
+    assert "Traceback" not in printed
+
+
+def test_a_misspelt_field_of_the_config_gets_a_suggestion(run, tmp_path: Path) -> None:  # noqa: ANN001
+    config = tmp_path / "c.yaml"
+    config.write_text("treshold: 0.3\n")
+    status, printed = run("build", "fastcomposer", "--input", "x", "--output", "y", "--config", config)
+    assert status == 1
+    assert "'treshold' is no field of fastcomposer, did you mean 'threshold'" in " ".join(printed.split())
+
+
+def test_the_traceback_comes_only_when_asked_for(run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+    def broken(_: str) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("jobs.inspect.inspect", broken)
+    assert "Traceback" not in run("inspect", "x")[1]
+    status, printed = run("--debug", "inspect", "x")
+    assert status == 1
+    assert "Traceback" in printed
+    assert "unexpected ZeroDivisionError" in printed

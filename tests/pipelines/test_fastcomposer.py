@@ -1,0 +1,177 @@
+"""The recipe end to end, with the models of the sample preset."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from benchmarks.accuracy import link_scores, read_truths
+from jobs.build import Request, build
+from jobs.inspect import inspect
+from jobs.scenes import write_scenes
+from pipelines.fastcomposer import FastComposerConfig
+from schemas.errors import ConfigError, InputError, ModelError
+from transforms.models.presets import resolve
+
+SAMPLE = resolve("sample", {})
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "scenes"
+    list(write_scenes(folder, count=32, seed=77))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("built") / "dataset"
+    build(request(scenes, output), QUIET)
+    return output
+
+
+def request(scenes: Path, output: Path, **changes: object) -> Request:
+    config = FastComposerConfig(samples_per_shard=12)
+    return Request(str(scenes / "images"), str(output), **{"config": config, "models": SAMPLE, **changes})  # type: ignore[arg-type]
+
+
+def digests(output: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(output.glob("*.tar"))}
+
+
+def test_phrases_are_linked_to_the_objects_they_name(scenes: Path, dataset: Path) -> None:
+    scores = link_scores(dataset, read_truths(scenes))
+    assert scores["precision"] >= 0.85
+    assert scores["recall"] >= 0.75
+
+
+def test_the_dataset_is_sound_and_its_books_balance(dataset: Path) -> None:
+    inspection = inspect(str(dataset))
+    assert inspection.problems == ()
+    counts = inspection.info.counts
+    assert counts.read == 32 == counts.written + counts.rejected
+    assert counts.shards == 3
+    assert set(inspection.info.models) == {"parser", "segmenter", "clip"}
+    assert all(model.revision.startswith("sha256:") for model in inspection.info.models.values())
+    assert list(inspection.info.seconds) == ["read", "phrases", "segments", "similarity", "matches", "write"]
+
+
+def test_the_sources_own_jpegs_are_kept(scenes: Path, dataset: Path) -> None:
+    index = pq.read_table(dataset / "index.parquet").to_pylist()
+    for row in index[:5]:
+        tar = (dataset / row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        assert (scenes / "images" / f"{row['key']}.jpg").read_bytes() in tar
+
+
+@pytest.mark.slow
+def test_two_workers_write_the_same_bytes_as_one(scenes: Path, dataset: Path, tmp_path: Path) -> None:
+    options = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    build(request(scenes, tmp_path / "two", beam_options=options), QUIET)
+    assert digests(tmp_path / "two") == digests(dataset)
+    for name in ("index.parquet", "rejects.parquet"):
+        assert pq.read_table(tmp_path / "two" / name) == pq.read_table(dataset / name)
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_to_the_same_bytes(scenes: Path, dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "killed"
+    config = tmp_path / "config.yaml"
+    config.write_text("samples_per_shard: 12\n")
+    command = [
+        sys.executable,
+        "-c",
+        "import jobs.build; jobs.build.SHARDS_PER_ROUND = 1; from jobs.main import main; main()",
+    ]
+    arguments = [
+        "build",
+        "fastcomposer",
+        "--input",
+        str(scenes / "images"),
+        "--output",
+        str(output),
+        "--config",
+        str(config),
+    ]
+    first_part = output / ".subjectloom" / "part-000000.parquet"
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, start_new_session=True) as job:
+        while job.poll() is None and not first_part.exists():
+            time.sleep(0.02)
+        os.killpg(job.pid, signal.SIGKILL)
+    assert not (output / "dataset.json").exists()
+    with pytest.raises(InputError, match="holds an interrupted run with 1 finished shards: --resume goes on with it"):
+        build(request(scenes, output), QUIET)
+    before = first_part.stat().st_mtime_ns
+    info = build(request(scenes, output, resume=True), QUIET)
+    assert info.counts.read == 32
+    assert digests(output) == digests(dataset)
+    assert first_part.stat().st_mtime_ns == before  # what was done is not done again
+
+
+def test_one_poisoned_picture_among_sixty_four_is_one_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(64):
+        shade = 13 if i == 37 else 100
+        Image.new("RGB", (64, 64), (shade, shade, shade)).save(pictures / f"{i:02d}.png")
+        (pictures / f"{i:02d}.txt").write_text("a red ball")
+
+    def poisoned(_: object, images: list[np.ndarray]) -> list[tuple]:
+        if any(image[0, 0, 0] < 50 for image in images):
+            raise RuntimeError("this picture breaks the model")
+        return [() for _ in images]
+
+    monkeypatch.setattr("transforms.segment.segment_images", poisoned)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transforms.segment.keep_segments", lambda example, *_: example)
+        patch.setattr("transforms.match.match_phrases", lambda example, _: example)
+        build(Request(str(pictures), str(tmp_path / "out"), FastComposerConfig(), SAMPLE), QUIET)
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    failed = [row for row in rejects if row["reason"] == "step-failed"]
+    assert [(row["key"], row["stage"]) for row in failed] == [("37", "segments")]
+    assert failed[0]["detail"] == "RuntimeError: this picture breaks the model"
+
+
+def test_nothing_matching_is_counted_not_lost(scenes: Path, tmp_path: Path) -> None:
+    config = FastComposerConfig(threshold=1.0)
+    info = build(request(scenes, tmp_path / "none", config=config, limit=3), QUIET)
+    assert (info.counts.read, info.counts.written) == (3, 0)
+    assert info.counts.rejects == {"matches": {"no-match": 3}}
+
+
+def test_a_missing_checkpoint_is_one_plain_error(scenes: Path, tmp_path: Path) -> None:
+    models = resolve("sample", {"segmenter": str(tmp_path / "nowhere")})
+    with pytest.raises(ModelError, match=r"^no segmenter .*nowhere: looked for .* is downloaded$"):
+        build(request(scenes, tmp_path / "out", models=models, limit=1), QUIET)
+
+
+def test_a_mistyped_beam_option_is_refused(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Beam knows no option --direct_num_wrokers=2"):
+        build(request(scenes, tmp_path / "out", beam_options=("--direct_num_wrokers=2",)), QUIET)
+
+
+def test_the_caption_as_it_was_is_kept_beside_the_expanded_one(tmp_path: Path, scenes: Path) -> None:
+    truths = read_truths(scenes)
+    key = next(key for key, truth in truths.items() if " two " in f" {truth['caption'].lower()}")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for suffix in (".jpg", ".txt"):
+        (pictures / f"{key}{suffix}").write_bytes((scenes / "images" / f"{key}{suffix}").read_bytes())
+    build(Request(str(pictures), str(tmp_path / "out"), FastComposerConfig(), SAMPLE), QUIET)
+    (row,) = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
+    tar = (tmp_path / "out" / row["shard"]).read_bytes()
+    record = json.loads(tar[tar.index(b'{"') : tar.rindex(b"}") + 1])
+    assert record["source_caption"] == truths[key]["caption"]
+    assert record["caption"] != record["source_caption"]
+    for one in record["phrases"]:
+        assert record["caption"][one["start"] : one["end"]] == one["text"]
