@@ -205,7 +205,7 @@ def train(
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
             if step >= pixels:
                 print(f"step {step + 1}  {evaluate(model)}", flush=True)
-    model.save_pretrained(output)
+    model.half().save_pretrained(output)  # half the size; it is loaded in single precision
     new_processor().save_pretrained(output)
 
 

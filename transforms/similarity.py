@@ -10,11 +10,12 @@ import numpy as np
 from apache_beam.ml.inference.base import RunInference
 from numpy.typing import NDArray
 
-from schemas.example import Example
+from schemas.example import Example, Segment
 from transforms.batch import Batch, advance, each
 from transforms.labels import label_similarity
 from transforms.models.clip import Clip, embed_images, embed_texts, load_clip
 from transforms.models.handler import StepHandler
+from transforms.synonyms import plain_label
 
 STAGE = "similarity"
 
@@ -54,7 +55,7 @@ def add_clip_similarity(clip: Clip, examples: Sequence[Example], with_labels: bo
     """
     crops = [masked_crop(e.pixels(), segment.mask.to_array()) for e in examples for segment in e.segments]
     phrases = [phrase.text for e in examples for phrase in e.phrases]
-    labels = [segment.label for e in examples for segment in e.segments] if with_labels else []
+    labels = [_label_text(segment) for e in examples for segment in e.segments] if with_labels else []
     names = list(dict.fromkeys([*phrases, *labels]))
     place = {name: i for i, name in enumerate(names)}
     images, texts = embed_images(clip, crops), embed_texts(clip, names)
@@ -65,11 +66,16 @@ def add_clip_similarity(clip: Clip, examples: Sequence[Example], with_labels: bo
         text = texts[[place[phrase.text] for phrase in example.phrases]]
         scores = text @ images[start:stop].T
         if with_labels:
-            label = texts[[place[segment.label] for segment in example.segments]]
+            label = texts[[place[_label_text(segment)] for segment in example.segments]]
             scores = np.maximum(scores, 0) * np.maximum(text @ label.T, 0)
         compared.append(_with_similarity(example, scores))
         start = stop
     return compared
+
+
+def _label_text(segment: Segment) -> str:
+    """Name a segment's class as a caption would."""
+    return f"a {plain_label(segment.label)}"
 
 
 def add_label_similarity(example: Example) -> Example:

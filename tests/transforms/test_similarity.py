@@ -67,10 +67,10 @@ def test_similarity_is_the_cosine_of_phrase_and_crop(clip: Clip) -> None:
 
 
 def test_the_product_with_the_label_never_makes_two_wrongs_right(clip: Clip) -> None:
-    example = annotated("a", ("a dog", "thing"), ((0, 4), (6, 12)))
+    example = annotated("a", ("a dog", "a thing"), ((0, 4), (6, 12)))
     (plain,) = add_clip_similarity(clip, [example], with_labels=False)
     (product,) = add_clip_similarity(clip, [example], with_labels=True)
-    label = (embed_texts(clip, ["a dog", "thing"]) @ embed_texts(clip, ["thing"]).T)[:, 0]
+    label = (embed_texts(clip, ["a dog", "a thing"]) @ embed_texts(clip, ["a thing"]).T)[:, 0]
     expected = np.maximum(plain.similarity, 0) * np.maximum(label, 0)[:, None]
     assert np.allclose(product.similarity, expected, atol=2e-4)
     assert product.similarity[1] == pytest.approx(np.maximum(plain.similarity[1], 0), abs=2e-4)
