@@ -16,7 +16,8 @@ from schemas.errors import RecordError
 from schemas.example import Example, Phrase
 from schemas.rejects import Reason
 from transforms.batch import Batch
-from transforms.models.parser import ParserHandler
+from transforms.models.handler import StepHandler
+from transforms.models.parser import Parser, load_parser, parse_captions
 from transforms.parses import Parse, Token, word_set
 from transforms.plurals import expand_plurals
 
@@ -205,6 +206,12 @@ def add_phrases(example: Example, parse: Parse, *, plurals: bool) -> Example:
     return replace(example, caption=caption, phrases=phrases)
 
 
+def extract(parser: Parser, examples: Sequence[Example], *, plurals: bool) -> list[Example]:
+    """Parse the source captions of `examples` together and give each its phrases (`add_phrases`)."""
+    parses = parse_captions(parser, [example.source_caption for example in examples])
+    return [add_phrases(example, parse, plurals=plurals) for example, parse in zip(examples, parses, strict=True)]
+
+
 @dataclass(eq=False)
 class ExtractPhrases(beam.PTransform):
     """Find the noun phrases of each example's source caption: PCollection[Batch] -> PCollection[Batch].
@@ -218,5 +225,5 @@ class ExtractPhrases(beam.PTransform):
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run the parser over the batches."""
-        handler = ParserHandler(self.checkpoint, partial(add_phrases, plurals=self.plurals))
+        handler = StepHandler("phrases", partial(load_parser, self.checkpoint), partial(extract, plurals=self.plurals))
         return batches | "Parse" >> RunInference(handler)

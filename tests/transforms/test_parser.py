@@ -1,7 +1,7 @@
 """The parser that ships with the project: it loads, it is exact in its offsets, and it reads captions."""
 
 import functools
-import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apache_beam as beam
@@ -15,10 +15,10 @@ from schemas.errors import ModelError
 from schemas.example import Example, Phrase, Source
 from schemas.rejects import Reason, Reject
 from tests.strategies import captions
-from transforms.batch import Batch
-from transforms.models.parser import Parser, ParserHandler, load_parser, parse_captions
+from transforms.batch import Batch, advance
+from transforms.models.parser import Parser, load_parser, parse_captions
 from transforms.parses import Parse
-from transforms.phrases import ExtractPhrases, find_phrases
+from transforms.phrases import ExtractPhrases, extract, find_phrases
 
 SAMPLE = Path(__file__).parents[2] / "transforms" / "models" / "sample" / "parser"
 
@@ -126,6 +126,14 @@ def test_a_parse_depends_on_its_caption_alone(parser: Parser) -> None:
     assert together[3] == parse_captions(parser, [list(CAPTIONS)[3]])[0]
 
 
+def test_threads_of_a_worker_share_one_parser(parser: Parser) -> None:
+    texts = list(CAPTIONS) * 4
+    alone = parse_captions(parser, texts)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda text: parse_captions(parser, [text])[0], texts))
+    assert together == alone
+
+
 def test_a_missing_checkpoint_says_where_it_was_looked_for_and_how_to_get_it() -> None:
     with pytest.raises(
         ModelError, match=r"no parser en_no_such_model: .* package .* folder /.*en_no_such_model"
@@ -149,26 +157,16 @@ def test_a_pipeline_that_does_not_parse_is_refused(tmp_path: Path) -> None:
         load_parser(tmp_path / "blank")
 
 
-def keep(record: Example, parse: Parse) -> Example:
-    if "cat" in parse.caption:
-        raise ValueError("no cats")
-    return record
-
-
-def test_the_handler_keeps_places_and_rejects_only_the_failing_record(parser: Parser) -> None:
+def test_one_caption_without_phrases_costs_no_other_record(parser: Parser) -> None:
     earlier = Reject("r", "r.jpg", "read", Reason.EMPTY_CAPTION, "")
-    batch = Batch(3, (example("a dog", "a"), earlier, example("a cat", "b"), example("a cup", "c")))
-    (advanced,) = ParserHandler(str(SAMPLE), keep).run_inference([batch], parser)
-    assert advanced.shard == 3
-    assert [record.key for record in advanced.records] == ["a", "r", "b", "c"]
-    assert [type(record) for record in advanced.records] == [Example, Reject, Reject, Example]
-    assert advanced.records[2] == Reject("b", "b.jpg", "phrases", Reason.STEP_FAILED, "ValueError: no cats")
-
-
-def test_the_handler_travels_without_its_model_and_takes_one_batch_at_a_time() -> None:
-    handler = pickle.loads(pickle.dumps(ParserHandler("x", keep)))
-    assert handler.batch_elements_kwargs() == {"min_batch_size": 1, "max_batch_size": 1}
-    assert handler.get_num_bytes([Batch(0, (example("a dog"),))]) == 5
+    batch = Batch(3, (example("a dog", "a"), earlier, example("is it?", "b"), example("two cups", "c")))
+    advanced = advance(batch, "phrases", lambda examples: extract(parser, examples, plurals=True))
+    a, r, b, c = advanced.records
+    assert isinstance(a, Example)
+    assert isinstance(c, Example)
+    assert ([p.text for p in a.phrases], r, c.caption) == (["a dog"], earlier, "a cup and a cup")
+    detail = "no noun phrase that could be seen in 'is it?'"
+    assert b == Reject("b", "b.jpg", "phrases", Reason.NO_PHRASE, detail)
 
 
 def test_the_transform_fills_the_phrases_and_rejects_captions_without_one() -> None:

@@ -76,6 +76,7 @@ def test_counted_things_are_written_out(marked: str, expected: str) -> None:
         "[two dozen eggs]",
         "[a two-story house]",
         "[two-story houses]",
+        "[the two-story houses]",
         "[two women's hats]",
         "[the first two dogs]",
         "[all two dogs]",

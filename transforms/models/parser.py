@@ -1,18 +1,15 @@
 """The dependency parser: a spaCy pipeline, from a folder (the sample preset) or an installed package."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import spacy
-from apache_beam.ml.inference.base import ModelHandler
 from spacy.language import Language
 from spacy.tokens import Doc
 
 from schemas.errors import ModelError
-from schemas.example import Example
-from transforms.batch import Batch, advance
 from transforms.parses import Parse, Token
 from transforms.plurals import singular
 
@@ -26,10 +23,10 @@ REQUIRED = {"dependencies": ("parser",), "parts of speech": ("morphologizer", "a
 
 @dataclass(eq=False)
 class Parser:
-    """A loaded pipeline and the checkpoint that it came from."""
+    """A loaded pipeline. Beam lends one to every thread of a worker; spaCy's vocabulary takes one at a time."""
 
     nlp: Language
-    checkpoint: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def load_parser(checkpoint: str | Path) -> Parser:
@@ -48,7 +45,7 @@ def load_parser(checkpoint: str | Path) -> Parser:
             f"the pipeline {checkpoint} ({', '.join(nlp.pipe_names) or 'empty'}) gives no {' and no '.join(lacking)}: "
             "take one that does, such as en_core_web_sm"
         )
-    return Parser(nlp, str(checkpoint))
+    return Parser(nlp)
 
 
 def _missing(checkpoint: str, error: Exception) -> str:
@@ -67,7 +64,7 @@ def _missing(checkpoint: str, error: Exception) -> str:
 def parse_captions(parser: Parser, captions: Sequence[str]) -> list[Parse]:
     """Parse each of `captions`, in order. Character offsets are those of the caption, whatever its script."""
     # Without the zone spaCy keeps every word it ever met: a job over millions of captions would only grow.
-    with parser.nlp.memory_zone():
+    with parser.lock, parser.nlp.memory_zone():
         return [_to_parse(doc) for doc in parser.nlp.pipe(captions, batch_size=PIPE_BATCH)]
 
 
@@ -94,34 +91,3 @@ def _lemma(text: str, lemma: str, pos: str, number: str) -> str:
         return lemma.lower()
     plural = number == "Plur" and pos in ("NOUN", "PROPN")
     return (singular(text.lower()) if plural else None) or text.lower()
-
-
-class ParserHandler(ModelHandler[Batch, Batch, Parser]):
-    """Parses the source captions of a batch's examples and hands each example with its parse to `use`."""
-
-    def __init__(self, checkpoint: str, use: Callable[[Example, Parse], Example]) -> None:
-        super().__init__(min_batch_size=1, max_batch_size=1)  # a Batch is a batch already
-        self.checkpoint = checkpoint
-        self.use = use
-
-    def load_model(self) -> Parser:
-        """Load the pipeline, once per worker."""
-        return load_parser(self.checkpoint)
-
-    def run_inference(
-        self,
-        batch: Sequence[Batch],
-        model: Parser,
-        inference_args: Mapping[str, Any] | None = None,  # noqa: ARG002 - Beam passes it
-    ) -> list[Batch]:
-        """Advance each batch; an example that `use` refuses becomes a reject in its place."""
-
-        def step(examples: Sequence[Example]) -> list[Example]:
-            parses = parse_captions(model, [example.source_caption for example in examples])
-            return [self.use(example, parse) for example, parse in zip(examples, parses, strict=True)]
-
-        return [advance(each, "phrases", step) for each in batch]
-
-    def get_num_bytes(self, batch: Sequence[Batch]) -> int:
-        """The captions' length; Beam's default would pickle every picture to find out."""
-        return sum(len(r.source_caption) for each in batch for r in each.records if isinstance(r, Example))
