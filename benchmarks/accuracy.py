@@ -9,6 +9,7 @@ that `subjectloom build` runs.
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,7 @@ def segment_scores(models: Models, scenes: Path, truths: dict[str, Truth]) -> di
 def _segmented(
     models: Models, scenes: Path, truths: dict[str, Truth]
 ) -> Iterator[tuple[Sequence[LabelledMask], Sequence[LabelledMask]]]:
+    assert models.segmenter is not None
     segmenter = load_segmenter(models.segmenter)
     for key, truth in truths.items():
         image = decode_image((scenes / "images" / f"{key}.jpg").read_bytes())
@@ -102,7 +104,7 @@ def measure(count: int, treebank: Path, console: Console) -> dict[str, dict[str,
     models = resolve("sample", {})
     results: dict[str, dict[str, float]] = {}
     if (treebank / "dev.conllu.gz").exists():
-        results["phrases, treebank"] = evaluate(load_parser(models.parser).nlp, treebank / "dev.conllu.gz")
+        results["phrases, treebank"] = asdict(evaluate(load_parser(models.parser).nlp, treebank / "dev.conllu.gz"))
     with tempfile.TemporaryDirectory() as folder:
         scenes, output = Path(folder) / "scenes", Path(folder) / "dataset"
         list(write_scenes(scenes, count, SEED))

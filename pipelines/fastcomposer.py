@@ -32,19 +32,19 @@ from transforms.write import WriteDataset
 class FastComposerConfig(StrictModel):
     """What can be chosen about a FastComposer dataset; the defaults follow the paper where it says."""
 
-    expand_plurals: bool = Field(True, description='rewrite "two women" as "a woman and a woman" (section 5.1)')
+    expand_plurals: bool = Field(default=True, description='rewrite "two women" as "a woman and a woman" (section 5.1)')
     similarity: Literal["clip", "clip-label", "label"] = Field(
-        "clip",
+        default="clip",
         description="of a phrase and a segment: clip (phrase and crop), clip-label (the paper's product of that and "
         "of phrase and class name), label (head noun and class name, no model)",
     )
     threshold: float | None = Field(
-        None, description="lowest similarity of a match, -1 to 1; none: the preset's (the paper does not say)"
+        default=None, description="lowest similarity of a match, -1 to 1; none: the preset's (the paper does not say)"
     )
-    min_area: float = Field(0.002, ge=0, le=1, description="smallest segment, as a share of the picture's area")
-    samples_per_shard: int = Field(1000, ge=1, description="records read into one shard")
-    batch_size: int = Field(8, ge=1, description="pictures that go through a model together")
-    seed: int = Field(0, ge=0, description="seed of everything random; this recipe draws nothing at random")
+    min_area: float = Field(default=0.002, ge=0, le=1, description="smallest segment, as a share of the picture's area")
+    samples_per_shard: int = Field(default=1000, ge=1, description="records read into one shard")
+    batch_size: int = Field(default=8, ge=1, description="pictures that go through a model together")
+    seed: int = Field(default=0, ge=0, description="seed of everything random; this recipe draws nothing at random")
 
 
 @dataclass(eq=False)

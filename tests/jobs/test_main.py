@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from jobs.main import main
 from schemas.masks import Mask
 
 
+Run = Callable[..., tuple[int, str]]
+"""Runs `subjectloom ARGUMENTS`; returns the exit status and what was printed, on both channels."""
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # noqa: ANN201
-    """Run `subjectloom ARGUMENTS`; return the exit status and what it printed, on both channels."""
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.setattr("logging.disable", lambda _: None)  # it would outlive the test
 
     def command(*arguments: object) -> tuple[int, str]:
@@ -58,14 +62,14 @@ def annotated(tmp_path: Path) -> Path:
     return folder
 
 
-def build(run, source: Path, output: Path, *more: str) -> tuple[int, str]:  # noqa: ANN001
+def build(run: Run, source: Path, output: Path, *more: str) -> tuple[int, str]:
     kind = ("--source", "coco-panoptic", "--similarity", "label")
     return run("build", "fastcomposer", "--input", source, "--output", output, *kind, *more)
 
 
-def test_annotated_pictures_become_samples_whose_masks_are_the_truth(run, annotated: Path, tmp_path: Path) -> None:  # noqa: ANN001
+def test_annotated_pictures_become_samples_whose_masks_are_the_truth(run: Run, annotated: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    status, printed = build(run, annotated, output)
+    status, printed = build(run: Run, annotated, output)
     assert status == 0, printed
     assert "written 1" in " ".join(printed.split())
     assert (output / "report.html").exists()
@@ -87,20 +91,20 @@ def test_annotated_pictures_become_samples_whose_masks_are_the_truth(run, annota
         assert status == 0, printed
 
 
-def test_a_dataset_is_not_overwritten_unasked(run, annotated: Path, tmp_path: Path) -> None:  # noqa: ANN001
+def test_a_dataset_is_not_overwritten_unasked(run: Run, annotated: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert build(run, annotated, output)[0] == 0
-    status, printed = build(run, annotated, output)
+    assert build(run: Run, annotated, output)[0] == 0
+    status, printed = build(run: Run, annotated, output)
     assert status == 1
     assert "already holds a fastcomposer dataset: --overwrite replaces it" in printed
     assert len(printed.strip().splitlines()) == 1
-    assert "shards are done already" in build(run, annotated, output, "--resume")[1]
-    assert build(run, annotated, output, "--overwrite")[0] == 0
+    assert "shards are done already" in build(run: Run, annotated, output, "--resume")[1]
+    assert build(run: Run, annotated, output, "--overwrite")[0] == 0
 
 
-def test_inspect_fails_on_a_damaged_shard(run, annotated: Path, tmp_path: Path) -> None:  # noqa: ANN001
+def test_inspect_fails_on_a_damaged_shard(run: Run, annotated: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    build(run, annotated, output)
+    build(run: Run, annotated, output)
     shard = output / "fastcomposer-000000.tar"
     shard.write_bytes(shard.read_bytes().replace(b"a white dog", b"a black dog"))
     status, printed = run("inspect", output)
@@ -133,14 +137,14 @@ def test_inspect_fails_on_a_damaged_shard(run, annotated: Path, tmp_path: Path) 
         (["bild"], "No such command 'bild'"),
     ],
 )
-def test_an_error_is_said_plainly(run, arguments: list[str], message: str) -> None:  # noqa: ANN001
+def test_an_error_is_said_plainly(run: Run, arguments: list[str], message: str) -> None:
     status, printed = run(*arguments)
     assert status != 0
     assert message in " ".join(printed.split())
     assert "Traceback" not in printed
 
 
-def test_a_misspelt_field_of_the_config_gets_a_suggestion(run, tmp_path: Path) -> None:  # noqa: ANN001
+def test_a_misspelt_field_of_the_config_gets_a_suggestion(run: Run, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("treshold: 0.3\n")
     status, printed = run("build", "fastcomposer", "--input", "x", "--output", "y", "--config", config)
@@ -148,7 +152,7 @@ def test_a_misspelt_field_of_the_config_gets_a_suggestion(run, tmp_path: Path) -
     assert "'treshold' is no field of fastcomposer, did you mean 'threshold'" in " ".join(printed.split())
 
 
-def test_the_traceback_comes_only_when_asked_for(run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+def test_the_traceback_comes_only_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: str) -> None:
         raise ZeroDivisionError("oops")
 

@@ -21,6 +21,7 @@ from jobs.inspect import inspect
 from jobs.scenes import write_scenes
 from pipelines.fastcomposer import FastComposerConfig
 from schemas.errors import ConfigError, InputError, ModelError
+from schemas.example import Segment
 from transforms.models.presets import resolve
 
 SAMPLE = resolve("sample", {})
@@ -126,7 +127,7 @@ def test_one_poisoned_picture_among_sixty_four_is_one_reject(tmp_path: Path, mon
         Image.new("RGB", (64, 64), (shade, shade, shade)).save(pictures / f"{i:02d}.png")
         (pictures / f"{i:02d}.txt").write_text("a red ball")
 
-    def poisoned(_: object, images: list[np.ndarray]) -> list[tuple]:
+    def poisoned(_: object, images: list[np.ndarray]) -> list[tuple[Segment, ...]]:
         if any(image[0, 0, 0] < 50 for image in images):
             raise RuntimeError("this picture breaks the model")
         return [() for _ in images]
