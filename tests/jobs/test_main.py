@@ -69,7 +69,7 @@ def build(run: Run, source: Path, output: Path, *more: str) -> tuple[int, str]:
 
 def test_annotated_pictures_become_samples_whose_masks_are_the_truth(run: Run, annotated: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    status, printed = build(run: Run, annotated, output)
+    status, printed = build(run, annotated, output)
     assert status == 0, printed
     assert "written 1" in " ".join(printed.split())
     assert (output / "report.html").exists()
@@ -93,18 +93,18 @@ def test_annotated_pictures_become_samples_whose_masks_are_the_truth(run: Run, a
 
 def test_a_dataset_is_not_overwritten_unasked(run: Run, annotated: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    assert build(run: Run, annotated, output)[0] == 0
-    status, printed = build(run: Run, annotated, output)
+    assert build(run, annotated, output)[0] == 0
+    status, printed = build(run, annotated, output)
     assert status == 1
     assert "already holds a fastcomposer dataset: --overwrite replaces it" in printed
     assert len(printed.strip().splitlines()) == 1
-    assert "shards are done already" in build(run: Run, annotated, output, "--resume")[1]
-    assert build(run: Run, annotated, output, "--overwrite")[0] == 0
+    assert "shards are done already" in build(run, annotated, output, "--resume")[1]
+    assert build(run, annotated, output, "--overwrite")[0] == 0
 
 
 def test_inspect_fails_on_a_damaged_shard(run: Run, annotated: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    build(run: Run, annotated, output)
+    build(run, annotated, output)
     shard = output / "fastcomposer-000000.tar"
     shard.write_bytes(shard.read_bytes().replace(b"a white dog", b"a black dog"))
     status, printed = run("inspect", output)
