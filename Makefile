@@ -18,8 +18,9 @@ env: .venv/.ready  ## make the environment in .venv, with the exact versions of 
 	touch $@
 
 demo: env  ## render sample scenes and build a FastComposer dataset from them, in demo/
+	rm -rf $(DEMO)
 	$(BIN)/subjectloom scenes $(DEMO)/scenes --count 64 --seed 7
-	$(BIN)/subjectloom build fastcomposer --input $(DEMO)/scenes/images --output $(DEMO)/fastcomposer --overwrite
+	$(BIN)/subjectloom build fastcomposer --input $(DEMO)/scenes/images --output $(DEMO)/fastcomposer
 
 test: env  ## the whole test suite
 	$(BIN)/python -m pytest

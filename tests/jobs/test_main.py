@@ -12,7 +12,6 @@ from PIL import Image
 from jobs.main import main
 from schemas.masks import Mask
 
-
 Run = Callable[..., tuple[int, str]]
 """Runs `subjectloom ARGUMENTS`; returns the exit status and what was printed, on both channels."""
 
