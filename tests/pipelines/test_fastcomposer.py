@@ -22,6 +22,7 @@ from jobs.scenes import write_scenes
 from pipelines.fastcomposer import FastComposerConfig
 from schemas.errors import ConfigError, InputError, ModelError
 from schemas.example import Segment
+from schemas.masks import Mask
 from transforms.models.presets import resolve
 
 SAMPLE = resolve("sample", {})
@@ -127,20 +128,19 @@ def test_one_poisoned_picture_among_sixty_four_is_one_reject(tmp_path: Path, mon
         Image.new("RGB", (64, 64), (shade, shade, shade)).save(pictures / f"{i:02d}.png")
         (pictures / f"{i:02d}.txt").write_text("a red ball")
 
+    ball = Segment("ball", 0.9, Mask.from_array(np.eye(64, dtype=bool)))
+
     def poisoned(_: object, images: list[np.ndarray]) -> list[tuple[Segment, ...]]:
         if any(image[0, 0, 0] < 50 for image in images):
             raise RuntimeError("this picture breaks the model")
-        return [() for _ in images]
+        return [(ball,) for _ in images]
 
     monkeypatch.setattr("transforms.segment.segment_images", poisoned)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transforms.segment.keep_segments", lambda example, *_: example)
-        patch.setattr("transforms.match.match_phrases", lambda example, _: example)
-        build(Request(str(pictures), str(tmp_path / "out"), FastComposerConfig(), SAMPLE), QUIET)
-    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
-    failed = [row for row in rejects if row["reason"] == "step-failed"]
-    assert [(row["key"], row["stage"]) for row in failed] == [("37", "segments")]
-    assert failed[0]["detail"] == "RuntimeError: this picture breaks the model"
+    info = build(Request(str(pictures), str(tmp_path / "out"), FastComposerConfig(similarity="label"), SAMPLE), QUIET)
+    assert (info.counts.read, info.counts.written, info.counts.rejected) == (64, 63, 1)
+    (row,) = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert (row["key"], row["stage"], row["reason"]) == ("37", "segments", "step-failed")
+    assert row["detail"] == "RuntimeError: this picture breaks the model"
 
 
 def test_nothing_matching_is_counted_not_lost(scenes: Path, tmp_path: Path) -> None:
