@@ -10,6 +10,7 @@ A record that fails stays in its place as a `Reject`, so a step can neither lose
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 from schemas.errors import RecordError, SubjectloomError
 from schemas.example import Example
@@ -38,7 +39,8 @@ def advance(batch: Batch, stage: str, step: Callable[[Sequence[Example]], Sequen
     does not fit into memory at once is tried in smaller parts.
 
     Raises:
-        SubjectloomError: `step` lost, invented or reordered records; that is a defect, and stops the job.
+        SubjectloomError: no record is to blame, and the job must stop: `step` lost, invented or reordered
+            records, raised such an error itself, or the device that it ran on failed.
     """
     started = time.perf_counter()
     examples = [record for record in batch.records if isinstance(record, Example)]
@@ -57,13 +59,18 @@ def _run(
 ) -> list[Record]:
     if not examples:
         return []
+    failed: Reject | None = None
     try:
         advanced = list(step(examples))
     except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
-        if len(examples) > 1:
-            half = len(examples) // 2
-            return _run(step, examples[:half], stage) + _run(step, examples[half:], stage)
-        return [reject(examples[0], stage, error)]
+        _check_blame(error, stage)
+        failed = reject(examples[0], stage, error)
+    if failed:
+        if len(examples) == 1:
+            return [failed]
+        # Not inside the handler: while the error lives, so do its frames and the memory that they hold.
+        half = len(examples) // 2
+        return _run(step, examples[:half], stage) + _run(step, examples[half:], stage)
     if [a.key for a in advanced] != [e.key for e in examples]:
         # No record's fault: going on would lose it, or give it another's masks.
         raise SubjectloomError(
@@ -73,13 +80,28 @@ def _run(
     return list(advanced)
 
 
+def _check_blame(error: Exception, stage: str) -> None:
+    """Stop the job where no record is to blame: every one that follows would be rejected for nothing."""
+    if isinstance(error, SubjectloomError) and not isinstance(error, RecordError):
+        raise error
+    # By name, so that no torch is needed here: a device that failed stays broken until its process ends.
+    if type(error).__name__ == "AcceleratorError" and not _is_exhausted(error):
+        raise SubjectloomError(
+            f"the device failed during {stage} ({shorten(str(error), 120)}): run again with --resume"
+        ) from error
+
+
+def _is_exhausted(error: Exception) -> bool:
+    # torch raises a RuntimeError subclass on CUDA and a plain RuntimeError naming the allocator on CPU.
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 def reject(example: Example, stage: str, error: Exception) -> Reject:
     """Turn the error that `stage` raised for `example` into its reject."""
     if isinstance(error, RecordError):
         reason, detail = error.reason, error.detail
     else:
-        # torch raises a RuntimeError subclass on CUDA and a plain RuntimeError naming the allocator on CPU.
-        exhausted = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-        reason = Reason.OUT_OF_MEMORY if exhausted else Reason.STEP_FAILED
+        reason = Reason.OUT_OF_MEMORY if _is_exhausted(error) else Reason.STEP_FAILED
         detail = f"{type(error).__name__}: {error}"
     return Reject(example.key, example.source.uri, stage, reason, " ".join(detail.split())[:500])

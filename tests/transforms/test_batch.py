@@ -1,10 +1,13 @@
 import pickle
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
-from schemas.errors import RecordError, SubjectloomError
+from schemas.errors import ModelError, RecordError, SubjectloomError
 from schemas.example import Example
 from schemas.rejects import Reason, Reject
 from tests.examples import make_example
@@ -56,14 +59,69 @@ def test_what_does_not_fit_into_memory_is_tried_in_smaller_parts() -> None:
     assert not [r for r in advance(batch(8), "segments", narrow).records if isinstance(r, Reject)]
 
 
-@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("CUDA out of memory. Tried to allocate")])
-def test_what_alone_does_not_fit_is_rejected_as_such(error: Exception) -> None:
-    def full(_: Sequence[Example]) -> list[Example]:
+class AcceleratorError(RuntimeError):
+    """Named as torch names the failure of a device."""
+
+
+def raising(error: Exception) -> Callable[[Sequence[Example]], list[Example]]:
+    def step(_: Sequence[Example]) -> list[Example]:
         raise error
 
-    (record,) = advance(batch(1), "segments", full).records
+    return step
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        RuntimeError("CUDA out of memory. Tried to allocate"),
+        AcceleratorError("CUDA error: out of memory"),
+    ],
+)
+def test_what_alone_does_not_fit_is_rejected_as_such(error: Exception) -> None:
+    (record,) = advance(batch(1), "segments", raising(error)).records
     assert isinstance(record, Reject)
     assert record.reason == Reason.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_the_allocators_of_torch_and_numpy_are_understood(allocate: Callable[[int], object]) -> None:
+    def greedy(examples: Sequence[Example]) -> Sequence[Example]:
+        allocate(10**15)
+        return examples
+
+    (record,) = advance(batch(1), "segments", greedy).records
+    assert isinstance(record, Reject)
+    assert record.reason == Reason.OUT_OF_MEMORY
+
+
+def test_the_memory_of_a_failed_attempt_is_free_before_the_next() -> None:
+    held: list[weakref.ref[np.ndarray]] = []
+
+    def greedy(examples: Sequence[Example]) -> list[Example]:
+        assert not any(earlier() is not None for earlier in held), "an earlier attempt's memory is still held"
+        large = np.zeros(8)
+        held.append(weakref.ref(large))
+        if len(examples) > 1:
+            raise MemoryError
+        return name(examples)
+
+    assert not [r for r in advance(batch(4), "segments", greedy).records if isinstance(r, Reject)]
+    assert len(held) == 7
+
+
+@pytest.mark.parametrize("error", [ModelError("no segmenter"), SubjectloomError("a defect")])
+def test_an_error_that_no_record_is_to_blame_for_stops_the_job(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        advance(batch(3), "segments", raising(error))
+
+
+def test_a_broken_device_stops_the_job_before_it_rejects_all_that_follows() -> None:
+    error = AcceleratorError("CUDA error: device-side assert triggered")
+    with pytest.raises(
+        SubjectloomError, match=r"^the device failed during segments \(CUDA .*\): run again with --resume"
+    ):
+        advance(batch(3), "segments", raising(error))
 
 
 def test_a_record_error_gives_its_own_reason() -> None:
