@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.metrics import intersection_over_union
 from schemas.errors import ModelError, RecordError
-from schemas.example import Example
+from schemas.example import Example, Segment
 from schemas.rejects import Reason, Reject
 from tests.beam import apply
 from tests.examples import make_example, segment
@@ -65,10 +65,10 @@ def test_a_pixel_is_claimed_only_by_a_sure_query_whose_mask_holds_it() -> None:
     classes = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0], [0.1, 0, 0]])
     left = torch.tensor([[4.0, 4, -4, -4]]).expand(2, 4)
     masks = torch.stack([left, torch.full((2, 4), -3.0), torch.full((2, 4), 5.0), torch.full((2, 4), 5.0)])
-    claimed = claimed_pixels(classes, masks, (2, 4))
+    claimed = claimed_pixels(classes, masks, (2, 4), 0.5)
     assert claimed.tolist() == [[True, True, False, False]] * 2
-    assert claimed_pixels(classes, masks, (4, 8)).sum() == 4 * 4
-    assert not claimed_pixels(classes[2:], masks[2:], (2, 4)).any()
+    assert claimed_pixels(classes, masks, (4, 8), 0.5).sum() == 4 * 4
+    assert not claimed_pixels(classes[2:], masks[2:], (2, 4), 0.5).any()
 
 
 def test_small_segments_are_left_out() -> None:
@@ -80,7 +80,7 @@ def test_small_segments_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("found", "detail"), [((), "none found"), ((segment("a", 1),), r"1 found, all smaller than 1\.00% of the picture")]
 )
-def test_nothing_left_is_a_reject(found: tuple, detail: str) -> None:
+def test_nothing_left_is_a_reject(found: tuple[Segment, ...], detail: str) -> None:
     with pytest.raises(RecordError, match=detail) as caught:
         keep_segments(make_example(size=(100, 10)), found, min_area=0.01)
     assert caught.value.reason == Reason.NO_SEGMENT

@@ -63,7 +63,10 @@ def load_segmenter(checkpoint: str | Path) -> Segmenter:
                 f"take one of type {', '.join(SCORE_THRESHOLDS)}"
             )
         processor = AutoImageProcessor.from_pretrained(checkpoint)
-        model, loaded = AutoModelForUniversalSegmentation.from_pretrained(checkpoint, output_loading_info=True)
+        # Weights may be stored in half precision; a CPU computes in single.
+        model, loaded = AutoModelForUniversalSegmentation.from_pretrained(
+            checkpoint, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(_missing(checkpoint, error, is_folder=is_folder)) from error
     if loaded["missing_keys"]:
@@ -159,9 +162,7 @@ def _segments(segmenter: Segmenter, result: dict[str, Any], claimed: NDArray[np.
     return tuple(found)
 
 
-def fused(
-    infos: Sequence[tuple[int, float, int]], stuff: frozenset[int]
-) -> list[tuple[int, float, list[int]]]:
+def fused(infos: Sequence[tuple[int, float, int]], stuff: frozenset[int]) -> list[tuple[int, float, list[int]]]:
     """Join the regions of each class of `stuff`, where the first of them stands: a picture has one sky.
 
     Takes (class id, score, region id), returns (class id, highest score, region ids).
