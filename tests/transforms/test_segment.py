@@ -55,6 +55,12 @@ def test_a_picture_is_segmented_the_same_alone_and_among_others(segmenter: Segme
         assert intersection_over_union(one.mask.to_array(), other.mask.to_array()) > 0.999
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (1, 7), (40, 3)])
+def test_a_sliver_of_a_picture_is_not_taken_for_channels(segmenter: Segmenter, size: tuple[int, int]) -> None:
+    (segments,) = segment_images(segmenter, [np.full((*size, 3), 90, np.uint8)])
+    assert {segment.mask.size for segment in segments} <= {size}
+
+
 def test_a_picture_without_objects_has_no_segments(segmenter: Segmenter) -> None:
     background = paint_background(np.random.default_rng(1), 256, 256).astype(np.uint8)
     assert segment_images(segmenter, [background]) == [()]

@@ -45,7 +45,9 @@ class Segmenter:
 
 
 def load_segmenter(checkpoint: str | Path) -> Segmenter:
-    """Load a checkpoint for universal segmentation, from a folder or by its name on the Hugging Face hub.
+    """Load a checkpoint for universal segmentation, from a folder or from the Hugging Face hub.
+
+    One on the hub is NAME or NAME@REVISION, where a revision is a commit, a branch or a tag.
 
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
@@ -55,17 +57,19 @@ def load_segmenter(checkpoint: str | Path) -> Segmenter:
     if is_folder:
         logging.disable_progress_bar()  # a download takes minutes and shows its bar, a folder seconds
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    name, _, revision = (str(checkpoint), "", "") if is_folder else str(checkpoint).partition("@")
+    place = {"pretrained_model_name_or_path": name, "revision": revision or "main"}
     try:
-        kind = AutoConfig.from_pretrained(checkpoint).model_type
+        kind = AutoConfig.from_pretrained(**place).model_type
         if kind not in SCORE_THRESHOLDS:
             raise ModelError(
                 f"{checkpoint} is a model of type {kind}, no panoptic segmenter that is served here: "
                 f"take one of type {', '.join(SCORE_THRESHOLDS)}"
             )
-        processor = AutoImageProcessor.from_pretrained(checkpoint)
+        processor = AutoImageProcessor.from_pretrained(**place)
         # Weights may be stored in half precision; a CPU computes in single.
         model, loaded = AutoModelForUniversalSegmentation.from_pretrained(
-            checkpoint, dtype=torch.float32, output_loading_info=True
+            **place, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(_missing(checkpoint, error, is_folder=is_folder)) from error
@@ -96,7 +100,8 @@ def segment_images(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]]) ->
     model together. They are never padded to a common size: padding changes the result, and with it what else
     is in the batch.
     """
-    inputs = [segmenter.processor(images=image, return_tensors="pt") for image in images]
+    # Said, not guessed: the processor would take a picture one or three pixels high for channels.
+    inputs = [segmenter.processor(images=i, input_data_format="channels_last", return_tensors="pt") for i in images]
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, one in enumerate(inputs):
         groups[tuple(one["pixel_values"].shape)].append(index)
