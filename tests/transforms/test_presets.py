@@ -2,6 +2,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import spacy
+from huggingface_hub import constants
 
 from schemas.errors import ConfigError
 from transforms.models.presets import PRESETS, resolve, revision_of
@@ -30,5 +32,55 @@ def test_the_revision_of_a_folder_is_a_hash_of_its_files(tmp_path: Path) -> None
     assert revision_of(str(tmp_path)) != before
 
 
-def test_nothing_is_invented_for_what_was_never_downloaded() -> None:
-    assert revision_of("nobody/never-downloaded-this") == ""
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, empty, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def cache(hub: Path, repository: str, file: str, commit: str, ref: str = "main") -> None:
+    """Make the cache look as if `file` of `repository` had been downloaded at `commit`, where `ref` stood."""
+    folder = hub / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / ref).write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / file).write_text("{}")
+
+
+def test_nothing_is_invented_for_what_was_never_downloaded(hub: Path) -> None:
+    assert list(hub.iterdir()) == []
+    for name in ("nobody/never-downloaded-this", "ViT-L-14/openai", "no/such/shape", "hf-hub:a/b", "no_such_package"):
+        assert revision_of(name) == ""
+
+
+def test_the_revision_of_a_segmenter_on_the_hub_is_the_commit_of_its_main_branch_or_of_the_one_asked_for(
+    hub: Path,
+) -> None:
+    first, second = "1" * 40, "2" * 40
+    cache(hub, "lab/segmenter", "config.json", first)
+    cache(hub, "lab/segmenter", "config.json", second, ref="v2")
+    assert revision_of("lab/segmenter") == first
+    assert revision_of("lab/segmenter@v2") == second
+    assert revision_of(f"lab/segmenter@{second}") == second
+
+
+def test_the_revision_of_a_clip_is_that_of_the_repository_that_open_clip_takes_it_from(hub: Path) -> None:
+    commit = "3" * 40
+    cache(hub, "timm/vit_large_patch14_clip_224.openai", "open_clip_config.json", commit)
+    cache(hub, "lab/clip", "open_clip_config.json", "4" * 40)
+    assert revision_of(PRESETS["hub"].clip) == commit
+    assert revision_of("hf-hub:lab/clip") == "4" * 40
+
+
+def test_the_revision_of_a_package_is_its_version() -> None:
+    assert revision_of("spacy") == spacy.__version__
+
+
+def test_a_clip_brings_the_lowest_similarities_of_a_match_with_it() -> None:
+    sample, hub = PRESETS["sample"], PRESETS["hub"]
+    assert resolve("sample", {"clip": hub.clip}).thresholds == hub.thresholds
+    assert resolve("sample", {"clip": "my/clip"}).thresholds == hub.thresholds
+    assert resolve("hub", {"clip": sample.clip}).thresholds == sample.thresholds
+    assert resolve("sample", {"parser": hub.parser}).thresholds == sample.thresholds

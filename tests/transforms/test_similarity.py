@@ -1,7 +1,10 @@
+import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 
 from schemas.errors import ModelError
@@ -12,6 +15,7 @@ from tests.clip import save_random_clip
 from tests.examples import make_example, phrase
 from transforms.batch import Batch
 from transforms.models.clip import Clip, embed_images, embed_texts, load_clip
+from transforms.models.presets import PRESETS
 from transforms.similarity import FILL, ScoreSimilarity, add_clip_similarity, add_label_similarity, masked_crop
 
 
@@ -92,7 +96,7 @@ def test_labels_need_no_model() -> None:
 
 @pytest.mark.parametrize("similarity", ["clip", "clip-label", "label"])
 def test_the_transform_fills_the_field(similarity: str, checkpoint: str) -> None:
-    (batch,) = apply(ScoreSimilarity(similarity, checkpoint), [Batch(0, (annotated("a", ("a thing",), ((0, 4),)),))])  # type: ignore[arg-type]
+    (batch,) = apply(ScoreSimilarity(similarity, checkpoint), [Batch(0, (annotated("a", ("a thing",), ((0, 4),)),))])
     (record,) = batch.records
     assert isinstance(record, Example)
     assert np.shape(record.similarity) == (1, 1)
@@ -101,3 +105,41 @@ def test_the_transform_fills_the_field(similarity: str, checkpoint: str) -> None
 def test_a_missing_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no CLIP .*missing/x: looked for a folder .* Give --model clip=FOLDER"):
         load_clip(tmp_path / "missing" / "x")
+
+
+def test_weights_are_run_with_the_activation_that_they_were_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str, bool]] = []
+
+    def create(name: str, tag: str, *, device: str, force_quick_gelu: bool) -> None:
+        assert device
+        asked.append((name, tag, force_quick_gelu))
+        raise RuntimeError("no download in a test")
+
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", create)
+    for checkpoint in (
+        PRESETS["hub"].clip,
+        "ViT-H-14/laion2b_s32b_b79k",
+        "hf-hub:laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    ):
+        with pytest.raises(ModelError, match="no download in a test"):
+            load_clip(checkpoint)
+    assert asked == [
+        ("ViT-L-14", "openai", True),
+        ("ViT-H-14", "laion2b_s32b_b79k", False),
+        ("hf-hub:laion/CLIP-ViT-H-14-laion2B-s32B-b79K", None, False),
+    ]
+
+
+def test_a_folder_without_weights_is_no_random_model(checkpoint: str, tmp_path: Path) -> None:
+    shutil.copy(Path(checkpoint) / "open_clip_config.json", tmp_path)
+    with pytest.raises(ModelError, match=f"no CLIP {tmp_path}"):
+        load_clip(tmp_path)
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ModelError, match=f"no CLIP {tmp_path}"):
+        load_clip(tmp_path)
+
+
+def test_loading_leaves_the_log_as_loud_as_it_was(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+    load_clip(checkpoint)
+    assert logging.getLogger().level == logging.INFO

@@ -1,7 +1,8 @@
 """CLIP with open_clip: embeddings of crops and texts."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 
 from schemas.errors import ModelError
 
@@ -28,28 +30,63 @@ class Clip:
 
 
 def load_clip(checkpoint: str | Path) -> Clip:
-    """Load CLIP by open_clip's name and tag ("ViT-L-14/openai"), or from a folder in open_clip's format.
+    """Load CLIP from a folder in open_clip's format, or by open_clip's name for it.
 
-    A folder holds `open_clip_config.json` and `open_clip_model.safetensors`.
+    A folder holds `open_clip_config.json`, `open_clip_model.safetensors` and, where the model does not use
+    CLIP's own tokenizer, the files of its tokenizer. A name is architecture and tag of
+    `open_clip.list_pretrained()` ("ViT-L-14/openai"), or "hf-hub:" and a repository on the Hugging Face hub.
 
     Raises:
         ModelError: there is no such checkpoint, or it cannot be loaded.
     """
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip narrates its loading on the root logger
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = Path(checkpoint).is_dir()
-    architecture, _, tag = str(checkpoint).rpartition("/")
-    name, pretrained = (f"local-dir:{checkpoint}", None) if folder else (architecture, tag)
+    name, tag = _open_clip_name(checkpoint)
+    # Some weights were trained with another activation than open_clip gives their architecture by default.
+    quick_gelu = bool(tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained, device=device)
-        tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError) as error:
+        with _quiet():
+            model, preprocess = open_clip.create_model_from_pretrained(
+                name, tag, device=device, force_quick_gelu=quick_gelu
+            )
+            tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"no CLIP {checkpoint}: looked for a folder of that name and for a name/tag of open_clip "
             f"({shorten(str(error), 120)}). Give --model clip=FOLDER or a name/tag of open_clip.list_pretrained(), "
             "or go online once so that it is downloaded"
         ) from error
     return Clip(model.eval(), preprocess, tokenizer, device)
+
+
+def _open_clip_name(checkpoint: str | Path) -> tuple[str, str | None]:
+    """Write a checkpoint as open_clip's name of a model and its tag, None where the name says all."""
+    if Path(checkpoint).is_dir():
+        return f"local-dir:{checkpoint}", None
+    if str(checkpoint).startswith("hf-hub:"):
+        return str(checkpoint), None
+    architecture, _, tag = str(checkpoint).rpartition("/")
+    return architecture, tag
+
+
+def hub_repository(checkpoint: str) -> str | None:
+    """Name the repository on the Hugging Face hub that `load_clip` takes a checkpoint from, None if none."""
+    name, tag = _open_clip_name(checkpoint)
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:")
+    stored = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "") if tag else ""
+    return stored.rpartition("/")[0] or None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip, which tells of its loading on the root logger, from speaking for a while."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def embed_images(clip: Clip, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

@@ -2,14 +2,15 @@
 
 import difflib
 import hashlib
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import scan_cache_dir
-from huggingface_hub.errors import CacheNotFound
+from huggingface_hub import hf_hub_download
 
 from schemas.errors import ConfigError
+from transforms.models.clip import hub_repository
 
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -18,6 +19,7 @@ SAMPLE = Path(__file__).parent / "sample"
 class Models:
     """Checkpoints by what they do, and the lowest similarity of a match for each kind of similarity.
 
+    A segmenter from the hub may be NAME@REVISION.
     No `segmenter`: the source's own annotations are the segments.
     """
 
@@ -50,6 +52,9 @@ KINDS = ("parser", "segmenter", "clip")
 def resolve(preset: str, overrides: Mapping[str, str]) -> Models:
     """Return a preset's models with those of `overrides` (kind to folder or name) in their place.
 
+    The lowest similarities of a match belong to the CLIP: one that no preset names has those of `hub`, which hold
+    for published models.
+
     Raises:
         ConfigError: there is no such preset or kind of model.
     """
@@ -60,34 +65,46 @@ def resolve(preset: str, overrides: Mapping[str, str]) -> Models:
             close = difflib.get_close_matches(kind, KINDS, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"there is no model {kind!r} to replace{hint}: choose of {', '.join(KINDS)}")
-    models = PRESETS[preset]
-    for kind, checkpoint in overrides.items():
-        models = replace(models, **{kind: checkpoint})  # type: ignore[arg-type]
+    models = replace(PRESETS[preset], **overrides)  # type: ignore[arg-type]
+    if "clip" in overrides:
+        known = [one.thresholds for one in PRESETS.values() if one.clip == models.clip]
+        models = replace(models, thresholds=known[0] if known else PRESETS["hub"].thresholds)
     return models
 
 
 def revision_of(checkpoint: str) -> str:
-    """Return what a checkpoint was when the job ran: for a folder the hash of its files, "" where nothing is known.
+    """Return what a checkpoint is at this moment, "" where that cannot be told.
 
-    The hash is SHA-256 over names and contents of the folder's files, sorted.
+    For a folder it is SHA-256 over the names, sizes and contents of its files, sorted by name; for an installed
+    package its version; for a repository on the Hugging Face hub the commit that its main branch, or the revision
+    in NAME@REVISION, stands at (offline: stood at when it was last downloaded).
     """
     folder = Path(checkpoint)
-    if not folder.is_dir():
-        return _hub_commit(checkpoint)
+    if folder.is_dir():
+        return f"sha256:{_digest(folder)}"
+    try:
+        return importlib.metadata.version(checkpoint)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        pass
+    clip = hub_repository(checkpoint)
+    return _hub_commit(clip, "open_clip_config.json") if clip else _hub_commit(checkpoint, "config.json")
+
+
+def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
-        digest.update(path.read_bytes())
-    return f"sha256:{digest.hexdigest()}"
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
-def _hub_commit(name: str) -> str:
-    """Return the commit that the local hub cache holds for a repository's main branch, "" if none."""
+def _hub_commit(name: str, file: str) -> str:
+    """Return the commit of a repository, by fetching the small `file` that every such repository has."""
+    repository, _, revision = name.partition("@")
     try:
-        repositories = scan_cache_dir().repos
-    except CacheNotFound:
-        return ""
-    for repository in repositories:
-        if repository.repo_id == name and "main" in repository.refs:
-            return str(repository.refs["main"].commit_hash)
-    return ""
+        path = hf_hub_download(repository, file, revision=revision or None)
+    except (OSError, ValueError):
+        return ""  # not reached and never downloaded, or none of the hub's: the loading tells what is wrong
+    return Path(path).parent.name
