@@ -1,4 +1,8 @@
-"""Which phrase names which segment: greedy one-to-one matching by similarity."""
+"""Which phrase names which segment: greedy one-to-one matching by similarity.
+
+Stuff ("the green field") is matched like things: FastComposer pairs phrases with all panoptic segments, and leaves it
+to the trainer to choose among the subjects by their label.
+"""
 
 from dataclasses import dataclass, replace
 

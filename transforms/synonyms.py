@@ -1,7 +1,8 @@
 """Words for the classes of COCO: what else a caption calls them.
 
 Each line is `class: words`; a class is written as `plain_label` writes it. Words are lemmas. Words for many ("team",
-"crowd") are left out on purpose: a segment is one of them, not all. `KINDS` names wider words, which fit a class less
+"crowd") are left out on purpose: a segment is one of them, not all. So are words for a part ("cloud", "branch") and
+words that more often mean another thing ("trunk", "fan", "model"). `KINDS` names wider words, which fit a class less
 surely than its own.
 """
 
@@ -12,7 +13,7 @@ person: bride groom friend worker officer policeman fireman firefighter soldier 
 person: student teacher chef cook waiter waitress farmer cowboy jockey batter pitcher catcher umpire goalie athlete
 person: runner jogger swimmer dancer singer musician artist photographer tourist traveler shopper customer vendor
 person: mother father mom dad son daughter brother sister husband wife grandmother grandfather businessman someone
-person: spectator onlooker bystander fan model skydiver climber hiker fisherman sailor pilot nurse doctor human figure
+person: spectator onlooker bystander skydiver climber hiker fisherman sailor pilot nurse doctor human
 bicycle: bike cycle tandem
 car: automobile sedan suv van minivan taxi cab hatchback convertible jeep limousine coupe wagon
 motorcycle: motorbike moped scooter vespa dirtbike
@@ -21,7 +22,7 @@ bus: coach minibus shuttle trolleybus double-decker
 train: locomotive tram subway streetcar trolley railcar engine
 truck: pickup lorry trailer semi firetruck tractor-trailer
 boat: ship sailboat canoe kayak ferry yacht rowboat raft dinghy gondola speedboat barge vessel motorboat
-traffic light: stoplight streetlight signal traffic-light
+traffic light: stoplight signal traffic-light
 fire hydrant: hydrant fireplug
 stop sign: stop-sign
 parking meter: meter
@@ -42,7 +43,7 @@ backpack: rucksack knapsack bookbag
 umbrella: parasol
 handbag: purse bag tote satchel clutch
 tie: necktie bowtie
-suitcase: luggage baggage briefcase trunk
+suitcase: luggage baggage briefcase
 frisbee: disc disk
 skis: ski
 snowboard: snowboard
@@ -67,16 +68,16 @@ orange: tangerine clementine mandarin citrus
 broccoli: broccoli
 carrot: carrot
 hot dog: hotdog frankfurter sausage bratwurst
-pizza: pie
+pizza: pizza
 donut: doughnut
 cake: cupcake cheesecake pastry dessert
 chair: armchair stool seat recliner rocker
 couch: sofa loveseat settee
-potted plant: houseplant plant pot fern
+potted plant: houseplant plant fern
 bed: mattress crib bunk cot
 dining table: table desk
 toilet: urinal commode
-tv: television screen monitor
+tv: television screen monitor computer
 laptop: notebook computer macbook
 mouse: mouse
 remote: controller remote-control wiimote
@@ -91,11 +92,11 @@ book: novel textbook magazine
 clock: clocktower watch
 vase: urn
 scissors: scissor shear
-teddy bear: teddy bear toy plush
+teddy bear: teddy bear plush
 hair drier: hairdryer blowdryer dryer
 toothbrush: toothbrush
 banner: sign poster flag billboard
-blanket: quilt comforter bedspread cover sheet
+blanket: quilt comforter bedspread sheet
 bridge: overpass viaduct
 cardboard: box carton
 counter: countertop
@@ -105,19 +106,19 @@ floor wood: floor floorboard
 flower: rose tulip daisy sunflower blossom bouquet lily
 fruit: grape strawberry berry lemon pear peach melon watermelon pineapple lime mango
 gravel: pebble
-house: home cottage cabin hut barn
-light: lamp lantern lightbulb chandelier
-mirror: reflection
+house: home cottage cabin hut barn building
+light: lamp streetlight lantern lightbulb chandelier
+mirror: mirror
 net: netting
 pillow: cushion
 platform: stage dock pier
 playingfield: field court pitch stadium
 railroad: track rail railway
-river: stream creek canal
+river: stream creek canal water
 road: street highway lane path asphalt pavement driveway
 roof: rooftop
 sand: beach desert shore
-sea: ocean wave surf
+sea: ocean wave surf water
 shelf: bookshelf bookcase shelving
 snow: slope ice
 stairs: stair staircase step stairway
@@ -127,13 +128,13 @@ wall brick: wall
 wall stone: wall
 wall tile: wall
 wall wood: wall
-water: lake pond pool puddle
+water: lake pond pool puddle river sea ocean
 window blind: blind shade shutter
 window: windowpane
-tree: forest wood palm bush bushes branch pine shrub
+tree: forest palm bush bushes pine shrub
 fence: railing barrier
 ceiling: ceiling
-sky: cloud
+sky: sky
 cabinet: cupboard drawer closet dresser
 table: desk
 floor: ground carpet
@@ -143,7 +144,7 @@ grass: lawn meadow field pasture
 dirt: soil mud ground
 paper: napkin document newspaper
 food: meal dish salad soup rice pasta vegetable meat
-building: skyscraper tower church castle hotel store shop
+building: skyscraper tower church castle hotel store shop house barn
 rock: boulder stone cliff
 wall: wall
 rug: carpet mat

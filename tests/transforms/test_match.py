@@ -46,6 +46,12 @@ def test_without_ties_the_order_of_phrases_and_segments_does_not_matter(
     assert {(rows[m.phrase], columns[m.segment]) for m in shuffled} == plain
 
 
+@given(MATRICES, st.integers(0, 3))
+def test_phrases_that_name_nothing_change_nothing(similarity: np.ndarray, more: int) -> None:
+    low = np.full((more, similarity.shape[1]), 0.2)
+    assert greedy_match(np.vstack([similarity, low]), 0.3) == greedy_match(similarity, 0.3)
+
+
 def test_by_hand() -> None:
     similarity = np.array([[0.9, 0.8], [0.85, 0.1]])
     # The best pair is taken first, though another assignment would sum to more.
@@ -76,3 +82,8 @@ def test_a_phrase_without_segments_is_no_match() -> None:
     with pytest.raises(RecordError) as caught:
         match_phrases(with_similarity([[]]), 0.5)
     assert caught.value.reason == Reason.NO_MATCH
+
+
+def test_a_similarity_that_is_no_number_is_no_match() -> None:
+    with pytest.raises(RecordError, match="no-match: the best similarity is"):
+        match_phrases(with_similarity([[float("nan")]]), 0.5)
