@@ -14,6 +14,8 @@ setup(
     package_data={"": ["*.json", "*.safetensors", "*.txt", "*.cfg", "*.bin", "*.j2", "*.css", "*.js", "*.md", "*"]},
     install_requires=[
         "apache-beam>=2.77",
+        "contourpy>=1.3",
+        "huggingface_hub>=1.0",
         "inflect>=7.5",
         "jinja2>=3.1",
         "numpy>=2.0",

@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig
+from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig, threshold_of
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.fastcomposer import LAYOUT
@@ -54,7 +54,9 @@ def build(request: Request, console: Console) -> DatasetInfo:
         SubjectloomError: the source, the output, an option or a checkpoint cannot be used, or the books do not
             balance.
     """
-    config = request.config
+    # A preset's threshold is written down as the number that it was.
+    threshold = threshold_of(request.config, request.models)
+    config = request.config.model_copy(update={"threshold": threshold})
     options = beam_options(request.beam_options)
     listing = list_source(
         request.source,

@@ -99,8 +99,14 @@ def _render(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[n
 
 
 def draw_batch(pool: Pool, rng: np.random.Generator, size: int, count: int) -> dict[str, Any]:
-    """Draw `count` scenes, mirrored at random, as the model's inputs at `size` x `size` pixels."""
-    chosen = rng.choice(len(pool.images), count, replace=False)
+    """Draw `count` scenes, mirrored at random, as the model's inputs at `size` x `size` pixels.
+
+    Scenes with two objects of one noun come four times as often as others: to tell twins apart is learnt last.
+    """
+    ordered = np.sort(pool.nouns, axis=1)
+    twins = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != 255)).any(axis=1)
+    weight = np.where(twins, 4.0, 1.0)
+    chosen = rng.choice(len(pool.images), count, replace=False, p=weight / weight.sum())
     images = torch.from_numpy(pool.images[chosen]).permute(0, 3, 1, 2).float() / 255
     maps = torch.from_numpy(pool.maps[chosen])
     mirrored = torch.from_numpy(rng.random(count) < 0.5)

@@ -176,6 +176,8 @@ def to_row(example: Example) -> Row:
         "segments_unmatched": len(example.segments) - len(example.matches),
         "score_mean": round(float(np.mean(scores)), 4),
         "score_min": round(min(scores), 4),
+        "scores": [round(score, 4) for score in scores],
+        "labels": [example.segments[match.segment].label for match in example.matches],
     }
 
 
@@ -186,6 +188,8 @@ COLUMNS = pa.schema(
         ("segments_unmatched", pa.int32()),
         ("score_mean", pa.float64()),  # over the subjects
         ("score_min", pa.float64()),
+        ("scores", pa.list_(pa.float64())),  # of each subject
+        ("labels", pa.list_(pa.string())),  # class of each subject
     ]
 )
 
