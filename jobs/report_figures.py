@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,7 @@ def score_histogram(scores: NDArray[np.float64], what: str, threshold: float | N
     edges = (low + np.arange(bins + 1)) * width
     counts = np.bincount(np.clip(np.floor(scores / width + 1e-9).astype(int) - low, 0, bins - 1), minlength=bins)
     span = f"{scores.min():.2f} to {scores.max():.2f}"
-    drawn = _histogram(counts.tolist(), [f"{a:.3g} to {b:.3g}" for a, b in zip(edges, edges[1:], strict=False)])
+    drawn = _histogram(counts.tolist(), [f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges)])
     step = math.ceil(bins / 8)
     drawn["ticks"] = [{"at": percent(i, bins), "text": f"{edges[i]:.3g}"} for i in range(0, bins + 1, step)]
     if threshold is not None:

@@ -1,10 +1,10 @@
 """The errors of Subjectloom: each message says what happened, to which file or key, and what to do.
 
-    SubjectloomError        everything that a person can mend; the command prints it as one line
-    |-- InputError          a source or an output folder cannot be used
-    |-- ConfigError         an option or a config file contradicts itself
-    |-- ModelError          a checkpoint is missing or is of the wrong kind
-    `-- RecordError         one record cannot go on; it becomes a reject, the job continues
+- `SubjectloomError`: everything that a person can mend; the command prints it as one line.
+  - `InputError`: a source or an output folder cannot be used.
+  - `ConfigError`: an option or a config file contradicts itself.
+  - `ModelError`: a checkpoint is missing or is of the wrong kind.
+  - `RecordError`: one record cannot go on; it becomes a reject, the job continues.
 """
 
 from schemas.rejects import Reason
