@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.report import read_info, render, write_report
+from jobs.report import render, write_report
 from jobs.report_figures import choose
 from schemas.errors import InputError
 from schemas.example import Example, Phrase
@@ -17,6 +17,7 @@ from schemas.fastcomposer import LAYOUT
 from schemas.rejects import Reason, Reject
 from tests.browser import needs_browser, open_page
 from tests.datasets import example, write_dataset
+from transforms.output import read_info
 
 CSS = (Path(__file__).parents[2] / "jobs" / "templates" / "report.css").read_text()
 HOSTILE = '<script>alert(1)</script> & "a dog" \u202e😀'
