@@ -11,6 +11,7 @@ from schemas.example import Example, Segment
 from schemas.rejects import Reason, Reject
 from tests.beam import apply
 from tests.examples import make_example, segment
+from tests.pictures import encode
 from transforms.batch import Batch
 from transforms.models.presets import PRESETS
 from transforms.models.segmenter import Segmenter, claimed_pixels, load_segmenter, segment_images
@@ -102,12 +103,19 @@ def test_annotated_examples_need_no_model() -> None:
 
 
 def test_the_transform_runs_the_model(scenes: list[Scene]) -> None:
-    examples = [replace(make_example(key), _pixels=scene.image) for key, scene in zip("abc", scenes, strict=False)]
+    # Decoded pixels do not travel, so the pictures must be in the examples' bytes.
+    examples = [
+        replace(make_example(key, size=scene.image.shape[1::-1]), image=encode(scene.image, "JPEG", quality=95))
+        for key, scene in zip("abc", scenes, strict=False)
+    ]
     (batch,) = apply(SegmentPictures(SAMPLE), [Batch(1, tuple(examples))])
     assert batch.shard == 1
     assert [record.key for record in batch.records] == ["a", "b", "c"]
     assert [stage for stage, _ in batch.seconds] == ["segments"]
-    assert all(isinstance(record, Example) and record.segments for record in batch.records)
+    for record, scene in zip(batch.records, scenes, strict=False):
+        assert isinstance(record, Example)
+        assert {one.label for one in record.segments} & {thing.noun for thing in scene.objects}
+        assert {one.mask.size for one in record.segments} == {scene.image.shape[:2]}
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path: Path) -> None:
