@@ -10,8 +10,7 @@ setup(
     packages=find_packages(
         include=[f"{name}{dots}" for name in ("schemas", "transforms", "pipelines", "jobs") for dots in ("", ".*")]
     ),
-    include_package_data=True,
-    package_data={"": ["*.json", "*.safetensors", "*.txt", "*.cfg", "*.bin", "*.j2", "*.css", "*.js", "*.md", "*"]},
+    package_data={"transforms": ["models/sample/**"], "jobs": ["templates/*"]},
     install_requires=[
         "apache-beam>=2.77",
         "contourpy>=1.3",
