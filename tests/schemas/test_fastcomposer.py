@@ -162,4 +162,6 @@ def test_the_index_has_the_columns_that_a_row_fills() -> None:
         "segments_unmatched": 2,
         "score_mean": 0.55,
         "score_min": 0.5,
+        "scores": [0.5, 0.6],
+        "labels": ["dog", "cats"],
     }
