@@ -23,7 +23,7 @@ from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig, thresh
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.fastcomposer import LAYOUT
-from transforms.models.presets import Models, revision_of
+from transforms.models.presets import Models, name_of, revision_of
 from transforms.output import finish_dataset, finished_shards, prepare_output
 from transforms.read import list_source
 from transforms.sources.records import Chunk
@@ -97,7 +97,7 @@ def describe_job(config: FastComposerConfig, models: dict[str, str]) -> Job:
     return Job(
         recipe="fastcomposer",
         config=config.model_dump(mode="json"),
-        models={use: ModelName(name=name, revision=revision_of(name)) for use, name in models.items()},
+        models={use: ModelName(name=name_of(name), revision=revision_of(name)) for use, name in models.items()},
         seed=config.seed,
     )
 

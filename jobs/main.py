@@ -139,9 +139,18 @@ def export(
 
     if form == "fastcomposer":
         exported = export_fastcomposer(source, destination, square=square, held_out=held_out, seed=seed)
-        out.print(f"{exported}\n{destination}", soft_wrap=True, markup=False, highlight=False)
+        dropped = (
+            ", ".join(f"{count} subjects {why}" for why, count in exported.dropped.items()) or "no subject left out"
+        )
+        print_lines(
+            f"{exported.written} pictures, {exported.held_out} of them held out for testing, in {destination}",
+            f"{exported.without_subject} pictures left without a subject; {dropped}",
+        )
     elif form == "coco":
-        out.print(f"{export_coco(source, destination)}\n{destination}", soft_wrap=True, markup=False, highlight=False)
+        coco = export_coco(source, destination)
+        print_lines(
+            f"{coco.images} pictures, {coco.annotations} annotations of {coco.categories} classes in {destination}"
+        )
     else:
         raise ConfigError(f"there is no format {form!r}{suggestion(form, FORMATS)}: choose of {', '.join(FORMATS)}")
 
@@ -208,6 +217,12 @@ def parse_overrides(pairs: list[str]) -> dict[str, str]:
             raise ConfigError(f"--model {pair}: write KIND=PATH_OR_NAME, as --model segmenter=my/checkpoint")
         overrides[kind] = name
     return overrides
+
+
+def print_lines(*lines: str) -> None:
+    """Print plain lines, unwrapped."""
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ import spacy
 from huggingface_hub import constants
 
 from schemas.errors import ConfigError
-from transforms.models.presets import PRESETS, resolve, revision_of
+from transforms.models.presets import PRESETS, name_of, resolve, revision_of
 
 
 def test_one_model_is_replaced_alone() -> None:
@@ -84,3 +84,8 @@ def test_a_clip_brings_the_lowest_similarities_of_a_match_with_it() -> None:
     assert resolve("sample", {"clip": "my/clip"}).thresholds == hub.thresholds
     assert resolve("hub", {"clip": sample.clip}).thresholds == sample.thresholds
     assert resolve("sample", {"parser": hub.parser}).thresholds == sample.thresholds
+
+
+def test_the_sample_models_are_named_apart_from_where_they_are_installed() -> None:
+    assert name_of(PRESETS["sample"].parser) == "sample/parser"
+    assert name_of("my/own/parser") == "my/own/parser"

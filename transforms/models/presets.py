@@ -72,6 +72,12 @@ def resolve(preset: str, overrides: Mapping[str, str]) -> Models:
     return models
 
 
+def name_of(checkpoint: str) -> str:
+    """Name a checkpoint as `dataset.json` does: those of the sample preset apart from where they are installed."""
+    path = Path(checkpoint)
+    return f"sample/{path.name}" if path.parent == SAMPLE else checkpoint
+
+
 def revision_of(checkpoint: str) -> str:
     """Return what a checkpoint is at this moment, "" where that cannot be told.
 
