@@ -8,30 +8,40 @@ setup(
     description="Training datasets for subject-driven text-to-image generation, built with Apache Beam",
     python_requires=">=3.11",
     packages=find_packages(
-        include=[f"{name}{dots}" for name in ("schemas", "transforms", "pipelines", "jobs") for dots in ("", ".*")]
+        include=[
+            f"{name}{dots}"
+            for name in ("schemas", "transforms", "pipelines", "training", "jobs")
+            for dots in ("", ".*")
+        ]
     ),
     package_data={"transforms": ["models/sample/**"], "jobs": ["templates/*"]},
     install_requires=[
+        "accelerate>=1.10",
         "apache-beam>=2.77",
         "contourpy>=1.3",
+        "diffusers>=0.36",
         "huggingface_hub>=1.0",
         "inflect>=7.5",
         "jinja2>=3.1",
         "numpy>=2.0",
+        "numba>=0.61",
         "open_clip_torch>=3.3",
         "pillow>=12.0",
         "pyarrow>=20.0",
         "pycocotools>=2.0.10",
         "pydantic>=2.11",
+        "pymatting>=1.1.14",
         "pyyaml>=6.0",
         "rich>=14.0",
         "safetensors>=0.6",
         "scipy>=1.15",
         "spacy>=3.8,<4",
+        "tensorboard>=2.20",
         "torch>=2.8",
         "torchvision>=0.23",
         "transformers>=5.0",
         "typer>=0.20",
+        "webdataset>=1.0",
     ],
     extras_require={
         "dev": [
@@ -45,7 +55,6 @@ setup(
             "pytest-timeout>=2.4",
             "ruff>=0.17",
             "types-PyYAML>=6.0",
-            "webdataset>=1.0",
         ],
     },
     entry_points={"console_scripts": ["subjectloom = jobs.main:main"]},

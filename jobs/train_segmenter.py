@@ -4,8 +4,10 @@
 
 On one core a step takes half a second at 128 pixels and one at 192. What makes so short a training possible:
 - the pictures grow: most steps see 128 x 128 pixels, the last ones 192 x 192, where edges become sharp;
-- a per-pixel classifier on the pixel decoder's features, thrown away afterwards, teaches the backbone its
-  classes: alone in the first steps, which are cheap, and beside the queries in all others.
+- a linear probe on the pixel decoder's features, thrown away afterwards, asks of each pixel the noun of its object and
+  where that object's centre lies: alone in the first steps, which are cheap, and beside the queries in all others.
+  The centre is what tells two objects of one noun apart. Without it the features held no trace of where in the
+  picture they lie (deformable attention tells positions to its queries, never to its values), and twins became one.
 """
 
 import math
@@ -129,17 +131,36 @@ def draw_batch(pool: Pool, rng: np.random.Generator, size: int, count: int) -> d
     }
 
 
-def pixel_loss(classifier: torch.nn.Module, features: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
-    """Cross-entropy of the noun of each pixel from the pixel decoder's features, [B, C, h, w] float32."""
-    truth = torch.zeros(len(features), *features.shape[-2:], dtype=torch.long)
-    for target, masks, classes in zip(truth, batch["mask_labels"], batch["class_labels"], strict=True):
-        small = F.interpolate(masks[None], features.shape[-2:], mode="area")[0]
-        for mask, noun in zip(small, classes, strict=True):
-            target[mask > 0.5] = noun + 1
+def pixel_targets(masks: Sequence[torch.Tensor], classes: Sequence[torch.Tensor], side: int) -> torch.Tensor:
+    """What the probe is asked of each pixel: [B, 3, side, side] float32, its noun + 1 (0: none), its object's centre.
+
+    Args:
+        masks: a picture's objects, [N, S, S] float32 in [0, 1]; one picture each.
+        classes: their nouns, [N] int64.
+        side: of the features, in pixels.
+
+    The centre is the mean (y, x) of the object's visible pixels, from -1 (top, left) to 1.
+    """
+    target = torch.zeros(len(masks), 3, side, side)
+    line = torch.linspace(-1, 1, side)
+    for image, objects, nouns in zip(target, masks, classes, strict=True):
+        for mask, noun in zip(F.interpolate(objects[None], (side, side), mode="area")[0], nouns, strict=True):
+            area = mask.sum().clamp(min=1e-6)
+            centre = (mask.sum(1) @ line / area, mask.sum(0) @ line / area)
+            image[:, mask > 0.5] = torch.stack([noun + 1, *centre])[:, None]
+    return target
+
+
+def pixel_loss(probe: torch.nn.Module, features: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    """Cross-entropy of each pixel's noun, and L1 of its object's centre, from features [B, C, h, w] float32."""
+    target = pixel_targets(batch["mask_labels"], batch["class_labels"], features.shape[-1])
+    answer = probe(features)
+    noun = target[:, 0].long()
     weight = torch.ones(len(NOUNS) + 1)
     weight[0] = 0.1  # most pixels are background
-    loss: torch.Tensor = F.cross_entropy(classifier(features), truth, weight=weight)
-    return loss
+    inside = (noun > 0).float()[:, None]
+    centre = (inside * (answer[:, -2:] - target[:, 1:]).abs()).sum() / inside.sum().clamp(min=1)
+    return F.cross_entropy(answer[:, :-2], noun, weight=weight) + centre
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -178,8 +199,8 @@ def train(
     torch.manual_seed(seed)
     pool = render_pool(scenes)
     model = new_model().train()
-    classifier = torch.nn.Conv2d(WIDTH, len(NOUNS) + 1, 1)
-    both = torch.nn.ModuleList([model, classifier])
+    probe = torch.nn.Conv2d(WIDTH, len(NOUNS) + 1 + 2, 1)
+    both = torch.nn.ModuleList([model, probe])
     optimizer = torch.optim.AdamW(both.parameters(), lr=peak, weight_decay=0.02)
     start = 0
     if checkpoint and checkpoint.exists():
@@ -193,11 +214,11 @@ def train(
         inputs = draw_batch(pool, np.random.default_rng([seed, step]), size, batch)
         if step < pixels:
             features = model.model.pixel_level_module(inputs["pixel_values"]).decoder_last_hidden_state
-            queries, per_pixel = torch.zeros(()), pixel_loss(classifier, features, inputs)
+            queries, per_pixel = torch.zeros(()), pixel_loss(probe, features, inputs)
         else:
             outputs = model(**inputs)
             queries = outputs.loss
-            per_pixel = pixel_loss(classifier, outputs.pixel_decoder_last_hidden_state, inputs)
+            per_pixel = pixel_loss(probe, outputs.pixel_decoder_last_hidden_state, inputs)
         optimizer.zero_grad()
         (queries + 10 * per_pixel).backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 5.0)
