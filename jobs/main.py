@@ -5,12 +5,13 @@ import logging
 import sys
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,6 +27,8 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
+
+Config = TypeVar("Config", bound=BaseModel)
 
 RECIPES = ("fastcomposer",)
 FORMATS = ("fastcomposer", "coco")
@@ -85,6 +88,7 @@ def build(
     from jobs.build import Request
     from jobs.build import build as run_build
     from jobs.report import write_report
+    from pipelines.fastcomposer import FastComposerConfig
     from transforms.models.presets import resolve
 
     check_recipe(recipe)
@@ -92,7 +96,7 @@ def build(
     request = Request(
         source,
         output,
-        read_config(config, {name: value for name, value in given.items() if value is not None}),
+        read_config(FastComposerConfig, config, {name: value for name, value in given.items() if value is not None}),
         resolve(preset, parse_overrides(model or [])),
         kind,
         limit,
@@ -175,14 +179,12 @@ def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def read_config(path: Path | None, given: dict[str, Any]) -> Any:  # noqa: ANN401 - a config per recipe
-    """Read the recipe's config from YAML; `given` on the command line goes before it.
+def read_config(kind: type[Config], path: Path | None, given: Mapping[str, Any]) -> Config:
+    """Read a config of class `kind` from YAML; `given` on the command line goes before it.
 
     Raises:
         ConfigError: the file cannot be read, or a field is unknown or out of range.
     """
-    from pipelines.fastcomposer import FastComposerConfig
-
     fields: dict[str, Any] = {}
     if path is not None:
         try:
@@ -192,13 +194,13 @@ def read_config(path: Path | None, given: dict[str, Any]) -> Any:  # noqa: ANN40
         if not isinstance(fields, dict):
             raise ConfigError(f"the config {path} must hold one `field: value` on each line")
     try:
-        return FastComposerConfig(**fields | given)
+        return kind(**{**fields, **given})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(step) for step in first["loc"])
-        known = list(FastComposerConfig.model_fields)
+        known = list(kind.model_fields)
         if first["type"] == "extra_forbidden":
-            problem = f"{name!r} is no field of fastcomposer{suggestion(name, known)}: choose of {', '.join(known)}"
+            problem = f"{name!r} is no field of the config{suggestion(name, known)}: choose of {', '.join(known)}"
         else:
             problem = f"{name} = {first['input']!r}: {first['msg']}"
         raise ConfigError(f"{path or 'the command line'}: {problem}") from error

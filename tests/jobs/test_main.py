@@ -148,7 +148,7 @@ def test_a_misspelt_field_of_the_config_gets_a_suggestion(run: Run, tmp_path: Pa
     config.write_text("treshold: 0.3\n")
     status, printed = run("build", "fastcomposer", "--input", "x", "--output", "y", "--config", config)
     assert status == 1
-    assert "'treshold' is no field of fastcomposer, did you mean 'threshold'" in " ".join(printed.split())
+    assert "'treshold' is no field of the config, did you mean 'threshold'" in " ".join(printed.split())
 
 
 def test_the_traceback_comes_only_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
