@@ -1,0 +1,92 @@
+"""Checkpoints of a run: folders that are complete or absent, tensors as safetensors.
+
+    RUN/checkpoints/00000500/{state.json, NAME.safetensors ...}
+
+A checkpoint is written aside and renamed, so a run that is killed at any moment leaves whole ones only.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from schemas.errors import ModelError
+
+Tensors = dict[str, Tensor]
+
+
+def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], keep: int) -> Path:
+    """Write the checkpoint of `step`, then delete all but the newest `keep`."""
+    folder = run / "checkpoints"
+    target, aside = folder / f"{step:08d}", folder / f".{step:08d}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name, values in tensors.items():
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in values.items()}, aside / f"{name}.safetensors"
+        )
+    (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=2) + "\n", encoding="utf-8")
+    for path in (*aside.iterdir(), aside):
+        _flush(path)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+    _flush(folder)
+    for old in complete_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written, so that a name that exists after a power cut has its contents."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """List a run's checkpoints, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir())
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """Read a checkpoint: its tensors by file, and its state.
+
+    Raises:
+        ModelError: a file of it is damaged.
+    """
+    try:
+        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"checkpoint {folder} cannot be read: {error}. Delete it to go on from the one before"
+        ) from error
+    return tensors, state
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> Tensors:
+    """Lay an optimizer's state out flat: "PARAMETER NAME/exp_avg" to tensor."""
+    return {
+        f"{names[parameter]}/{field}": torch.as_tensor(value)
+        for parameter, fields in optimizer.state.items()
+        for field, value in fields.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Tensors) -> None:
+    """Put back what `optimizer_tensors` laid out."""
+    parameters = {name: parameter for parameter, name in names.items()}
+    for path, value in tensors.items():
+        name, _, field = path.rpartition("/")
+        # AdamW counts its steps on the CPU; the moments live beside their parameter.
+        device = value.device if field == "step" else parameters[name].device
+        optimizer.state[parameters[name]][field] = value.to(device)
