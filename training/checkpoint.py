@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Parameter
 
 from schemas.errors import ModelError
 
@@ -73,16 +74,16 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
     return tensors, state
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> Tensors:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Parameter, str]) -> Tensors:
     """Lay an optimizer's state out flat: "PARAMETER NAME/exp_avg" to tensor."""
     return {
-        f"{names[parameter]}/{field}": torch.as_tensor(value)
-        for parameter, fields in optimizer.state.items()
-        for field, value in fields.items()
+        f"{name}/{field}": torch.as_tensor(value)
+        for parameter, name in names.items()
+        for field, value in optimizer.state[parameter].items()
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Tensors) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Parameter, str], tensors: Tensors) -> None:
     """Put back what `optimizer_tensors` laid out."""
     parameters = {name: parameter for parameter, name in names.items()}
     for path, value in tensors.items():

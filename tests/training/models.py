@@ -1,0 +1,47 @@
+"""A model small enough for tests, and batches for it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from training.fastcomposer import Parts
+from training.small import SIDE, small_parts
+
+CAPTIONS = ("a red ball and a blue cup", "a green tree by a house")
+
+
+def tiny_parts(folder: Path, seed: int = 0) -> Parts:
+    """The small model with an untrained autoencoder, which is left in `folder`."""
+    torch.manual_seed(3)
+    AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    ).save_pretrained(folder)
+    return small_parts(folder, CAPTIONS, seed)
+
+
+def tiny_batch(parts: Parts, valid: list[list[bool]], seed: int = 0) -> dict[str, Any]:
+    """A batch of captions "a red ball and a blue cup": subjects at the words ball and cup, masks left and right."""
+    rng = np.random.default_rng(seed)
+    count = len(valid)
+    ids = parts.tokenizer([CAPTIONS[0]] * count, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    index = [ids[0].tolist().index(parts.tokenizer.convert_tokens_to_ids(f"{word}</w>")) for word in ("ball", "cup")]
+    masks = torch.zeros(count, 2, SIDE, SIDE)
+    masks[:, 0, :, : SIDE // 2] = 1
+    masks[:, 1, :, SIDE // 2 :] = 1
+    kept = torch.tensor(valid)
+    return {
+        "keys": [f"key{i}" for i in range(count)],
+        "pixel_values": torch.from_numpy(rng.uniform(-1, 1, (count, 3, SIDE, SIDE)).astype(np.float32)),
+        "input_ids": ids,
+        "subject_token_index": torch.tensor([index] * count) * kept,
+        "subject_mask": kept,
+        "subject_pixel_values": torch.from_numpy(rng.random((count, 2, 3, SIDE, SIDE), np.float32)),
+        "subject_segmentation": masks * kept[:, :, None, None],
+    }

@@ -1,0 +1,57 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import CLIPTokenizer
+
+from training.tokenizer import small_tokenizer
+
+CAPTIONS = ("a red ball and a blue cup", "a ballroom, a cupboard by a house", "the house's cup")
+
+
+def test_words_of_the_captions_are_single_tokens() -> None:
+    tokenizer = small_tokenizer(CAPTIONS)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("A red ballroom by a CUP").input_ids)
+    words = ["a</w>", "red</w>", "ballroom</w>", "by</w>", "a</w>", "cup</w>"]
+    assert tokens == ["<|startoftext|>", *words, "<|endoftext|>"]
+
+
+@pytest.mark.parametrize("text", ["unseen words", "naïve 🐴", "中文", "x"])
+def test_any_other_text_is_spelt_out_and_points_back_at_its_characters(text: str) -> None:
+    tokenizer = small_tokenizer(CAPTIONS)
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    assert tokenizer.unk_token_id not in encoded.input_ids[1:-1]
+    covered = {i for start, end in encoded.offset_mapping for i in range(start, end)}
+    assert covered == {i for i, letter in enumerate(text) if letter != " "}
+
+
+def test_short_captions_are_filled_up_and_long_ones_cut() -> None:
+    tokenizer = small_tokenizer(CAPTIONS)
+    both = tokenizer(["", "ball " * 100], padding="max_length", max_length=77, truncation=True).input_ids
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert both[0] == [start] + [end] * 76
+    assert (len(both[1]), both[1][0], both[1][-1]) == (77, start, end)
+
+
+def test_the_vocabulary_is_a_function_of_the_captions() -> None:
+    """Another process has another hash seed."""
+    script = f"from training.tokenizer import small_tokenizer; print(small_tokenizer({CAPTIONS!r}).get_vocab())"
+    root = Path(__file__).parents[2]
+    vocabularies = {
+        str(sorted(eval(subprocess.check_output([sys.executable, "-c", script], cwd=root, text=True)).items()))
+        for _ in range(2)
+    }
+    vocabularies.add(str(sorted(small_tokenizer(CAPTIONS).get_vocab().items())))
+    assert len(vocabularies) == 1
+
+
+def test_it_is_saved_and_loaded_as_clips(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer(CAPTIONS)
+    tokenizer.save_pretrained(tmp_path)
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    assert again("a red cupboard").input_ids == tokenizer("a red cupboard").input_ids
+
+
+def test_the_vocabulary_stays_within_its_size() -> None:
+    assert len(small_tokenizer(CAPTIONS, size=520)) == 520

@@ -1,0 +1,68 @@
+"""A run's curves as one SVG file, from its `metrics.jsonl`."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+PANELS = {"noise": "noise loss", "localization": "localization loss", "gradient_norm": "norm of the gradient"}
+WIDTH, HEIGHT, LEFT, TOP = 320, 180, 52, 28
+"""Of a panel's plot, and the room beside and above it, in pixels."""
+POINTS = 400
+"""Most points that a curve is drawn with; each is the mean of the steps it stands for."""
+
+_STYLE = """
+  svg { background: #fff; color: #1c1c1c; font: 12px system-ui, sans-serif; }
+  text { fill: currentColor; } .line { fill: none; stroke: #1f6feb; stroke-width: 1.5; }
+  .frame { fill: none; stroke: currentColor; stroke-opacity: .25; }
+  @media (prefers-color-scheme: dark) { svg { background: #151515; color: #e6e6e6; } .line { stroke: #6cb0ff; } }
+"""
+
+
+def write_curves(run: Path) -> Path:
+    """Draw RUN/metrics.jsonl as RUN/curves.svg, and return its path."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = np.array([line["step"] for line in lines], float)
+    panels = [
+        panel(title, steps, np.array([line[name] for line in lines], float), index * (WIDTH + LEFT + 16))
+        for index, (name, title) in enumerate(PANELS.items())
+    ]
+    size = f'width="{len(PANELS) * (WIDTH + LEFT + 16)}" height="{TOP + HEIGHT + 28}"'
+    path = run / "curves.svg"
+    body = "\n".join([f"<style>{_STYLE}</style>", *panels])
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{body}\n</svg>\n', encoding="utf-8")
+    return path
+
+
+def panel(title: str, steps: np.ndarray, values: np.ndarray, x: int) -> str:
+    """Draw values [N] over steps [N] as an SVG group that starts at `x` pixels."""
+    group = math.ceil(len(steps) / POINTS)
+    starts = np.arange(0, len(steps), group)
+    counts = np.diff([*starts, len(steps)])
+    across, up = (np.add.reduceat(array, starts) / counts for array in (steps, values))
+    low, high = float(up.min()), float(up.max())
+    pad = 0.05 * (high - low) or 0.5
+    low, high = low - pad, high + pad
+    span = max(float(steps[-1]), 1.0)
+    points = " ".join(
+        f"{LEFT + WIDTH * a / span:.1f},{TOP + HEIGHT * (high - v) / (high - low):.1f}"
+        for a, v in zip(across, up, strict=True)
+    )
+    return "\n".join(
+        [
+            f'<g transform="translate({x} 0)">',
+            f'<text x="{LEFT}" y="{TOP - 10}" font-weight="600">{title}</text>',
+            f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}"/>',
+            _label(LEFT - 6, TOP + 10, f"{high:.3g}", "end"),
+            _label(LEFT - 6, TOP + HEIGHT, f"{low:.3g}", "end"),
+            _label(LEFT, TOP + HEIGHT + 18, "0", "start"),
+            _label(LEFT + WIDTH, TOP + HEIGHT + 18, f"step {int(span)}", "end"),
+            f'<polyline class="line" points="{points}"/>',
+            "</g>",
+        ]
+    )
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'

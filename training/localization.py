@@ -1,0 +1,188 @@
+"""The localization loss: a subject's token may look at its own subject and nowhere else.
+
+Xiao et al., "FastComposer" (2023), section 4.2: for the tokens of m subjects, whose attention maps are A_j and whose
+masks are M_j, `L_loc = 1/m sum_j (mean(A_j[outside M_j]) - mean(A_j[inside M_j]))`, over the heads and the
+cross-attention layers of the U-Net's middle five blocks.
+
+    localize(unet)                                    # once
+    subjects = Subjects(token_index, valid)           # each step
+    unet(latents, time, text, cross_attention_kwargs={"subjects": subjects})
+    loss = subjects.loss(masks)
+
+The columns of the attention that belong to subjects come out of the attention itself: each subject's indicator among
+the tokens is one more column of the values, so one call of the fused kernel returns the layer's output and the
+probabilities asked for. The full map of 77 tokens never exists.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor
+
+from schemas.errors import ModelError
+
+EPSILON = 1e-5
+"""Added to each denominator, as published."""
+
+
+def localization_loss(attention: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+    """Compute the balanced L1 loss of one layer: a scalar in [-1, 1]; below 0, subjects get more than the rest.
+
+    A subject without a pixel has nothing inside: its term is the mean outside, which drives its attention down. One
+    that fills the picture has nothing outside. A sample without subjects counts as 0, and so in the mean of the batch.
+
+    Args:
+        attention: probabilities of the subjects' tokens, [B, heads, h*w, M] float.
+        masks: where the subjects are, [B, M, H, W] float in [0, 1]; h:w must be H:W.
+        valid: which of the M are subjects, [B, M] bool. The others may hold anything, NaN included.
+
+    Returns:
+        float32, or float64 where `attention` is that.
+
+    Raises:
+        ValueError: h*w pixels cannot have the shape of the masks.
+    """
+    exact = attention.dtype if attention.dtype == torch.float64 else torch.float32
+    attention = attention.to(exact).masked_fill(~valid[:, None, None, :], 0)
+    height, width = _layer_size(attention.shape[2], masks.shape[2], masks.shape[3])
+    soft = F.interpolate(masks.to(exact), (height, width), mode="bilinear", antialias=True)
+    inside = soft.flatten(2).transpose(1, 2)[:, None].masked_fill(~valid[:, None, None, :], 0)
+    outside = 1 - inside
+    terms = (attention * outside).sum(2) / (outside.sum(2) + EPSILON)
+    terms = terms - (attention * inside).sum(2) / (inside.sum(2) + EPSILON)
+    count = valid.sum(1, dtype=exact)[:, None]
+    return ((terms * valid[:, None, :]).sum(2) / (count + EPSILON)).mean()
+
+
+def _layer_size(pixels: int, height: int, width: int) -> tuple[int, int]:
+    """Settle the (h, w) of a layer of h*w `pixels` over masks of `height` x `width`."""
+    h = max(1, round(math.sqrt(pixels * height / width)))
+    w = pixels // h
+    if h * w != pixels:
+        raise ValueError(f"a layer of {pixels} pixels cannot have the shape of masks of {height} x {width} pixels")
+    return h, w
+
+
+@dataclass
+class Subjects:
+    """The tokens whose attention a pass through the U-Net notes, and what it noted.
+
+    `token_index` is [B, M] int64, each subject's position among the tokens; `valid` [B, M] bool. After the pass `maps`
+    holds, by the layer's name, probabilities [B, heads, h*w, M].
+    """
+
+    token_index: Tensor
+    valid: Tensor
+    maps: dict[str, Tensor] = field(default_factory=dict)
+
+    def loss(self, masks: Tensor) -> Tensor:
+        """Take the mean of `localization_loss` over the layers; `masks` as there."""
+        losses = [localization_loss(attention, masks, self.valid) for attention in self.maps.values()]
+        return torch.stack(losses).mean()
+
+    def columns(self, tokens: int, like: Tensor) -> Tensor:
+        """Mark each subject's token: [B, `tokens`, M], 1 where it stands, else 0."""
+        return F.one_hot(self.token_index, tokens).transpose(1, 2).to(like.dtype)
+
+
+def localized_layers(unet: UNet2DConditionModel, blocks: int = 5) -> list[str]:
+    """Name the cross-attention layers in the middle `blocks` of the U-Net's blocks that have any, in their order.
+
+    Of Stable Diffusion 1.5: down 1 and 2, the middle, up 1 and 2.
+    """
+    layers = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
+    stage = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+
+    def place(layer: str) -> tuple[int, int]:
+        parts = layer.split(".")
+        return stage[parts[0]], int(parts[1]) if parts[0] != "mid_block" else 0
+
+    places = sorted({place(layer) for layer in layers})
+    first = max(0, (len(places) - blocks) // 2)
+    middle = places[first : first + blocks]
+    return sorted((layer for layer in layers if place(layer) in middle), key=place)
+
+
+def localize(unet: UNet2DConditionModel, blocks: int = 5) -> None:
+    """Let the U-Net note subjects' attention in its middle blocks, when it is called with `subjects`.
+
+    Raises:
+        ModelError: a layer is of a kind that the text-to-image U-Nets do not have.
+    """
+    chosen = set(localized_layers(unet, blocks))
+    for name, layer in unet.named_modules():
+        if not isinstance(layer, Attention):
+            continue
+        unusual = [kind for kind in ("spatial_norm", "group_norm", "norm_q", "norm_k") if getattr(layer, kind, None)]
+        if name in chosen and unusual:
+            raise ModelError(f"layer {name} of the U-Net has a {unusual[0]}: its attention cannot be localized")
+        layer.set_processor(SubjectAttention(name if name in chosen else None))
+
+
+class SubjectAttention(AttnProcessor2_0):
+    """Attention as diffusers computes it, which notes the probabilities of subjects' tokens on the way.
+
+    It holds nothing of a step: what it notes goes into the `subjects` it is called with. So it works where a layer
+    runs a second time, as under gradient checkpointing.
+    """
+
+    def __init__(self, layer: str | None) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        subjects: Subjects | None = None,
+    ) -> Tensor:
+        """Attend; `hidden_states` [B, h*w, C], `encoder_hidden_states` [B, L, D], `attention_mask` None."""
+        if subjects is None or self.layer is None or encoder_hidden_states is None:
+            plain: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return plain
+        assert attention_mask is None, "Stable Diffusion's text needs no mask"
+        text = attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
+        query, key, value = (
+            _split(projected, attn.heads) for projected in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
+        )
+        output, subjects.maps[self.layer] = attend(
+            query, key, value, subjects.columns(text.shape[1], value), attn.scale
+        )
+        output = attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2).to(query.dtype)))
+        if attn.residual_connection:
+            output = output + hidden_states
+        return output / attn.rescale_output_factor
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attend, and return the probabilities of chosen tokens beside the output.
+
+    Args:
+        query: [B, heads, P, d].
+        key: [B, heads, L, d].
+        value: [B, heads, L, d].
+        columns: indicators of the M chosen tokens, [B, L, M].
+        scale: of the products of query and key.
+
+    Returns:
+        [B, heads, P, d] and [B, heads, P, M].
+    """
+    width, chosen = value.shape[-1], columns.shape[-1]
+    # The fused kernels want queries, keys and values of one width, a multiple of eight; zeros change no product.
+    pad = -(width + chosen) % 8
+    marked = torch.cat([value, columns[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
+    query, key = (F.pad(projected, (0, chosen + pad)) for projected in (query, key))
+    both = F.scaled_dot_product_attention(query, key, F.pad(marked, (0, pad)), scale=scale)
+    return both[..., :width], both[..., width : width + chosen]
+
+
+def _split(projected: Tensor, heads: int) -> Tensor:
+    """Split [B, P, C] over the heads: [B, heads, P, C / heads]."""
+    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,0 +1,89 @@
+"""A small FastComposer model for pictures of 64 pixels, in the classes that Stable Diffusion 1.5 is made of.
+
+It starts from nothing but the autoencoder, and a CPU can train it: for first tries, tests and measurements in small.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from training.fastcomposer import Fuser, Parts
+from training.tokenizer import small_tokenizer
+
+SIDE = 64
+"""Side of the pictures in pixels."""
+WIDTH = 64
+"""Of text tokens and reference embeddings."""
+
+
+def small_parts(autoencoder: Path, captions: Sequence[str], seed: int) -> Parts:
+    """Make the networks, their weights a function of `seed`, for the words of `captions`.
+
+    Args:
+        autoencoder: folder of an `AutoencoderKL` for pictures of `SIDE` pixels.
+        captions: what the tokenizer's vocabulary is made from.
+        seed: of the fresh weights.
+    """
+    tokenizer = small_tokenizer(captions)
+    vae = AutoencoderKL.from_pretrained(autoencoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Parts(
+            tokenizer=tokenizer,
+            text_encoder=_text_encoder(len(tokenizer), tokenizer),
+            image_encoder=_image_encoder(),
+            fuser=Fuser(WIDTH, WIDTH),
+            unet=_unet(vae.config.latent_channels),
+            vae=vae,
+            scheduler=DDPMScheduler(
+                beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
+            ),
+        )
+
+
+def _text_encoder(words: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=words,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            projection_dim=WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _image_encoder() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            projection_dim=WIDTH,
+            image_size=SIDE,
+            patch_size=8,
+        )
+    )
+
+
+def _unet(channels: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=SIDE // 4,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(48, 96, 96),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=4,
+        cross_attention_dim=WIDTH,
+    )

@@ -1,0 +1,303 @@
+"""The trainer: one loop that reads a dataset's batches and leaves curves, pictures, checkpoints and a model.
+
+    RUN/config.json       what was asked
+    RUN/metrics.jsonl     a line per step: losses, gradient norm, learning rate, samples per second
+    RUN/tensorboard/      the same curves, and the sample pictures
+    RUN/samples/          sample pictures, references beside them
+    RUN/checkpoints/      what a run resumes from
+    RUN/model/            the trained model (its moving average), in Stable Diffusion's layout
+
+Everything random in a step is drawn from (seed, step, process), and the batches are a function of (seed, epoch):
+a resumed run goes through the same numbers as one that was never broken. Nothing else has to be remembered.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
+from pydantic import Field
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid, save_image
+
+from schemas.dataset import StrictModel
+from schemas.errors import InputError, ModelError
+from training.checkpoint import (
+    complete_checkpoints,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from training.fastcomposer import Batch, FastComposer, save_parts
+
+
+class TrainConfig(StrictModel):
+    """How to train. The defaults are the published run's (mit-han-lab/fastcomposer), in each of its processes."""
+
+    steps: int = Field(default=150_000, gt=0, description="optimizer steps")
+    batch: int = Field(default=16, gt=0, description="samples per process and micro-batch")
+    accumulation: int = Field(default=1, gt=0, description="micro-batches per optimizer step")
+    learning_rate: float = Field(default=1e-5, gt=0, description="of AdamW, constant after the warmup")
+    warmup: int = Field(default=500, ge=0, description="steps in which the learning rate rises from 0")
+    weight_decay: float = Field(default=0.01, ge=0, description="of AdamW")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    average: float = Field(default=0.9999, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
+    localization_weight: float = Field(default=1e-3, ge=0, description="of the localization loss")
+    mask_probability: float = Field(
+        default=0.5, ge=0, le=1, description="share of the steps whose noise loss sees the subjects only"
+    )
+    trained_blocks: int = Field(default=2, ge=0, description="blocks of the image encoder, the last ones, that learn")
+    train_encoders: bool = Field(
+        default=False, description="both encoders learn whole: for one that starts from nothing"
+    )
+    precision: Literal["no", "bf16"] = Field(default="no", description="mixed precision")
+    gradient_checkpointing: bool = Field(default=False, description="compute the U-Net twice and store less")
+    checkpoint_every: int = Field(default=500, gt=0, description="steps")
+    keep: int = Field(default=2, gt=0, description="checkpoints, the newest ones")
+    sample_every: int = Field(default=500, gt=0, description="steps from sample pictures to the next")
+    seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
+
+
+Batches = Callable[[int], Iterator[Batch]]
+"""Given how many batches this process has taken, goes on with the next ones, without end."""
+
+LOSSES = ("loss", "noise", "localization")
+
+Metrics = dict[str, float]
+"""A line of `metrics.jsonl`: step, loss, noise, localization, gradient_norm, learning_rate, samples_per_second."""
+
+MAY_CHANGE = {"steps", "checkpoint_every", "keep", "sample_every"}
+"""What a resumed run may be told anew: it changes none of the numbers before."""
+
+
+def train(
+    model: FastComposer,
+    batches: Batches,
+    config: TrainConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    show: Batch | None = None,
+) -> Generator[Metrics]:
+    """Train `model`, and yield the metrics of each step after it is done.
+
+    Several processes may run it together (`accelerate launch`): each takes batches of its own, all yield the same.
+
+    Args:
+        model: trained in place; what it holds at the start is the same in every process.
+        batches: where the data comes from.
+        config: how to train.
+        output: the run's folder.
+        resume: go on from the newest checkpoint; from the start where there is none.
+        show: what the sample pictures are drawn for.
+
+    Raises:
+        InputError: `output` holds a run and `resume` is false, or that run was told otherwise.
+        ModelError: a loss is no number: the message names the step, the samples and the last good checkpoint.
+    """
+    accelerator = Accelerator(mixed_precision=config.precision)
+    if accelerator.is_main_process:
+        open_run(output, config, resume)
+    accelerator.wait_for_everyone()
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    trainer = _Trainer.of(model, config, accelerator)
+    start = trainer.restore(output)
+    taken = batches(start * config.accumulation)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(_Log(output, start)) if accelerator.is_main_process else None
+        for step in range(start, config.steps):
+            metrics = trainer.step(step, taken, output)
+            done = step + 1
+            if log:
+                log.add(metrics)
+                if show is not None and (done % config.sample_every == 0 or done == config.steps):
+                    log.add_picture(done, trainer.draw_samples(show))
+                if done % config.checkpoint_every == 0 or done == config.steps:
+                    trainer.save(output, done)
+            yield metrics
+    if accelerator.is_main_process:
+        trainer.save_model(output / "model")
+    accelerator.wait_for_everyone()
+
+
+def open_run(output: Path, config: TrainConfig, resume: bool) -> None:
+    """Make the run's folder and note the config in it; raise InputError where another run stands in the way."""
+    note = output / "config.json"
+    if note.exists():
+        if not resume:
+            raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
+        told, asked = json.loads(note.read_text(encoding="utf-8")), config.model_dump(mode="json")
+        changed = sorted(name for name in asked if told.get(name) != asked[name] and name not in MAY_CHANGE)
+        if changed:
+            difference = ", ".join(f"{name} was {told.get(name)}, now {asked[name]}" for name in changed)
+            raise InputError(f"{output} cannot be resumed with another config: {difference}")
+    output.mkdir(parents=True, exist_ok=True)
+    note.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Move a batch's tensors to `device`."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+@dataclass
+class _Trainer:
+    """All that changes while a run goes on: weights, their moving average, the optimizer's moments."""
+
+    model: FastComposer
+    wrapped: Any
+    optimizer: Any
+    average: EMAModel
+    names: dict[Parameter, str]
+    config: TrainConfig
+    accelerator: Accelerator
+
+    @classmethod
+    def of(cls, model: FastComposer, config: TrainConfig, accelerator: Accelerator) -> "_Trainer":
+        names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        optimizer = torch.optim.AdamW(list(names), lr=config.learning_rate, weight_decay=config.weight_decay)
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        average = EMAModel(list(names), decay=config.average)
+        average.to(accelerator.device)
+        return cls(model, wrapped, optimizer, average, names, config, accelerator)
+
+    def step(self, step: int, batches: Iterator[Batch], output: Path) -> Metrics:
+        """Take one optimizer step; return its metrics, the mean over all processes."""
+        config, began = self.config, time.perf_counter()
+        rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums, keys = torch.zeros(len(LOSSES), device=self.accelerator.device), []
+        for micro in range(config.accumulation):
+            batch = to_device(next(batches), self.accelerator.device)
+            rng = np.random.default_rng([config.seed, step, micro, self.accelerator.process_index])
+            draws = self.model.draw(batch, rng).to(self.accelerator.device)
+            last = micro == config.accumulation - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                losses = self.wrapped(batch, draws)
+                self.accelerator.backward(losses["loss"] / config.accumulation)
+            sums += torch.stack([losses[name].detach().float() for name in LOSSES])
+            keys += batch["keys"]
+        norm = self.accelerator.clip_grad_norm_(list(self.names), config.clip)
+        means = self.accelerator.reduce(sums / config.accumulation, "mean").tolist()
+        if not all(map(math.isfinite, (*means, float(norm)))):
+            raise self._not_a_number(step, keys, output)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.step(list(self.names))
+        count = len(keys) * self.accelerator.num_processes
+        return {
+            "step": step,
+            **dict(zip(LOSSES, means, strict=True)),
+            "gradient_norm": float(norm),
+            "learning_rate": rate,
+            "samples_per_second": round(count / (time.perf_counter() - began), 2),
+        }
+
+    def _not_a_number(self, step: int, keys: list[str], output: Path) -> ModelError:
+        keys = sorted(gather_object(keys))
+        saved = complete_checkpoints(output)
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        return ModelError(
+            f"the loss or its gradient at step {step} is no number; {good}. The samples of this step: "
+            f"{', '.join(keys)}. Look at them, or give a smaller learning_rate or precision: 'no'"
+        )
+
+    def save(self, output: Path, done: int) -> None:
+        """Write a checkpoint after `done` steps."""
+        weights = {name: parameter for parameter, name in self.names.items()}
+        averages = dict(zip(self.names.values(), self.average.shadow_params, strict=True))
+        tensors = {
+            "weights": weights,
+            "average": averages,
+            "optimizer": optimizer_tensors(self.optimizer.optimizer, self.names),
+        }
+        save_checkpoint(output, done, tensors, {"average_steps": self.average.optimization_step}, self.config.keep)
+
+    def restore(self, output: Path) -> int:
+        """Put the newest checkpoint back, if there is one; return how many steps it had made."""
+        saved = complete_checkpoints(output)
+        if not saved:
+            return 0
+        tensors, state = load_checkpoint(saved[-1])
+        with torch.no_grad():
+            for (parameter, name), shadow in zip(self.names.items(), self.average.shadow_params, strict=True):
+                parameter.copy_(tensors["weights"][name])
+                shadow.copy_(tensors["average"][name])
+        restore_optimizer(self.optimizer.optimizer, self.names, tensors["optimizer"])
+        self.average.optimization_step = state["average_steps"]
+        return int(state["step"])
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Lend the model the moving average of its weights."""
+        if not self.config.average:
+            yield
+            return
+        self.average.store(list(self.names))
+        self.average.copy_to(list(self.names))
+        try:
+            yield
+        finally:
+            self.average.restore(list(self.names))
+
+    def draw_samples(self, show: Batch) -> Tensor:
+        """Draw a picture for each sample of `show`: [B, 3, H, W] float32 in [0, 1], from the same noise each time."""
+        batch = to_device(show, self.accelerator.device)
+        noise = self.model.draw(batch, np.random.default_rng([self.config.seed, 0])).noise
+        with self._averaged(), self.accelerator.autocast():
+            return self.model.sample(batch, noise.to(self.accelerator.device)).cpu()
+
+    def save_model(self, folder: Path) -> None:
+        """Write the trained model, the moving average of its weights."""
+        aside = folder.with_name(f".{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        with self._averaged():
+            save_parts(self.model.parts, aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+
+
+class _Log:
+    """Writes metrics and sample pictures; what a broken run wrote after its last checkpoint is dropped."""
+
+    def __init__(self, output: Path, start: int) -> None:
+        self.output = output
+        self.path = output / "metrics.jsonl"
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.path.write_text("".join(f"{line}\n" for line in lines[:start]), encoding="utf-8")
+        self.board = SummaryWriter(str(output / "tensorboard"), purge_step=start)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.board.close()
+
+    def add(self, metrics: Metrics) -> None:
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(metrics) + "\n")
+        for name in metrics.keys() - {"step"}:
+            self.board.add_scalar(name, metrics[name], int(metrics["step"]))
+
+    def add_picture(self, done: int, pictures: Tensor) -> None:
+        folder = self.output / "samples"
+        folder.mkdir(exist_ok=True)
+        sheet = make_grid(pictures)
+        save_image(sheet, folder / f"{done:08d}.png")
+        self.board.add_image("samples", sheet, done)
