@@ -5,7 +5,7 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +13,7 @@ import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 from schemas.errors import ConfigError, SubjectloomError
@@ -160,6 +160,47 @@ def export(
 
 
 @app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer.")],
+    data: Annotated[str, typer.Option(help="Folder of a dataset, or its tars by path or address, braces for many.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run.")],
+    preset: Annotated[
+        str, typer.Option(help="sample (small, from nothing, on a CPU) or hub (Stable Diffusion 1.5, downloaded).")
+    ] = "sample",
+    model: Annotated[
+        str | None, typer.Option(help="Start from this folder, in Stable Diffusion 1.5's layout, instead.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the training's fields.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", min=1)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Train on a dataset. Several processes: accelerate launch -m jobs.main train ..."""
+    from jobs.train import PRESETS, run_training
+    from training.train import TrainConfig
+
+    check_recipe(recipe)
+    if preset not in PRESETS:
+        raise ConfigError(f"there is no preset {preset!r}{suggestion(preset, list(PRESETS))}: choose of sample, hub")
+    settings = read_config(TrainConfig, config, {} if steps is None else {"steps": steps}, PRESETS[preset])
+    running = run_training(data, output, settings, preset=preset, model=model, resume=resume)
+    show_training(running, settings.steps)
+    print_lines(f"run      {output}", f"curves   {output / 'curves.svg'}", f"model    {output / 'model'}")
+
+
+def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
+    """Run a training to its end, under a progress bar with the losses; on no terminal, a line now and then."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
+        task = bar.add_task("training", total=steps)
+        for metrics in running:
+            done = int(metrics["step"]) + 1
+            losses = f"noise {metrics['noise']:.4f}  localization {metrics['localization']:+.4f}"
+            bar.update(task, completed=done, description=losses)
+            if not out.is_terminal and (done % max(1, steps // 10) == 0 or done == steps):
+                print_lines(f"step {done}  {losses}  {metrics['samples_per_second']:.1f} samples/s")
+
+
+@app.command()
 def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) -> None:
     """Write report.html again."""
     from jobs.report import write_report
@@ -179,8 +220,10 @@ def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def read_config(kind: type[Config], path: Path | None, given: Mapping[str, Any]) -> Config:
-    """Read a config of class `kind` from YAML; `given` on the command line goes before it.
+def read_config(
+    kind: type[Config], path: Path | None, given: Mapping[str, Any], preset: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a config of class `kind` from YAML; `given` on the command line goes before it, a preset's fields behind.
 
     Raises:
         ConfigError: the file cannot be read, or a field is unknown or out of range.
@@ -194,7 +237,7 @@ def read_config(kind: type[Config], path: Path | None, given: Mapping[str, Any])
         if not isinstance(fields, dict):
             raise ConfigError(f"the config {path} must hold one `field: value` on each line")
     try:
-        return kind(**{**fields, **given})
+        return kind(**{**(preset or {}), **fields, **given})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(step) for step in first["loc"])

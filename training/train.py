@@ -4,6 +4,7 @@
     RUN/metrics.jsonl     a line per step: losses, gradient norm, learning rate, samples per second
     RUN/tensorboard/      the same curves, and the sample pictures
     RUN/samples/          sample pictures, references beside them
+    RUN/skipped.txt       samples that could not be read, and why; absent where there was none
     RUN/checkpoints/      what a run resumes from
     RUN/model/            the trained model (its moving average), in Stable Diffusion's layout
 
@@ -32,7 +33,6 @@ from torch.nn import Parameter
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 
-from schemas.dataset import StrictModel
 from schemas.errors import InputError, ModelError
 from training.checkpoint import (
     complete_checkpoints,
@@ -41,14 +41,14 @@ from training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from training.data import DataConfig
 from training.fastcomposer import Batch, FastComposer, save_parts
 
 
-class TrainConfig(StrictModel):
+class TrainConfig(DataConfig):
     """How to train. The defaults are the published run's (mit-han-lab/fastcomposer), in each of its processes."""
 
     steps: int = Field(default=150_000, gt=0, description="optimizer steps")
-    batch: int = Field(default=16, gt=0, description="samples per process and micro-batch")
     accumulation: int = Field(default=1, gt=0, description="micro-batches per optimizer step")
     learning_rate: float = Field(default=1e-5, gt=0, description="of AdamW, constant after the warmup")
     warmup: int = Field(default=500, ge=0, description="steps in which the learning rate rises from 0")
@@ -68,7 +68,6 @@ class TrainConfig(StrictModel):
     checkpoint_every: int = Field(default=500, gt=0, description="steps")
     keep: int = Field(default=2, gt=0, description="checkpoints, the newest ones")
     sample_every: int = Field(default=500, gt=0, description="steps from sample pictures to the next")
-    seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
 
 
 Batches = Callable[[int], Iterator[Batch]]
@@ -77,7 +76,7 @@ Batches = Callable[[int], Iterator[Batch]]
 LOSSES = ("loss", "noise", "localization")
 
 Metrics = dict[str, float]
-"""A line of `metrics.jsonl`: step, loss, noise, localization, gradient_norm, learning_rate, samples_per_second."""
+"""A line of `metrics.jsonl`: step, the losses, gradient_norm, learning_rate, samples_per_second, skipped."""
 
 MAY_CHANGE = {"steps", "checkpoint_every", "keep", "sample_every"}
 """What a resumed run may be told anew: it changes none of the numbers before."""
@@ -110,7 +109,7 @@ def train(
     """
     accelerator = Accelerator(mixed_precision=config.precision)
     if accelerator.is_main_process:
-        open_run(output, config, resume)
+        open_run(output, config, accelerator.num_processes, resume)
     accelerator.wait_for_everyone()
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
@@ -134,19 +133,20 @@ def train(
     accelerator.wait_for_everyone()
 
 
-def open_run(output: Path, config: TrainConfig, resume: bool) -> None:
+def open_run(output: Path, config: TrainConfig, processes: int, resume: bool) -> None:
     """Make the run's folder and note the config in it; raise InputError where another run stands in the way."""
     note = output / "config.json"
+    asked = {"processes": processes, **config.model_dump(mode="json")}
     if note.exists():
         if not resume:
             raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
-        told, asked = json.loads(note.read_text(encoding="utf-8")), config.model_dump(mode="json")
+        told = json.loads(note.read_text(encoding="utf-8"))
         changed = sorted(name for name in asked if told.get(name) != asked[name] and name not in MAY_CHANGE)
         if changed:
             difference = ", ".join(f"{name} was {told.get(name)}, now {asked[name]}" for name in changed)
             raise InputError(f"{output} cannot be resumed with another config: {difference}")
     output.mkdir(parents=True, exist_ok=True)
-    note.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    note.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
@@ -182,7 +182,9 @@ class _Trainer:
         rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        sums, keys = torch.zeros(len(LOSSES), device=self.accelerator.device), []
+        sums = torch.zeros(len(LOSSES), device=self.accelerator.device)
+        keys: list[str] = []
+        skipped: list[str] = []
         for micro in range(config.accumulation):
             batch = to_device(next(batches), self.accelerator.device)
             rng = np.random.default_rng([config.seed, step, micro, self.accelerator.process_index])
@@ -193,6 +195,7 @@ class _Trainer:
                 self.accelerator.backward(losses["loss"] / config.accumulation)
             sums += torch.stack([losses[name].detach().float() for name in LOSSES])
             keys += batch["keys"]
+            skipped += batch["skipped"]
         norm = self.accelerator.clip_grad_norm_(list(self.names), config.clip)
         means = self.accelerator.reduce(sums / config.accumulation, "mean").tolist()
         if not all(map(math.isfinite, (*means, float(norm)))):
@@ -200,14 +203,23 @@ class _Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.step(list(self.names))
-        count = len(keys) * self.accelerator.num_processes
+        counts = torch.tensor([len(keys), len(skipped)], device=self.accelerator.device)
+        read, lost = self.accelerator.reduce(counts, "sum").tolist()
+        if lost:
+            self._note(gather_object(skipped), output)
         return {
             "step": step,
             **dict(zip(LOSSES, means, strict=True)),
             "gradient_norm": float(norm),
             "learning_rate": rate,
-            "samples_per_second": round(count / (time.perf_counter() - began), 2),
+            "samples_per_second": round(read / (time.perf_counter() - began), 2),
+            "skipped": lost,
         }
+
+    def _note(self, skipped: list[str], output: Path) -> None:
+        if self.accelerator.is_main_process:
+            with (output / "skipped.txt").open("a", encoding="utf-8") as lines:
+                lines.writelines(f"{line}\n" for line in skipped)
 
     def _not_a_number(self, step: int, keys: list[str], output: Path) -> ModelError:
         keys = sorted(gather_object(keys))

@@ -44,4 +44,5 @@ def tiny_batch(parts: Parts, valid: list[list[bool]], seed: int = 0) -> dict[str
         "subject_mask": kept,
         "subject_pixel_values": torch.from_numpy(rng.random((count, 2, 3, SIDE, SIDE), np.float32)),
         "subject_segmentation": masks * kept[:, :, None, None],
+        "skipped": [],
     }

@@ -1,0 +1,404 @@
+import io
+import itertools
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from schemas.errors import InputError
+from schemas.example import Example, Match, Phrase, Segment, Source
+from schemas.fastcomposer import Record, to_sample
+from schemas.masks import Mask
+from schemas.shards import Sample, write_tar
+from training.data import (
+    Batch,
+    DataConfig,
+    _part,
+    batches,
+    drop,
+    find_shards,
+    locate,
+    make_batch,
+    read_captions,
+    shuffle,
+)
+from training.tokenizer import small_tokenizer
+
+ROOT = Path(__file__).parents[2]
+TOKENIZER = small_tokenizer(["a red ball and a blue cup by a tree"])
+CONFIG = DataConfig(resolution=32, reference=16, batch=3, workers=0, seed=1)
+
+
+def pixels_of(height: int, width: int) -> NDArray[np.uint8]:
+    """A picture whose red tells the column and whose green tells the row, from 0 to 255."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    blue = np.full((height, width), 128)
+    return np.stack([columns * 255 / (width - 1), rows * 255 / (height - 1), blue], axis=-1).round().astype(np.uint8)
+
+
+def example(
+    key: str,
+    masks: Sequence[NDArray[np.bool_]],
+    caption: str = "a red ball and a blue cup",
+    spans: Sequence[tuple[int, int]] = ((0, 10), (15, 25)),
+) -> Example:
+    height, width = masks[0].shape
+    stored = io.BytesIO()
+    Image.fromarray(pixels_of(height, width)).save(stored, "JPEG", quality=100, subsampling="4:4:4")
+    return Example(
+        key,
+        stored.getvalue(),
+        width,
+        height,
+        caption,
+        Source(f"{key}.jpg"),
+        caption,
+        phrases=tuple(Phrase(caption[a:b], a, b, caption[a:b].rsplit(maxsplit=1)[-1], (a, b)) for a, b in spans),
+        segments=tuple(Segment(f"class{i}", 1.0, Mask.from_array(mask)) for i, mask in enumerate(masks)),
+        matches=tuple(Match(i, i, 0.9) for i in range(len(masks))),
+    )
+
+
+def box_mask(height: int, width: int, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    x, y, w, h = box
+    mask = np.zeros((height, width), bool)
+    mask[y : y + h, x : x + w] = True
+    return mask
+
+
+def raw_of(one: Example) -> dict[str, Any]:
+    sample = to_sample(one)
+    return {"__key__": one.key, **sample.members}
+
+
+def one_view(one: Example, config: DataConfig) -> Batch:
+    return make_batch([(0, raw_of(one))], TOKENIZER, config)
+
+
+def write_shards(folder: Path, sizes: Sequence[int]) -> Path:
+    folder.mkdir()
+    number = itertools.count()
+    for shard, size in enumerate(sizes):
+        mask = box_mask(40, 40, (4, 4, 20, 20))
+        samples = [to_sample(example(f"key{next(number):03d}", [mask, ~mask])) for _ in range(size)]
+        with (folder / f"fastcomposer-{shard:06d}.tar").open("wb") as tar:
+            write_tar(tar, samples)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data") / "fc", [4, 1, 5, 2])
+
+
+def take(data: Path, count: int, done: int = 0, config: DataConfig = CONFIG, **where: int) -> list[Batch]:
+    return list(itertools.islice(batches(find_shards(str(data)), TOKENIZER, config, done, **where), count))
+
+
+def same(one: Batch, other: Batch) -> bool:
+    tensors = [name for name, value in one.items() if isinstance(value, torch.Tensor)]
+    return one["keys"] == other["keys"] and all(torch.equal(one[name], other[name]) for name in tensors)
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 60), (60, 96), (96, 60), (64, 256), (33, 71)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_picture_and_masks_move_together(height: int, width: int, mirrored: bool) -> None:
+    """In a picture that tells its coordinates, what the mask shows is what the mask was drawn around."""
+    left, top, right, bottom = width * 3 // 8, height // 4, width * 5 // 8, height * 3 // 4
+    mask = box_mask(height, width, (left, top, right - left, bottom - top))
+    seeds = (seed for seed in range(99))
+    for seed in seeds:
+        config = CONFIG.model_copy(
+            update={"resolution": 64, "seed": seed, "unconditional": 0.0, "subject_kept": 1.0, "batch": 1}
+        )
+        batch = one_view(example("key", [mask], spans=[(0, 10)]), config)
+        picture = batch["pixel_values"][0].numpy()
+        shown = batch["subject_segmentation"][0, 0].numpy() > 0
+        inner = picture[0][:, 24:40].mean(0)
+        if (inner[0] > inner[-1]) == mirrored:
+            break
+    else:
+        pytest.fail("no seed mirrors" if mirrored else "each seed mirrors")
+    column = (picture[0][shown] + 1) / 2 * (width - 1)
+    row = (picture[1][shown] + 1) / 2 * (height - 1)
+    slack = max(height / 64, width / 64) + 1
+    assert left - slack <= column.min() <= left + slack
+    assert right - 1 - slack <= column.max() <= right - 1 + slack
+    assert top - slack <= row.min() <= top + slack
+    assert bottom - 1 - slack <= row.max() <= bottom - 1 + slack
+
+
+def test_a_wide_picture_is_cut_and_a_tall_one_gets_bars() -> None:
+    whole = np.ones((40, 80), bool)
+    wide = one_view(example("key", [whole], spans=[(0, 10)]), CONFIG.plain())
+    red = (wide["pixel_values"][0, 0] + 1) * 127.5
+    assert 60 < red.min() < 70  # the columns 20 to 59 of 80
+    assert 185 < red.max() < 195
+    tall = one_view(example("key", [whole.T], spans=[(0, 10)]), CONFIG.plain())
+    picture, shown = tall["pixel_values"][0], tall["subject_segmentation"][0, 0]
+    assert (picture[:, :, :8] == -1).all()
+    assert (picture[:, :, 24:] == -1).all()
+    assert (picture[2, :, 8:24] > -0.2).all()
+    assert torch.equal(shown[0], (torch.arange(32) >= 8).float() * (torch.arange(32) < 24))
+
+
+def test_masks_that_touch_stay_apart_in_tall_pictures() -> None:
+    """The published loader blends their ids where it pads."""
+    left = box_mask(61, 37, (0, 0, 18, 61))
+    batch = one_view(example("key", [left, ~left]), CONFIG.plain())
+    first, second = batch["subject_segmentation"][0, :2]
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+    assert (first * second).sum() == 0
+    assert ((first + second) == (batch["pixel_values"][0, 2] > -0.9)).all()
+
+
+def test_a_subject_that_the_crop_removes_is_dropped_with_its_reference() -> None:
+    edge, middle = box_mask(40, 120, (0, 0, 30, 40)), box_mask(40, 120, (50, 5, 20, 20))
+    batch = one_view(example("key", [edge, middle]), CONFIG.plain())
+    assert batch["num_subjects"].tolist() == [1]
+    assert batch["subject_mask"].tolist() == [[True, False, False, False]]
+    cup = batch["subject_token_index"][0, 0]
+    assert TOKENIZER.decode([batch["input_ids"][0, cup]]).strip() == "cup"
+    assert batch["subject_token_mask"][0].nonzero().flatten().tolist() == [cup]
+    assert batch["subject_segmentation"][0, 0].any()
+    assert not batch["subject_segmentation"][0, 1:].any()
+    assert not batch["subject_pixel_values"][0, 1:].any()
+
+
+def test_a_reference_is_the_subject_with_noise_around() -> None:
+    mask = box_mask(64, 64, (16, 16, 32, 32))
+    mask[16:32, 16:32] = False
+    batch = one_view(example("key", [mask], spans=[(0, 10)]), CONFIG.plain())
+    reference = batch["subject_pixel_values"][0, 0]
+    assert (reference[2, 9:, :] * 255 - 128).abs().max() < 3  # the subject's own blue
+    noise = reference[:, :7, :7]
+    assert noise.std() > 0.15
+    columns = 16 + (torch.arange(9, 16) + 0.5) * 2 - 0.5  # of the picture, where these of the reference lie
+    assert torch.allclose(reference[0, 12, 9:], columns / 63, atol=0.02)
+
+
+def test_disturbed_references_differ_from_epoch_to_epoch() -> None:
+    raw = raw_of(example("key", [box_mask(64, 64, (8, 8, 40, 40))], spans=[(0, 10)]))
+    config = CONFIG.model_copy(update={"unconditional": 0.0, "subject_kept": 1.0})
+    first, again, later = (make_batch([(epoch, raw)], TOKENIZER, config) for epoch in (0, 0, 1))
+    assert same(first, again)
+    assert not torch.equal(first["subject_pixel_values"], later["subject_pixel_values"])
+    assert all(b["subject_pixel_values"].min() >= 0 and b["subject_pixel_values"].max() <= 1 for b in (first, later))
+
+
+def record_of(caption: str, spans: Sequence[tuple[int, int]]) -> Record:
+    mask = box_mask(8, 8, (0, 0, 8, 8))
+    return Record.from_example(example("key", [mask] * len(spans), caption, spans))
+
+
+@pytest.mark.parametrize(
+    ("caption", "phrase", "nth", "token"),
+    [
+        ("a ball by a ball", "a ball", 1, 5),  # the second of two that are spelt alike
+        ("a ball by a ball", "a ball", 0, 2),
+        ("A Red  BALL", "A Red  BALL", 0, 3),  # two spaces, capitals
+        ("🐴🐴 a red ball", "a red ball", 0, 11),  # a horse is four bytes
+        ("naïve cafe\u0301, a cup", "a cup", 0, 14),
+        ("(a ball)", "a ball", 0, 3),
+        ("a ball.", "a ball", 0, 2),
+    ],
+)
+def test_the_last_token_of_a_phrase_carries_its_subject(caption: str, phrase: str, nth: int, token: int) -> None:
+    start = -1
+    for _ in range(nth + 1):
+        start = caption.index(phrase, start + 1)
+    ids, (place,) = locate(caption, record_of(caption, [(start, start + len(phrase))]).subjects, TOKENIZER)
+    assert len(ids) == 77
+    assert place == token
+    assert phrase.lower().endswith(TOKENIZER.decode([ids[token]]).strip())
+
+
+def test_a_phrase_that_77_tokens_cut_off_drops_its_subject() -> None:
+    caption = "a red ball " + "and " * 72 + "a blue cup"
+    last = caption.index("a blue cup")
+    subjects = record_of(caption, [(0, 10), (last, last + 10)]).subjects
+    ids, places = locate(caption, subjects, TOKENIZER)
+    assert places == [3, None]
+    assert (len(ids), ids[-1]) == (77, TOKENIZER.eos_token_id)
+    shorter = caption.replace("and and and ", "", 1)
+    assert locate(shorter, record_of(shorter, [(last - 12, last - 2)]).subjects, TOKENIZER)[1] == [75]
+
+
+def test_two_subjects_that_end_on_one_token_keep_the_first() -> None:
+    subjects = record_of("a red ball", [(0, 10), (2, 10)]).subjects
+    assert locate("a red ball", subjects, TOKENIZER)[1] == [3, None]
+
+
+def drawn(config: DataConfig, count: int = 2000, subjects: int = 2) -> list[tuple[str, list[str]]]:
+    spans = [(0, 10), (15, 25)] * (subjects // 2)
+    record = record_of("a red ball and a blue cup", spans)
+    results = [drop(record, config, np.random.default_rng([1, i])) for i in range(count)]
+    return [(caption, [subject.label for subject in kept]) for caption, kept in results]
+
+
+def test_captions_and_subjects_are_dropped_at_their_rates() -> None:
+    results = drawn(DataConfig(unconditional=0.1, text_only=0.2, subject_kept=0.9))
+    assert np.mean([caption == "" for caption, _ in results]) == pytest.approx(0.1, abs=0.03)
+    assert all(not kept for caption, kept in results if not caption)
+    told = [kept for caption, kept in results if caption]
+    none = 0.2 + 0.7 * 0.1**2
+    assert np.mean([not kept for kept in told]) == pytest.approx(none / 0.9, abs=0.03)
+    assert np.mean([len(kept) for kept in told]) == pytest.approx(0.7 * 1.8 / 0.9, abs=0.05)
+
+
+def test_the_plain_view_drops_nothing() -> None:
+    assert all(len(kept) == 2 for _, kept in drawn(DataConfig().plain(), 50))
+
+
+def test_of_too_many_subjects_some_are_drawn_and_stay_in_the_order_of_their_phrases() -> None:
+    config = DataConfig(unconditional=0.0, subject_kept=1.0, max_subjects=3)
+    results = [kept for _, kept in drawn(config, 300, subjects=6)]
+    assert {len(kept) for kept in results} == {3}
+    assert {label for kept in results for label in kept} == {f"class{i}" for i in range(6)}
+
+
+def test_subjects_of_other_classes_are_left_out() -> None:
+    results = drawn(DataConfig(labels=("class1",)).plain(), 5)
+    assert {tuple(kept) for _, kept in results} == {("class1",)}
+
+
+def test_the_batch_has_the_promised_tensors(dataset: Path) -> None:
+    (batch,) = take(dataset, 1)
+    expected = {
+        "pixel_values": ((3, 3, 32, 32), torch.float32),
+        "input_ids": ((3, 77), torch.int64),
+        "subject_token_mask": ((3, 77), torch.bool),
+        "subject_token_index": ((3, 4), torch.int64),
+        "subject_mask": ((3, 4), torch.bool),
+        "subject_pixel_values": ((3, 4, 3, 16, 16), torch.float32),
+        "subject_segmentation": ((3, 4, 32, 32), torch.float32),
+        "num_subjects": ((3,), torch.int64),
+    }
+    assert {n: (tuple(v.shape), v.dtype) for n, v in batch.items() if isinstance(v, torch.Tensor)} == expected
+    assert -1 <= batch["pixel_values"].min() <= batch["pixel_values"].max() <= 1
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_run_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(dataset: Path, workers: int) -> None:
+    config = CONFIG.model_copy(update={"workers": workers})
+    whole = take(dataset, 12, config=config)
+    for done in range(12) if workers == 0 else (1, 6):
+        rest = take(dataset, 12 - done, done, config=config)
+        assert all(same(a, b) for a, b in zip(whole[done:], rest, strict=True))
+
+
+def test_an_index_lets_whole_epochs_be_skipped_and_changes_nothing(tmp_path: Path) -> None:
+    data = write_shards(tmp_path / "fc", [4, 1, 5, 2])
+    without = take(data, 2, done=30)
+    names = [f"fastcomposer-{i:06d}.tar" for i, n in enumerate([4, 1, 5, 2]) for _ in range(n)]
+    pq.write_table(pa.table({"shard": names}), data / "index.parquet")
+    assert find_shards(str(data)).counts == (4, 1, 5, 2)
+    assert all(same(a, b) for a, b in zip(without, take(data, 2, done=30), strict=True))
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 2)])
+def test_each_sample_comes_once_an_epoch_whatever_the_processes(dataset: Path, world: int, workers: int) -> None:
+    config = CONFIG.model_copy(update={"workers": workers, "batch": 1})
+    keys: list[str] = []
+    for rank in range(world):
+        # A part that divides evenly over the batches: of its first epoch nothing is missing, nothing is twice.
+        parts = world * max(1, workers)
+        counts = [len(part) for part in parts_of(dataset, config, rank, world, max(1, workers))]
+        batch_count = max(counts) * max(1, workers)
+        seen: list[list[str]] = [[] for _ in counts]
+        for number, batch in enumerate(take(dataset, batch_count, config=config, rank=rank, world=world)):
+            seen[number % len(counts)] += batch["keys"]
+        assert parts >= len(counts)
+        keys += [key for part, count in zip(seen, counts, strict=True) for key in part[:count]]
+    assert sorted(keys) == [f"key{i:03d}" for i in range(12)]
+
+
+def parts_of(dataset: Path, config: DataConfig, rank: int, world: int, workers: int) -> list[list[str]]:
+    shards = find_shards(str(dataset))
+    parts = world * workers
+    return [
+        [sample["__key__"] for sample in _part(shards, config.seed, 0, rank * workers + worker, parts)]
+        for worker in range(workers)
+    ]
+
+
+def test_epochs_have_orders_of_their_own(dataset: Path) -> None:
+    config = CONFIG.model_copy(update={"batch": 12})
+    first, second = (batch["keys"] for batch in take(dataset, 2, config=config))
+    other = take(dataset, 1, config=config.model_copy(update={"seed": 2}))[0]["keys"]
+    assert sorted(first) == sorted(second) == sorted(other)
+    assert first != second
+    assert first != other
+
+
+def test_shuffling_loses_nothing() -> None:
+    numbers = [{"__key__": str(i)} for i in range(100)]
+    for size in (1, 7, 100, 1000):
+        drawn_keys = [s["__key__"] for s in shuffle(iter(numbers), size, np.random.default_rng(0))]
+        assert sorted(drawn_keys, key=int) == [str(i) for i in range(100)]
+    assert drawn_keys != [str(i) for i in range(100)]
+
+
+def test_a_sample_that_cannot_be_read_is_told_and_the_batch_is_smaller() -> None:
+    mask = box_mask(40, 40, (4, 4, 20, 20))
+    good, cut, strange, other = (raw_of(example(key, [mask, ~mask])) for key in ("good", "cut", "strange", "other"))
+    cut["jpg"] = cut["jpg"][:300]
+    strange["json"] = b'{"key": 3}'
+    other["jpg"] = raw_of(example("small", [mask[:20], mask[:20]]))["jpg"]
+    batch = make_batch([(0, one) for one in (good, cut, strange, other)], TOKENIZER, CONFIG.plain())
+    assert batch["keys"] == ["good"]
+    assert batch["pixel_values"].shape[0] == 1
+    assert [line.split(":")[0] for line in batch["skipped"]] == ["cut", "strange", "other"]
+    assert "40 x 20 pixels, its record says 40 x 40" in batch["skipped"][2]
+    with pytest.raises(InputError, match="no sample of a batch can be read: cut: "):
+        make_batch([(0, cut)], TOKENIZER, CONFIG)
+
+
+def test_a_damaged_shard_is_named_from_any_process(tmp_path: Path) -> None:
+    data = write_shards(tmp_path / "fc", [3])
+    shard = data / "fastcomposer-000000.tar"
+    shard.write_bytes(b"no tar at all" * 100)
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=rf"^the shard {shard} cannot be read: .*inspect"):
+            take(data, 1, config=CONFIG.model_copy(update={"workers": workers}))
+
+
+def test_what_is_no_dataset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no shard: expected fastcomposer-000000\.tar"):
+        find_shards(str(tmp_path))
+    with pytest.raises(InputError, match=r"no shard .*nowhere-000000\.tar"):
+        find_shards(str(tmp_path / "nowhere-{000000..000003}.tar"))
+    write_shards(tmp_path / "fc", [1])
+    with pytest.raises(InputError, match="no sample for worker 2 of 2"):
+        take(tmp_path / "fc", 1, rank=1, world=2)
+
+
+def test_shards_are_read_from_addresses(dataset: Path) -> None:
+    shards = find_shards(f"pipe:cat {dataset}/fastcomposer-{{000000..000001}}.tar")
+    assert len(shards.urls) == 2
+    assert read_captions(shards) == ["a red ball and a blue cup"] * 5
+    config = CONFIG.model_copy(update={"batch": 5})
+    (batch,) = itertools.islice(batches(shards, TOKENIZER, config), 1)
+    assert sorted(batch["keys"]) == [f"key{i:03d}" for i in range(5)]
+
+
+def test_training_needs_no_beam() -> None:
+    script = (
+        "import sys; sys.modules['apache_beam'] = None\n"
+        "import training.data, training.train, training.small, training.curves"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, cwd=ROOT)
+
+
+def test_written_members_are_what_the_loader_reads() -> None:
+    assert set(to_sample(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])).members) == {"jpg", "json"}
+    assert isinstance(to_sample(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])), Sample)

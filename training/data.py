@@ -1,0 +1,377 @@
+"""From a dataset's shards to batches of tensors: read, shuffled, divided, cropped, drawn.
+
+Everything is a function of (seed, epoch, key), and the order of (seed, epoch, part), where a part is what one worker
+of one process reads. So a run that goes on after its n-th batch gets the same (n + 1)-th, and it skips the n without
+decoding a picture.
+
+Where a dataset has fewer shards than there are parts, each part reads all of them and keeps every so-many-th sample.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from tarfile import TarError
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import webdataset
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field, ValidationError
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import CLIPTokenizer
+from webdataset import tariterators
+
+from schemas.dataset import StrictModel
+from schemas.errors import InputError, RecordError
+from schemas.fastcomposer import Record, Subject
+from schemas.rejects import Reason
+from training.geometry import Square
+from training.references import cut_out, disturb, to_square
+
+Batch = dict[str, Any]
+Raw = Mapping[str, Any]
+"""A sample as webdataset reads it: `__key__`, `__url__`, `jpg`, `json`."""
+
+SMALLEST = 1 / 4096
+"""Share of the square below which a subject is gone: one pixel of the 64 x 64 latents of Stable Diffusion."""
+SHUFFLED = 500
+"""Samples, undecoded, that a worker keeps in hand to draw the next one from."""
+
+
+class DataConfig(StrictModel):
+    """What a batch is made of; rates as in the published run (mit-han-lab/fastcomposer)."""
+
+    resolution: int = Field(default=512, gt=0, multiple_of=8, description="side of the pictures, in pixels")
+    reference: int = Field(default=224, gt=0, description="side of the references, in pixels")
+    batch: int = Field(default=16, gt=0, description="samples per process and micro-batch")
+    max_subjects: int = Field(default=4, gt=0, description="subjects of a sample; more are drawn from at random")
+    unconditional: float = Field(default=0.1, ge=0, le=1, description="share of samples without caption and subjects")
+    text_only: float = Field(
+        default=0.0, ge=0, le=1, description="share of samples without subjects; the published script has 0"
+    )
+    subject_kept: float = Field(default=0.9, ge=0, le=1, description="probability that a subject stays")
+    labels: tuple[str, ...] = Field(default=(), description="classes of the subjects; none: all. Published: person")
+    augment: bool = Field(default=True, description="mirror pictures, disturb references")
+    workers: int = Field(default=2, ge=0, description="processes that load for each process that trains")
+    seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
+
+    def plain(self) -> "DataConfig":
+        """Nothing dropped and nothing disturbed: for looking at, and for measuring."""
+        kept = {"unconditional": 0.0, "text_only": 0.0, "subject_kept": 1.0, "augment": False}
+        return self.model_copy(update=kept)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Where the samples are: addresses of tars, and how many samples each holds where an index tells."""
+
+    urls: tuple[str, ...]
+    counts: tuple[int, ...] | None
+
+
+def find_shards(data: str) -> Shards:
+    """Find the shards of a dataset.
+
+    Args:
+        data: its folder, or the tars themselves as webdataset writes them: a path, `http://...`, `pipe:...`, with
+            braces, "shard-{000000..000009}.tar", for many.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(data)
+    if folder.is_dir():
+        paths = sorted(folder.glob("fastcomposer-[0-9]*.tar"))
+        if not paths:
+            raise InputError(
+                f"{data} holds no shard: expected fastcomposer-000000.tar ..., as `subjectloom build` writes"
+            )
+        counts = _counts(folder / "index.parquet", [path.name for path in paths])
+        return Shards(tuple(map(str, paths)), counts)
+    urls = tuple(webdataset.shardlists.expand_urls(data))
+    missing = [url for url in urls if ":" not in url and not Path(url).is_file()]
+    if missing:
+        raise InputError(f"no shard {missing[0]}: name the folder of a dataset, or its tars")
+    return Shards(urls, None)
+
+
+def _counts(index: Path, names: Sequence[str]) -> tuple[int, ...] | None:
+    if not index.is_file():
+        return None
+    shards = pq.read_table(index, columns=["shard"]).column("shard").value_counts()
+    found = {entry["values"].as_py(): entry["counts"].as_py() for entry in shards}
+    return tuple(found.get(name, 0) for name in names)
+
+
+def read_captions(shards: Shards, limit: int = 10_000) -> list[str]:
+    """Read the captions of the first `limit` samples."""
+    samples = (sample for url in shards.urls for sample in _read(url))
+    return [_record(sample).caption for sample, _ in zip(samples, range(limit), strict=False)]
+
+
+def batches(
+    shards: Shards, tokenizer: CLIPTokenizer, config: DataConfig, done: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Yield batches without end, epoch after epoch, from the one after the first `done`.
+
+    Process `rank` of `world` gets batches of its own. A batch holds
+
+        keys                   list of B str
+        pixel_values           [B, 3, R, R] float32 in [-1, 1]
+        input_ids              [B, L] int64
+        subject_token_mask     [B, L] bool, where a subject's token stands
+        subject_token_index    [B, M] int64, its position; 0 beyond the sample's subjects
+        subject_mask           [B, M] bool, which of the M are subjects
+        subject_pixel_values   [B, M, 3, r, r] float32 in [0, 1], references (CLIP's mean and spread are the encoder's)
+        subject_segmentation   [B, M, R, R] float32, 0 or 1
+        num_subjects           [B] int64
+        skipped                list of str: samples that could not be read, and why; the batch is that much smaller
+
+    Raises:
+        InputError: a shard cannot be read, or a batch has not one readable sample.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork
+    stream = _Stream(shards, tokenizer, config, done, rank, world)
+    loader = DataLoader(stream, batch_size=None, num_workers=config.workers, pin_memory=torch.cuda.is_available())
+    for batch in loader:
+        if "error" in batch:
+            raise InputError(batch["error"])
+        yield batch
+
+
+class _Stream(IterableDataset[Batch]):
+    """What one worker reads: its part of the samples, in batches."""
+
+    def __init__(
+        self, shards: Shards, tokenizer: CLIPTokenizer, config: DataConfig, done: int, rank: int, world: int
+    ) -> None:
+        self.shards, self.tokenizer, self.config = shards, tokenizer, config
+        self.done, self.rank, self.world = done, rank, world
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if info:
+            torch.set_num_threads(1)
+        # Batches come from the workers in turn. The first one asked is whose turn it is after `done`.
+        turn = (worker + self.done) % workers
+        skipped = len(range(turn, self.done, workers))
+        part, parts = self.rank * workers + turn, self.world * workers
+        samples = _samples(self.shards, self.config.seed, part, parts, skipped * self.config.batch)
+        try:
+            yield from self._batches(samples)
+        except InputError as error:  # as a value: across processes an exception loses its one line
+            yield {"error": str(error)}
+
+    def _batches(self, samples: Iterator[tuple[int, Raw]]) -> Iterator[Batch]:
+        while True:
+            yield make_batch([next(samples) for _ in range(self.config.batch)], self.tokenizer, self.config)
+
+
+def _samples(shards: Shards, seed: int, part: int, parts: int, skip: int) -> Iterator[tuple[int, Raw]]:
+    """Yield (epoch, sample) of a part, shuffled, epoch after epoch, without the first `skip`."""
+    epoch = 0
+    while True:
+        rng = np.random.default_rng([seed, epoch, part])
+        count = _count(shards, seed, epoch, part, parts)
+        if count is not None and count <= skip:
+            skip -= count
+        else:
+            seen = 0
+            for sample in shuffle(_part(shards, seed, epoch, part, parts), SHUFFLED, rng):
+                seen += 1
+                if skip:
+                    skip -= 1
+                else:
+                    yield epoch, sample
+            if not seen:
+                raise InputError(
+                    f"no sample for worker {part + 1} of {parts}: the dataset has fewer samples than readers"
+                )
+        epoch += 1
+
+
+def _order(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> tuple[list[int], int, int]:
+    """Which shards a part reads in an epoch, and that it keeps sample `first`, `first` + `step` and so on of them."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(shards.urls)).tolist()
+    return (order[part::parts], 0, 1) if len(order) >= parts else (order, part, parts)
+
+
+def _count(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> int | None:
+    if shards.counts is None:
+        return None
+    chosen, first, step = _order(shards, seed, epoch, part, parts)
+    return len(range(first, sum(shards.counts[shard] for shard in chosen), step))
+
+
+def _part(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> Iterator[Raw]:
+    chosen, first, step = _order(shards, seed, epoch, part, parts)
+    samples = (sample for shard in chosen for sample in _read(shards.urls[shard]))
+    yield from (sample for number, sample in enumerate(samples) if number % step == first)
+
+
+def _read(url: str) -> Iterator[Raw]:
+    try:
+        with closing(webdataset.gopen(url)) as stream:
+            files = tariterators.tar_file_iterator(stream)
+            yield from tariterators.group_by_keys({"__url__": url, **file} for file in files)
+    except (OSError, EOFError, ValueError, TarError) as error:
+        raise InputError(
+            f"the shard {url} cannot be read: {error}. `subjectloom inspect` says what is wrong"
+        ) from error
+
+
+def shuffle(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Iterator[Raw]:
+    """Yield all `samples`, each drawn from the `size` that are in hand."""
+    hand: list[Raw] = []
+    for sample in samples:
+        hand.append(sample)
+        if len(hand) == size:
+            chosen = int(rng.integers(size))
+            hand[chosen], hand[-1] = hand[-1], hand[chosen]
+            yield hand.pop()
+    for chosen in rng.permutation(len(hand)):
+        yield hand[chosen]
+
+
+def make_batch(samples: Sequence[tuple[int, Raw]], tokenizer: CLIPTokenizer, config: DataConfig) -> Batch:
+    """Make a batch of (epoch, sample) pairs; `batches` says of what it consists."""
+    views, skipped = [], []
+    for epoch, raw in samples:
+        key = raw["__key__"]
+        try:
+            views.append({"key": key, **view(raw, epoch, tokenizer, config)})
+        except (RecordError, ValidationError, KeyError, OSError, SyntaxError) as error:  # Pillow's are the last two
+            skipped.append(f"{key}: {' '.join(str(error).split())[:200]}")
+    if not views:
+        raise InputError(f"no sample of a batch can be read: {skipped[0]}. `subjectloom inspect` says what is wrong")
+    batch: Batch = {name: torch.stack([one[name] for one in views]) for name in views[0] if name != "key"}
+    return {"keys": [one["key"] for one in views], **batch, "skipped": skipped}
+
+
+def view(raw: Raw, epoch: int, tokenizer: CLIPTokenizer, config: DataConfig) -> dict[str, torch.Tensor]:
+    """Make one sample's tensors: a function of (sample, seed, epoch)."""
+    record = _record(raw)
+    digest = hashlib.blake2b(record.key.encode(), digest_size=8).digest()
+    rng = np.random.default_rng([config.seed, epoch, int.from_bytes(digest, "big")])
+    square = Square(record.width, record.height, config.resolution, config.augment and bool(rng.random() < 0.5))
+    caption, subjects = drop(record, config, rng)
+    ids, places = locate(caption, subjects, tokenizer)
+    kept = []
+    for subject, place in zip(subjects, places, strict=True):
+        if place is not None:
+            mask = subject.segmentation.to_mask().to_array()
+            shown = square.of_mask(mask)
+            if shown.mean() >= SMALLEST:
+                kept.append(_Kept(place, subject.bbox, mask, shown))
+    picture = decode(raw["jpg"], square, [one.bbox for one in kept], config.reference)
+    return _tensors(kept, ids, square, picture, config, rng)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A subject of a sample: its token, box and mask [H, W] bool in the picture, and mask in the square."""
+
+    place: int
+    bbox: tuple[int, int, int, int]
+    mask: NDArray[np.bool_]
+    shown: NDArray[np.bool_]
+
+
+def drop(record: Record, config: DataConfig, rng: np.random.Generator) -> tuple[str, list[Subject]]:
+    """Draw what a sample shows of its caption and its subjects, these in the order of their phrases' ends.
+
+    One draw decides over caption and subjects, then one over each subject, as published; subjects beyond
+    `max_subjects` are left out at random.
+    """
+    draw = rng.random()
+    if draw < config.unconditional:
+        return "", []
+    if draw < config.unconditional + config.text_only:
+        return record.caption, []
+    subjects = [subject for subject in record.subjects if not config.labels or subject.label in config.labels]
+    subjects = [subject for subject in subjects if rng.random() < config.subject_kept]
+    if len(subjects) > config.max_subjects:
+        chosen = rng.choice(len(subjects), config.max_subjects, replace=False)
+        subjects = [subjects[i] for i in sorted(chosen)]
+    return record.caption, sorted(subjects, key=lambda subject: subject.end)
+
+
+def locate(caption: str, subjects: Sequence[Subject], tokenizer: CLIPTokenizer) -> tuple[list[int], list[int | None]]:
+    """Tokenize a caption, and find the token that carries each subject: the last one of its phrase.
+
+    Returns:
+        The L ids, padded or cut to the tokenizer's length, and each subject's position among them. That is None
+        where the length cuts the phrase off, and where an earlier subject has the token already.
+    """
+    length = tokenizer.model_max_length
+    whole = tokenizer(caption, return_offsets_mapping=True, verbose=False)
+    ids = whole.input_ids
+    ids = ids[: length - 1] + ids[-1:] if len(ids) > length else ids + [tokenizer.pad_token_id] * (length - len(ids))
+    places: list[int | None] = []
+    for subject in subjects:
+        within = [i for i, (a, b) in enumerate(whole.offset_mapping) if a < subject.end and b > subject.start]
+        fits = bool(within) and within[-1] < length - 1 and within[-1] not in places
+        places.append(within[-1] if fits else None)
+    return ids, places
+
+
+def decode(jpeg: bytes, square: Square, boxes: Sequence[tuple[int, int, int, int]], reference: int) -> Image.Image:
+    """Decode a picture no larger than needed: JPEG gives a half, a quarter or an eighth of the size for less work.
+
+    Needed is the height of the square, and of each box [x, y, w, h] as many pixels as its reference has.
+    """
+    scale = max([square.side / square.height, *(reference / max(box[2:]) for box in boxes)])
+    picture = Image.open(BytesIO(jpeg))
+    if picture.size != (square.width, square.height):
+        stated = f"{square.width} x {square.height}"
+        raise RecordError(
+            Reason.UNDECODABLE_IMAGE, f"{picture.width} x {picture.height} pixels, its record says {stated}"
+        )
+    if scale < 1:
+        picture.draft("RGB", (int(np.ceil(square.width * scale)), int(np.ceil(square.height * scale))))
+    return picture.convert("RGB")
+
+
+def _tensors(
+    kept: Sequence[_Kept],
+    ids: Sequence[int],
+    square: Square,
+    picture: Image.Image,
+    config: DataConfig,
+    rng: np.random.Generator,
+) -> dict[str, torch.Tensor]:
+    most, side, small = config.max_subjects, config.resolution, config.reference
+    index = np.zeros(most, np.int64)
+    segmentation = np.zeros((most, side, side), np.float32)
+    references = np.zeros((most, small, small, 3), np.uint8)
+    pixels = np.asarray(picture)
+    for j, one in enumerate(kept):
+        crop = cut_out(pixels, one.mask, one.bbox, rng)
+        references[j] = disturb(crop, small, rng) if config.augment else np.asarray(to_square(crop, small))
+        index[j] = one.place
+        segmentation[j] = one.shown
+    marks = np.zeros(len(ids), bool)
+    marks[index[: len(kept)]] = True
+    shown = torch.from_numpy(np.ascontiguousarray(square.of_picture(picture).transpose(2, 0, 1)))
+    return {
+        "pixel_values": shown.float() / 127.5 - 1,
+        "input_ids": torch.tensor(ids),
+        "subject_token_mask": torch.from_numpy(marks),
+        "subject_token_index": torch.from_numpy(index),
+        "subject_mask": torch.arange(most) < len(kept),
+        "subject_pixel_values": torch.from_numpy(references).permute(0, 3, 1, 2).float() / 255,
+        "subject_segmentation": torch.from_numpy(segmentation),
+        "num_subjects": torch.tensor(len(kept)),
+    }
+
+
+def _record(raw: Raw) -> Record:
+    return Record.model_validate_json(raw["json"])
