@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from torch import Tensor
+from torch import Tensor, nn
 
 from schemas.errors import ModelError
 
@@ -118,6 +118,8 @@ def localize(unet: UNet2DConditionModel, blocks: int = 5) -> None:
         if not isinstance(layer, Attention):
             continue
         unusual = [kind for kind in ("spatial_norm", "group_norm", "norm_q", "norm_k") if getattr(layer, kind, None)]
+        if name in chosen and type(layer.to_out[0]) is not nn.Linear:
+            unusual.append(f"{type(layer.to_out[0]).__name__} for its output")
         if name in chosen and unusual:
             raise ModelError(f"layer {name} of the U-Net has a {unusual[0]}: its attention cannot be localized")
         layer.set_processor(SubjectAttention(name if name in chosen else None))
@@ -152,17 +154,21 @@ class SubjectAttention(AttnProcessor2_0):
         query, key, value = (
             _split(projected, attn.heads) for projected in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
         )
-        output, subjects.maps[self.layer] = attend(
-            query, key, value, subjects.columns(text.shape[1], value), attn.scale
-        )
-        output = attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2).to(query.dtype)))
+        columns = subjects.columns(text.shape[1], value)
+        both = attend(query, key, value, columns, attn.scale)
+        width = value.shape[-1]
+        subjects.maps[self.layer] = both[..., width : width + columns.shape[-1]]
+        # Zeros in the projection take the marks out of the output: to cut them off would keep a second copy of it.
+        project, dropout = attn.to_out
+        weight = F.pad(project.weight.unflatten(1, (attn.heads, width)), (0, both.shape[-1] - width)).flatten(1)
+        output: Tensor = dropout(F.linear(both.transpose(1, 2).flatten(2), weight, project.bias))
         if attn.residual_connection:
             output = output + hidden_states
         return output / attn.rescale_output_factor
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attend, and return the probabilities of chosen tokens beside the output.
+def attend(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float) -> Tensor:
+    """Attend, and note the probabilities of chosen tokens beside the output.
 
     Args:
         query: [B, heads, P, d].
@@ -172,15 +178,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: fl
         scale: of the products of query and key.
 
     Returns:
-        [B, heads, P, d] and [B, heads, P, M].
+        [B, heads, P, d + M + zeros]: the output, the probabilities, and zeros up to a multiple of eight.
     """
-    width, chosen = value.shape[-1], columns.shape[-1]
+    chosen = columns.shape[-1]
     # The fused kernels want queries, keys and values of one width, a multiple of eight; zeros change no product.
-    pad = -(width + chosen) % 8
+    pad = -(value.shape[-1] + chosen) % 8
     marked = torch.cat([value, columns[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
-    query, key = (F.pad(projected, (0, chosen + pad)) for projected in (query, key))
-    both = F.scaled_dot_product_attention(query, key, F.pad(marked, (0, pad)), scale=scale)
-    return both[..., :width], both[..., width : width + chosen]
+    query, key = (_widen(projected, chosen + pad) for projected in (query, key))
+    return F.scaled_dot_product_attention(query, key, _widen(marked, pad), scale=scale)
+
+
+def _widen(projected: Tensor, zeros: int) -> Tensor:
+    """Append zeros to [B, heads, P, d]; heads stay innermost in memory, so that the output's can be joined in place."""
+    return F.pad(projected.transpose(1, 2), (0, zeros)).transpose(1, 2)
 
 
 def _split(projected: Tensor, heads: int) -> Tensor:

@@ -136,7 +136,10 @@ def test_attending_with_marks_is_plain_attention_and_its_probabilities(width: in
     query, key, value = (torch.randn(2, 3, n, width, generator=generator) for n in (10, 7, 7))
     index = torch.tensor([[1, 4, 4], [0, 6, 2]])
     columns = F.one_hot(index, 7).transpose(1, 2).float()
-    output, noted = attend(query, key, value, columns, 0.3)
+    both = attend(query, key, value, columns, 0.3)
+    output, noted = both[..., :width], both[..., width : width + 3]
+    assert both.shape[-1] % 8 == 0
+    assert not both[..., width + 3 :].any()
     probabilities = (query @ key.transpose(-1, -2) * 0.3).softmax(-1)
     torch.testing.assert_close(output, probabilities @ value)
     for b, j in product(range(2), range(3)):
@@ -219,4 +222,8 @@ def test_attention_of_another_kind_is_refused(tmp_path: Path) -> None:
     layer = dict(unet.named_modules())[localized_layers(unet)[0]]
     layer.group_norm = torch.nn.GroupNorm(1, 48)
     with pytest.raises(ModelError, match=r"down_blocks.0.* has a group_norm"):
+        localize(unet)
+    layer.group_norm = None
+    layer.to_out[0] = torch.nn.Identity()
+    with pytest.raises(ModelError, match="has a Identity for its output"):
         localize(unet)
