@@ -143,7 +143,7 @@ def batches(
     for batch in loader:
         if "error" in batch:
             raise InputError(batch["error"])
-        yield batch
+        yield as_floats(batch)
 
 
 class _Stream(IterableDataset[Batch]):
@@ -242,7 +242,7 @@ def shuffle(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Iter
 
 
 def make_batch(samples: Sequence[tuple[int, Raw]], tokenizer: CLIPTokenizer, config: DataConfig) -> Batch:
-    """Make a batch of (epoch, sample) pairs; `batches` says of what it consists."""
+    """Make a batch of (epoch, sample) pairs, pictures, references and masks as bytes; `as_floats` finishes it."""
     views, skipped = [], []
     for epoch, raw in samples:
         key = raw["__key__"]
@@ -256,8 +256,18 @@ def make_batch(samples: Sequence[tuple[int, Raw]], tokenizer: CLIPTokenizer, con
     return {"keys": [one["key"] for one in views], **batch, "skipped": skipped}
 
 
+def as_floats(batch: Batch) -> Batch:
+    """Finish a batch. Between processes pixels travel as bytes: four times less to copy, a third of a worker's time."""
+    return {
+        **batch,
+        "pixel_values": batch["pixel_values"].float().div_(127.5).sub_(1),
+        "subject_pixel_values": batch["subject_pixel_values"].float().div_(255),
+        "subject_segmentation": batch["subject_segmentation"].float(),
+    }
+
+
 def view(raw: Raw, epoch: int, tokenizer: CLIPTokenizer, config: DataConfig) -> dict[str, torch.Tensor]:
-    """Make one sample's tensors: a function of (sample, seed, epoch)."""
+    """Make one sample's tensors, pixels as bytes: a function of (sample, seed, epoch)."""
     record = _record(raw)
     digest = hashlib.blake2b(record.key.encode(), digest_size=8).digest()
     rng = np.random.default_rng([config.seed, epoch, int.from_bytes(digest, "big")])
@@ -350,7 +360,7 @@ def _tensors(
 ) -> dict[str, torch.Tensor]:
     most, side, small = config.max_subjects, config.resolution, config.reference
     index = np.zeros(most, np.int64)
-    segmentation = np.zeros((most, side, side), np.float32)
+    segmentation = np.zeros((most, side, side), bool)
     references = np.zeros((most, small, small, 3), np.uint8)
     pixels = np.asarray(picture)
     for j, one in enumerate(kept):
@@ -362,12 +372,12 @@ def _tensors(
     marks[index[: len(kept)]] = True
     shown = torch.from_numpy(np.ascontiguousarray(square.of_picture(picture).transpose(2, 0, 1)))
     return {
-        "pixel_values": shown.float() / 127.5 - 1,
+        "pixel_values": shown,
         "input_ids": torch.tensor(ids),
         "subject_token_mask": torch.from_numpy(marks),
         "subject_token_index": torch.from_numpy(index),
         "subject_mask": torch.arange(most) < len(kept),
-        "subject_pixel_values": torch.from_numpy(references).permute(0, 3, 1, 2).float() / 255,
+        "subject_pixel_values": torch.from_numpy(references).permute(0, 3, 1, 2),
         "subject_segmentation": torch.from_numpy(segmentation),
         "num_subjects": torch.tensor(len(kept)),
     }

@@ -23,6 +23,7 @@ from training.data import (
     Batch,
     DataConfig,
     _part,
+    as_floats,
     batches,
     drop,
     find_shards,
@@ -81,7 +82,7 @@ def raw_of(one: Example) -> dict[str, Any]:
 
 
 def one_view(one: Example, config: DataConfig) -> Batch:
-    return make_batch([(0, raw_of(one))], TOKENIZER, config)
+    return as_floats(make_batch([(0, raw_of(one))], TOKENIZER, config))
 
 
 def write_shards(folder: Path, sizes: Sequence[int]) -> Path:
@@ -189,7 +190,7 @@ def test_a_reference_is_the_subject_with_noise_around() -> None:
 def test_disturbed_references_differ_from_epoch_to_epoch() -> None:
     raw = raw_of(example("key", [box_mask(64, 64, (8, 8, 40, 40))], spans=[(0, 10)]))
     config = CONFIG.model_copy(update={"unconditional": 0.0, "subject_kept": 1.0})
-    first, again, later = (make_batch([(epoch, raw)], TOKENIZER, config) for epoch in (0, 0, 1))
+    first, again, later = (as_floats(make_batch([(epoch, raw)], TOKENIZER, config)) for epoch in (0, 0, 1))
     assert same(first, again)
     assert not torch.equal(first["subject_pixel_values"], later["subject_pixel_values"])
     assert all(b["subject_pixel_values"].min() >= 0 and b["subject_pixel_values"].max() <= 1 for b in (first, later))

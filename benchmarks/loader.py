@@ -1,0 +1,164 @@
+"""Samples per second of the loader, beside the published trainer's steps over the same dataset's export.
+
+    python -m benchmarks.loader
+
+The peer is a `torch.utils.data.Dataset` over the folder that `subjectloom export --format fastcomposer` writes, with
+the steps of mit-han-lab/fastcomposer's loader, written anew from their description: JPEG, JSON and `.npy` a sample,
+every transform of torchvision one after the other on the picture's full size. Both run in turn, with one worker each,
+on scenes of 768 pixels at a resolution of 512. The bound is decoding the JPEG and nothing else.
+"""
+
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, read_image
+from torchvision.transforms import v2
+
+from benchmarks.localization import TRAINING, examples_of
+from jobs.export_fastcomposer import export_fastcomposer
+from tests.datasets import write_dataset
+from training.data import DataConfig, batches, find_shards, read_captions
+from training.tokenizer import small_tokenizer
+
+RESOLUTION, REFERENCE, MOST = 512, 224, 4
+
+
+class PublishedSteps(Dataset[dict[str, torch.Tensor]]):
+    """The published loader's steps, in its order (fastcomposer/data.py and transforms.py)."""
+
+    def __init__(self, folder: Path, captions: list[str]) -> None:
+        self.folder = folder
+        self.ids = (folder / "image_ids_train.txt").read_text().split()
+        self.tokenizer = small_tokenizer(captions)
+        self.resize = v2.Resize(RESOLUTION, antialias=True)
+        self.disturb = v2.Compose(
+            [
+                v2.RandomApply([v2.RandomAffine(30, interpolation=v2.InterpolationMode.BILINEAR)], 0.75),
+                v2.RandomApply([v2.ColorJitter(0.5, 0.5, 0.5, 0.5)], 0.5),
+                v2.RandomApply([v2.GaussianBlur(5, (0.1, 2.0))], 0.5),
+                v2.RandomGrayscale(0.1),
+                v2.RandomHorizontalFlip(),
+                v2.RandomApply([v2.ElasticTransform()], 0.5),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """Load and transform a sample."""
+        path = self.folder / self.ids[number][:5] / self.ids[number]
+        image = read_image(f"{path}.jpg", ImageReadMode.RGB)
+        told = json.loads(path.with_suffix(".json").read_text())
+        labels = torch.from_numpy(np.load(f"{path}.npy"))
+        picture, small = self._target(image, labels)
+        segments = [one for one in told["segments"] if torch.rand(()) < 0.9]
+        segments = sorted(segments[:MOST], key=lambda one: one["end"])
+        caption = told["caption"]
+        for one in reversed(segments):
+            caption = f"{caption[: one['end']]}<|image|>{caption[one['end'] :]}"
+        ids = self.tokenizer(caption.replace("<|image|>", ""), padding="max_length", truncation=True).input_ids
+        noise = torch.randint(0, 255, image.shape, dtype=torch.uint8)
+        references = torch.zeros(MOST, 3, REFERENCE, REFERENCE)
+        masks = torch.zeros(MOST, RESOLUTION, RESOLUTION)
+        for j, one in enumerate(segments):
+            x1, y1, x2, y2 = one["bbox"]
+            crop = torch.where(labels == one["id"], image, noise)[:, y1:y2, x1:x2]
+            references[j] = self.disturb(self._square(crop)).float() / 255
+            masks[j] = (small == one["id"]).float()
+        return {
+            "pixel_values": picture.float() / 127.5 - 1,
+            "input_ids": torch.tensor(ids),
+            "object_pixel_values": references,
+            "object_segmaps": masks,
+        }
+
+    def _target(self, image: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        both = torch.cat([self.resize(image), self._nearest(labels)[None]])
+        if torch.rand(()) < 0.5:
+            both = both.flip(-1)
+        both = v2.functional.center_crop(both, [min(both.shape[-2:])] * 2)
+        return both[:3], both[3]
+
+    def _nearest(self, labels: torch.Tensor) -> torch.Tensor:
+        return v2.functional.resize(labels[None], [RESOLUTION], interpolation=v2.InterpolationMode.NEAREST)[0]
+
+    def _square(self, crop: torch.Tensor) -> torch.Tensor:
+        if torch.rand(()) < 0.5:
+            nearer = 1 + float(torch.rand(()))
+            height, width = (max(1, round(length / nearer)) for length in crop.shape[-2:])
+            crop = crop[:, :height, (crop.shape[-1] - width) // 2 :][:, :, :width]
+        height, width = crop.shape[-2:]
+        side = max(height, width)
+        left, top = (side - width) // 2, (side - height) // 2
+        square = F.pad(crop, (left, side - width - left, top, side - height - top))
+        return v2.functional.resize(square, [REFERENCE, REFERENCE], antialias=True)
+
+
+def rate(stream: Iterator[Any], samples: int, per_item: int) -> float:
+    """Count samples per second over `samples`, after a warm-up of a quarter."""
+    for _ in range(max(1, samples // 4 // per_item)):
+        next(stream)
+    began = time.perf_counter()
+    for _ in range(samples // per_item):
+        next(stream)
+    return samples / (time.perf_counter() - began)
+
+
+def decode_alone(jpegs: list[bytes]) -> Iterator[None]:
+    """Decode pictures without end, at full size, and do nothing with them."""
+    while True:
+        for jpeg in jpegs:
+            Image.open(io.BytesIO(jpeg)).convert("RGB")
+            yield
+
+
+def main(
+    samples: Annotated[int, typer.Option(help="Measured in each round.")] = 96,
+    size: Annotated[int, typer.Option(help="Of the scenes, in pixels.")] = 768,
+    rounds: Annotated[int, typer.Option(help="Of each way.")] = 3,
+) -> None:
+    """Measure both loaders in turn."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        data, exported = Path(folder) / "data", Path(folder) / "exported"
+        examples = examples_of(TRAINING, 48, size)
+        write_dataset(data, [examples])
+        export_fastcomposer(str(data), exported, held_out=0)
+        shards = find_shards(str(data))
+        captions = read_captions(shards)
+        config = DataConfig(unconditional=0.0, batch=8, workers=1)
+        rates: dict[str, list[float]] = {"published steps": [], "this loader": [], "decoding alone": []}
+        for _ in range(rounds):
+            peer = DataLoader(PublishedSteps(exported, captions), 8, shuffle=True, num_workers=1)
+            rates["published steps"].append(rate(chain.from_iterable(repeat(peer)), samples, 8))
+            rates["this loader"].append(rate(batches(shards, small_tokenizer(captions), config), samples, 8))
+            rates["decoding alone"].append(rate(decode_alone([one.image for one in examples]), samples, 1))
+    table = Table(
+        title=f"scenes of {size} pixels, {np.mean([len(e.matches) for e in examples]):.1f} subjects, one worker"
+    )
+    for title in ("", "samples/s", "of published"):
+        table.add_column(title, justify="right")
+    for name, measured in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(measured, rates["published steps"], strict=True))
+        table.add_row(name, f"{statistics.median(measured):.1f}", f"{ratio:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
