@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help env demo test test-fast lint format bench lock clean
+.PHONY: help env demo train test test-fast lint format bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,6 +22,10 @@ demo: env  ## render sample scenes and build a FastComposer dataset from them, i
 	$(BIN)/subjectloom scenes $(DEMO)/scenes --count 64 --seed 7
 	$(BIN)/subjectloom build fastcomposer --input $(DEMO)/scenes/images --output $(DEMO)/fastcomposer
 
+train: env  ## train a small model on the demo's dataset, in runs/demo: curves, pictures, checkpoints
+	test -d $(DEMO)/fastcomposer || $(MAKE) demo
+	$(BIN)/subjectloom train fastcomposer --data $(DEMO)/fastcomposer --output runs/demo --resume
+
 test: env  ## the whole test suite
 	$(BIN)/python -m pytest
 
@@ -37,9 +41,12 @@ format: env  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: env  ## accuracy against the scenes' truth, and speed
+bench: env  ## accuracy against the scenes' truth, speed, and what the localization loss does and costs
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.localization_cost
+	$(BIN)/python -m benchmarks.localization
 
 lock: env  ## resolve the newest versions into constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.11 --extra dev setup.py -o constraints.txt
