@@ -174,14 +174,15 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
 ) -> None:
-    """Train on a dataset. Several processes: accelerate launch -m jobs.main train ..."""
+    """Train on a dataset. Several processes: torchrun --nproc_per_node N -m jobs.main train ..."""
     from jobs.train import PRESETS, run_training
-    from training.train import TrainConfig
+    from training.train import TrainConfig, this_process
 
     check_recipe(recipe)
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset {preset!r}{suggestion(preset, list(PRESETS))}: choose of sample, hub")
     settings = read_config(TrainConfig, config, {} if steps is None else {"steps": steps}, PRESETS[preset])
+    out.quiet = not this_process().is_main_process
     running = run_training(data, output, settings, preset=preset, model=model, resume=resume)
     show_training(running, settings.steps)
     print_lines(f"run      {output}", f"curves   {output / 'curves.svg'}", f"model    {output / 'model'}")

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from accelerate import PartialState
+import transformers
 
 from training.curves import write_curves
 from training.data import Shards, batches, find_shards, read_captions
 from training.fastcomposer import FastComposer, Parts, load_parts
 from training.small import SIDE, small_parts
-from training.train import Metrics, TrainConfig, train
+from training.train import Metrics, TrainConfig, this_process, train
 from transforms.models.presets import SAMPLE
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -47,6 +48,8 @@ def run_training(
     Raises:
         SubjectloomError: the dataset, the model or the run's folder cannot be used, or a loss is no number.
     """
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
     shards = find_shards(data)
     fastcomposer = FastComposer(
         load_model(preset, model, shards, config.seed),
@@ -55,15 +58,15 @@ def run_training(
         trained_blocks=config.trained_blocks,
         train_encoders=config.train_encoders,
     )
-    state = PartialState()
+    process = this_process()
     plain = config.plain().model_copy(update={"batch": SHOWN, "workers": 0})
     show = next(batches(shards, fastcomposer.tokenizer, plain))
 
     def read(done: int) -> Iterator[dict[str, Any]]:
-        return batches(shards, fastcomposer.tokenizer, config, done, state.process_index, state.num_processes)
+        return batches(shards, fastcomposer.tokenizer, config, done, process.process_index, process.num_processes)
 
     yield from train(fastcomposer, read, config, output, resume=resume, show=show)
-    if state.is_main_process:
+    if process.is_main_process:
         write_curves(output)
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from pydantic import Field
@@ -107,7 +107,7 @@ def train(
         InputError: `output` holds a run and `resume` is false, or that run was told otherwise.
         ModelError: a loss is no number: the message names the step, the samples and the last good checkpoint.
     """
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=this_process().device.type == "cpu")
     if accelerator.is_main_process:
         open_run(output, config, accelerator.num_processes, resume)
     accelerator.wait_for_everyone()
@@ -131,6 +131,12 @@ def train(
     if accelerator.is_main_process:
         trainer.save_model(output / "model")
     accelerator.wait_for_everyone()
+
+
+def this_process() -> PartialState:
+    """Join the other processes of a launch, and return this one's rank, device and so on."""
+    # Several processes without an accelerator join only where accelerate is told that there is none.
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def open_run(output: Path, config: TrainConfig, processes: int, resume: bool) -> None:

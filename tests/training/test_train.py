@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -169,3 +170,31 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_numbers(tmp_path
         process.wait()
     run(tmp_path, tmp_path / "killed", resume=True)
     assert losses([json.loads(line) for line in lines.read_text().splitlines()]) == losses(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_resume_together(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from tests.training.test_train import CONFIG, run\n"
+        "config = CONFIG.model_copy(update={'steps': int(sys.argv[2])})\n"
+        "run(Path(sys.argv[1]), Path(sys.argv[1]) / sys.argv[3], config, resume=True)\n"
+    )
+
+    def launch(name: str, steps: int) -> list[tuple[float, ...]]:
+        command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        arguments = [str(script), str(tmp_path), str(steps), name]
+        subprocess.run([*command, *arguments], check=True, cwd=ROOT, env=environment, capture_output=True)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return losses([json.loads(line) for line in lines])
+
+    whole = launch("whole", 4)
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["processes"] == 2
+    assert [line[0] for line in whole] == [0, 1, 2, 3]
+    alone = run(tmp_path, tmp_path / "alone", CONFIG.model_copy(update={"steps": 4}))
+    assert whole[0][1] != losses(alone)[0][1]  # the mean over two processes, each with noise of its own
+    assert launch("broken", 2) == whole[:2]
+    assert launch("broken", 4) == whole
+    with pytest.raises(InputError, match="processes was 2, now 1"):
+        run(tmp_path, tmp_path / "broken", resume=True)
