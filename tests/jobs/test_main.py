@@ -1,34 +1,14 @@
 """The command as a person types it."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.main import main
 from schemas.masks import Mask
-
-Run = Callable[..., tuple[int, str]]
-"""Runs `subjectloom ARGUMENTS`; returns the exit status and what was printed, on both channels."""
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setattr("logging.disable", lambda _: None)  # it would outlive the test
-
-    def command(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["subjectloom", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        status = stopped.value.code
-        return (status if isinstance(status, int) else 0), printed.out + printed.err
-
-    return command
+from tests.jobs.conftest import Run
 
 
 @pytest.fixture

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from tests.datasets import example, write_dataset
+from tests.jobs.conftest import Run
+
+SUBJECTS = (("a red dog", (4, 6, 20, 16)), ("a cat", (30, 10, 20, 30)))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    write_dataset(tmp_path / "data", [[example(f"key{i}", SUBJECTS) for i in range(4)]])
+    return tmp_path / "data"
+
+
+def test_one_command_trains_on_a_dataset_and_goes_on(run: Run, dataset: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("batch: 2\nworkers: 0\ncheckpoint_every: 1\n")
+    command = ("train", "fastcomposer", "--data", dataset, "--output", tmp_path / "run", "--config", config)
+    status, printed = run(*command, "--steps", 2)
+    assert status == 0, printed
+    assert [line.split()[:2] for line in printed.splitlines()[:2]] == [["step", "1"], ["step", "2"]]
+    assert str(tmp_path / "run" / "curves.svg") in printed
+    told = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (told["batch"], told["resolution"], told["train_encoders"]) == (2, 64, True)
+    with Image.open(tmp_path / "run" / "samples" / "00000002.png") as sheet:
+        assert sheet.width > 4 * 64
+    StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model")
+
+    status, printed = run(*command, "--steps", 3)
+    assert status == 1
+    assert "holds a run already: give --resume" in " ".join(printed.split())
+    status, printed = run(*command, "--steps", 3, "--resume")
+    assert status == 0, printed
+    assert printed.splitlines()[0].startswith("step 3")
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_trained_model_can_be_started_from(run: Run, dataset: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("batch: 1\nworkers: 0\n")
+    for name, more in (("first", ()), ("second", ("--model", tmp_path / "first" / "model"))):
+        command = ("train", "fastcomposer", "--data", dataset, "--output", tmp_path / name, "--config", config)
+        status, printed = run(*command, "--steps", 1, *more)
+        assert status == 0, printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fastcompser", "--data", "DATA"), "there is no recipe 'fastcompser', did you mean 'fastcomposer'?"),
+        (("fastcomposer", "--data", "nowhere.tar"), "no shard nowhere.tar: name the folder of a dataset"),
+        (("fastcomposer", "--data", "DATA", "--preset", "hab"), "there is no preset 'hab', did you mean 'hub'?"),
+        (("fastcomposer", "--data", "DATA", "--model", "nowhere"), "no model in nowhere: "),
+        (("fastcomposer", "--data", "DATA", "--config", "CONFIG"), "'stepz' is no field of the config, did you mean"),
+    ],
+)
+def test_an_error_is_one_line(run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    (tmp_path / "config.yaml").write_text("stepz: 3\n")
+    places = {"DATA": str(dataset), "CONFIG": str(tmp_path / "config.yaml")}
+    status, printed = run("train", *(places.get(one, one) for one in arguments), "--output", tmp_path / "run")
+    assert status == 1
+    assert len(printed.splitlines()) == 1
+    assert told in printed

@@ -1,0 +1,51 @@
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.curves import HEIGHT, LEFT, POINTS, TOP, WIDTH, panel, write_curves
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def write_metrics(run: Path, count: int) -> None:
+    lines = [
+        json.dumps({"step": i, "noise": 1 / (i + 1), "localization": -0.1 * i, "gradient_norm": 2.0})
+        for i in range(count)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("count", [1, 2, 50, 3 * POINTS + 7])
+def test_a_run_of_any_length_has_three_curves_within_their_frames(tmp_path: Path, count: int) -> None:
+    write_metrics(tmp_path, count)
+    svg = ET.parse(write_curves(tmp_path)).getroot()
+    lines = svg.findall(f".//{SVG}polyline")
+    assert len(lines) == 3
+    for line in lines:
+        points = [tuple(map(float, point.split(","))) for point in (line.get("points") or "").split()]
+        assert len(points) == math.ceil(count / math.ceil(count / POINTS))
+        assert all(LEFT <= x <= LEFT + WIDTH and TOP <= y <= TOP + HEIGHT for x, y in points)
+
+
+def test_points_lie_where_their_values_say() -> None:
+    """Values 0, 10 over steps 0, 4: the frame spans -0.5 to 10.5."""
+    drawn = ET.fromstring(panel("title", np.array([0.0, 4.0]), np.array([0.0, 10.0]), 0))
+    line = drawn.find("polyline")
+    assert line is not None
+    low, high = TOP + HEIGHT * 10.5 / 11, TOP + HEIGHT * 0.5 / 11
+    assert line.get("points") == f"{LEFT:.1f},{low:.1f} {LEFT + WIDTH:.1f},{high:.1f}"
+    texts = [element.text for element in drawn.findall("text")]
+    assert texts == ["title", "10.5", "-0.5", "0", "step 4"]
+
+
+def test_long_runs_are_drawn_as_means() -> None:
+    steps = np.arange(2.0 * POINTS)
+    drawn = ET.fromstring(panel("", steps, steps % 2, 0))
+    line = drawn.find("polyline")
+    assert line is not None
+    heights = {point.split(",")[1] for point in (line.get("points") or "").split()}
+    assert heights == {f"{TOP + HEIGHT / 2:.1f}"}  # each the mean of a 0 and a 1
