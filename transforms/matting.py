@@ -1,0 +1,335 @@
+"""Closed-form matting: the alpha of the unknown pixels of a trimap.
+
+Levin, Lischinski and Weiss, "A Closed-Form Solution to Natural Image Matting" (TPAMI 2008). In each window of 3 x 3
+pixels alpha is nearly an affine function of colour; what that asks of alpha is a quadratic form, the matting Laplacian
+(equation 12), whose minimum under the trimap is the alpha.
+
+Known pixels are constants here, so only the rows of unknown ones are built: 25 numbers each, since two pixels that
+share a window are at most two apart. They are solved from coarse to fine: a picture of half the size gives the start,
+and conjugate gradients, preconditioned by an incomplete Cholesky factor with the matrix' own pattern, do the rest. A
+coarse start takes away the slow part of the error, so the cheap factor is enough, and time and memory grow with the
+number of unknown pixels alone.
+"""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from pymatting import estimate_foreground_ml
+from scipy import ndimage
+
+Floats = NDArray[np.float64]
+Factor = tuple[Floats, Floats, NDArray[np.int32]]
+"""L below its diagonal [N, 12], the inverses [N] of its diagonal, the neighbours' numbers [N, 12]."""
+
+EPSILON = 1e-7
+"""Weight of smoothness in a window whose colours say nothing (the paper's epsilon; PyMatting's default)."""
+TOLERANCE = 1e-4
+"""Relative residual at which the solver stops: alpha is then right to a fraction of the 255 steps of a PNG."""
+MOST_STEPS = 2000
+"""Of the solver: only for what has no one solution, as an island that no colour ties to anything."""
+FIRST_SHIFT = 4e-3
+"""What the incomplete factor adds to the diagonal, as a share of it; four times as much where it fails."""
+COARSEST = 500
+"""Unknown pixels that are solved without a coarser picture."""
+LOWER = 12
+"""Of the 25 neighbours in a window of 5 x 5, in reading order, those before the pixel itself."""
+
+
+def closed_form_alpha(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
+    """Estimate alpha: [H, W] float64 in [0, 1]; 1 and 0 where the trimap is sure.
+
+    An unknown pixel that no chain of windows ties to a sure one takes the alpha of the nearest sure pixel, or 0.5
+    where there is none at all.
+
+    Args:
+        image: [H, W, 3] float64 in [0, 1], sRGB.
+        trimap: [H, W] uint8: 0 background, 128 unknown, 255 foreground.
+
+    Raises:
+        ValueError: shapes, types or values are others.
+    """
+    _check(image, trimap)
+    if (trimap == 128).all():
+        return np.full(trimap.shape, 0.5)
+    return _solve(np.ascontiguousarray(image), trimap)
+
+
+def _check(image: Floats, trimap: NDArray[np.uint8]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.float64:
+        raise ValueError(f"the image must be [H, W, 3] float64, it is {list(image.shape)} {image.dtype}")
+    if trimap.shape != image.shape[:2] or trimap.dtype != np.uint8:
+        raise ValueError(f"the trimap must be {list(image.shape[:2])} uint8, it is {list(trimap.shape)} {trimap.dtype}")
+    if not np.isfinite(image).all():
+        raise ValueError("the image holds values that are no numbers")
+    strange = np.setdiff1d(np.flatnonzero(np.bincount(trimap.ravel(), minlength=256)), (0, 128, 255))
+    if strange.size:
+        raise ValueError(f"the trimap holds {strange[0]}: its values are 0, 128 and 255")
+
+
+def _solve(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
+    alpha = np.where(trimap == 255, 1.0, 0.0)
+    unknown = trimap == 128
+    count = int(np.count_nonzero(unknown))
+    if not count:
+        return alpha
+    alpha[unknown] = _start(image, trimap, count)[unknown]
+    places = np.argwhere(unknown).astype(np.int32)
+    numbers = np.full((trimap.shape[0] + 4, trimap.shape[1] + 4), -1, np.int32)
+    numbers[2:-2, 2:-2][unknown] = np.arange(count, dtype=np.int32)
+    rows, right = _assemble(image, trimap, numbers, count)
+    before = _neighbours(numbers, places)
+    lower, pivots = np.empty((count, LOWER)), np.empty(count)
+    shift = FIRST_SHIFT
+    while not _factor(rows, before, shift, lower, pivots):
+        shift *= 4
+    solution = alpha[unknown]
+    _conjugate_gradients(rows, right, (lower, pivots, before), places, np.zeros(numbers.shape), solution)
+    alpha[unknown] = np.clip(solution, 0, 1)
+    return alpha
+
+
+def _start(image: Floats, trimap: NDArray[np.uint8], count: int) -> Floats:
+    """Guess alpha [H, W]: a picture of half the size says it, or the nearest sure pixels."""
+    height, width = trimap.shape
+    if count <= COARSEST or min(height, width) < 8:
+        return _nearest(trimap)
+    small, half = _halve(image, trimap)
+    if not ((half == 0).any() and (half == 255).any()):
+        return _nearest(trimap)
+    return _enlarge(_solve(small, half), height, width)
+
+
+def _nearest(trimap: NDArray[np.uint8]) -> Floats:
+    known = trimap != 128
+    where = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    nearest: Floats = (trimap[tuple(where)] == 255).astype(np.float64)
+    return nearest
+
+
+def _halve(image: Floats, trimap: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.uint8]]:
+    """Halve a picture and its trimap; of four pixels, all must be sure of one thing for theirs to be."""
+    height, width = (length // 2 * 2 for length in trimap.shape)
+    pixels = [image[y:height:2, x:width:2] for y in (0, 1) for x in (0, 1)]
+    marks = [trimap[y:height:2, x:width:2] for y in (0, 1) for x in (0, 1)]
+    alike = (marks[0] == marks[1]) & (marks[0] == marks[2]) & (marks[0] == marks[3])
+    return (pixels[0] + pixels[1] + pixels[2] + pixels[3]) / 4, np.where(alike, marks[0], 128).astype(np.uint8)
+
+
+def _enlarge(coarse: Floats, height: int, width: int) -> Floats:
+    """Enlarge [h, w] to twice its size, bilinearly, the last row and column repeated where the size is odd."""
+    rows = np.clip((np.arange(height) + 0.5) / 2 - 0.5, 0, coarse.shape[0] - 1)
+    columns = np.clip((np.arange(width) + 0.5) / 2 - 0.5, 0, coarse.shape[1] - 1)
+    top, left = rows.astype(int), columns.astype(int)
+    below, beside = np.minimum(top + 1, coarse.shape[0] - 1), np.minimum(left + 1, coarse.shape[1] - 1)
+    down, across = (rows - top)[:, None], columns - left
+    tall = coarse[top] * (1 - down) + coarse[below] * down
+    return tall[:, left] * (1 - across) + tall[:, beside] * across
+
+
+def estimate_foreground(image: Floats, alpha: Floats) -> Floats:
+    """Estimate the colours of the foreground, so that none of the old background bleeds into a new one.
+
+    Germer et al., "Fast Multi-Level Foreground Estimation" (2020), as PyMatting computes it.
+
+    Args:
+        image: [H, W, 3] float64 in [0, 1].
+        alpha: [H, W] float64 in [0, 1].
+
+    Returns:
+        [H, W, 3] float64 in [0, 1]; where alpha is 0 the colours are those of the nearest foreground.
+    """
+    foreground: Floats = estimate_foreground_ml(image, alpha)
+    return foreground
+
+
+@njit(cache=True)
+def _assemble(
+    image: Floats, trimap: NDArray[np.uint8], numbers: NDArray[np.int32], count: int
+) -> tuple[Floats, Floats]:
+    """Build the rows of the unknown pixels: what each window of 3 x 3 adds for each two of its pixels.
+
+    Returns:
+        [N, 25], the matrix: for each unknown pixel its neighbours in 5 x 5, in reading order; and [N], the right side.
+    """
+    height, width = trimap.shape
+    rows, right = np.zeros((count, 25)), np.zeros(count)
+    colour = np.empty((9, 3))
+    for y in range(1, height - 1):
+        for x in range(1, width - 1):
+            if not _touched(numbers, y, x):
+                continue
+            inverse = _centre(image, y, x, colour)
+            for k in range(9):
+                row = numbers[y + k // 3 + 1, x + k % 3 + 1]
+                if row < 0:
+                    continue
+                r, g, b = _turn(inverse, colour[k])
+                for j in range(9):
+                    value = (j == k) - (1 + r * colour[j, 0] + g * colour[j, 1] + b * colour[j, 2]) / 9
+                    if numbers[y + j // 3 + 1, x + j % 3 + 1] >= 0:
+                        rows[row, (j // 3 - k // 3 + 2) * 5 + j % 3 - k % 3 + 2] += value
+                    elif trimap[y + j // 3 - 1, x + j % 3 - 1] == 255:
+                        right[row] -= value
+    return rows, right
+
+
+@njit(cache=True)
+def _touched(numbers: NDArray[np.int32], y: int, x: int) -> bool:
+    """Say whether the window around (y, x) holds an unknown pixel."""
+    for k in range(9):  # noqa: SIM110 - numba compiles no generator
+        if numbers[y + k // 3 + 1, x + k % 3 + 1] >= 0:
+            return True
+    return False
+
+
+@njit(cache=True)
+def _centre(image: Floats, y: int, x: int, colour: Floats) -> tuple[float, float, float, float, float, float]:
+    """Fill `colour` [9, 3] with the window's colours less their mean.
+
+    Returns the inverse of their covariance, with epsilon / 9 on its diagonal, as (rr, rg, rb, gg, gb, bb).
+    """
+    for c in range(3):
+        mean = 0.0
+        for k in range(9):
+            colour[k, c] = image[y + k // 3 - 1, x + k % 3 - 1, c]
+            mean += colour[k, c] / 9
+        for k in range(9):
+            colour[k, c] -= mean
+    rr = gg = bb = EPSILON
+    rg = rb = gb = 0.0
+    for k in range(9):
+        r, g, b = colour[k, 0], colour[k, 1], colour[k, 2]
+        rr, rg, rb = rr + r * r, rg + r * g, rb + r * b
+        gg, gb, bb = gg + g * g, gb + g * b, bb + b * b
+    one, two, three = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
+    scale = 9 / (rr * one + rg * two + rb * three)
+    return (
+        one * scale,
+        two * scale,
+        three * scale,
+        (rr * bb - rb * rb) * scale,
+        (rg * rb - rr * gb) * scale,
+        (rr * gg - rg * rg) * scale,
+    )
+
+
+@njit(cache=True)
+def _turn(inverse: tuple[float, float, float, float, float, float], colour: Floats) -> tuple[float, float, float]:
+    """Multiply the symmetric matrix `inverse` with a colour [3]."""
+    r, g, b = colour[0], colour[1], colour[2]
+    return (
+        inverse[0] * r + inverse[1] * g + inverse[2] * b,
+        inverse[1] * r + inverse[3] * g + inverse[4] * b,
+        inverse[2] * r + inverse[4] * g + inverse[5] * b,
+    )
+
+
+@njit(cache=True)
+def _neighbours(numbers: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Number the neighbours that come before each unknown pixel: [N, 12], -1 where one is known or outside."""
+    before = np.empty((len(places), LOWER), np.int32)
+    for i in range(len(places)):
+        for k in range(LOWER):
+            before[i, k] = numbers[places[i, 0] + k // 5, places[i, 1] + k % 5]
+    return before
+
+
+@njit(cache=True)
+def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: Floats, pivots: Floats) -> bool:
+    """Factor the matrix, its diagonal enlarged by the share `shift`, incompletely: with its own pattern.
+
+    Fills L [N, 12] below the diagonal and the inverses [N] of its diagonal; false where what the pattern neglects
+    makes that impossible.
+    """
+    for i in range(len(rows)):
+        rest = rows[i, LOWER] * (1 + shift) + 1e-12
+        smallest = 1e-4 * rest
+        for k in range(LOWER):
+            j = before[i, k]
+            if j < 0:
+                lower[i, k] = 0.0
+                continue
+            value = rows[i, k]
+            for m in range(k):
+                # The pixel at offset m of i lies at offset m - k of j.
+                across = m % 5 - k % 5
+                if -2 <= across <= 2 and before[i, m] >= 0:
+                    value -= lower[i, m] * lower[j, (m // 5 - k // 5 + 2) * 5 + across + 2]
+            value *= pivots[j]
+            lower[i, k] = value
+            rest -= value * value
+        if rest < smallest:
+            return False
+        pivots[i] = 1 / np.sqrt(rest)
+    return True
+
+
+@njit(cache=True)
+def _apply(rows: Floats, places: NDArray[np.int32], spread: Floats, vector: Floats, result: Floats) -> None:
+    """Multiply the matrix with `vector` [N]; `spread` [H + 4, W + 4] is 0 wherever no pixel is unknown."""
+    for i in range(len(rows)):
+        spread[places[i, 0] + 2, places[i, 1] + 2] = vector[i]
+    for i in range(len(rows)):
+        y, x = places[i, 0], places[i, 1]
+        total = 0.0
+        for k in range(5):
+            line = spread[y + k]
+            for m in range(5):
+                total += rows[i, 5 * k + m] * line[x + m]
+        result[i] = total
+
+
+@njit(cache=True)
+def _precondition(factor: Factor, vector: Floats, result: Floats) -> None:
+    """Solve L L^T result = vector."""
+    lower, pivots, before = factor
+    count = len(vector)
+    for i in range(count):
+        value = vector[i]
+        for k in range(LOWER):
+            j = before[i, k]
+            if j >= 0:
+                value -= lower[i, k] * result[j]
+        result[i] = value * pivots[i]
+    for i in range(count - 1, -1, -1):
+        value = result[i] * pivots[i]
+        result[i] = value
+        for k in range(LOWER):
+            j = before[i, k]
+            if j >= 0:
+                result[j] -= lower[i, k] * value
+
+
+@njit(cache=True)
+def _conjugate_gradients(
+    rows: Floats, right: Floats, factor: Factor, places: NDArray[np.int32], spread: Floats, solution: Floats
+) -> None:
+    """Improve `solution` [N] in place until the residual is `TOLERANCE` of the right side.
+
+    `spread` [H + 4, W + 4] is 0 on entry: room for `_apply`.
+    """
+    count = len(right)
+    product, residual, better = np.empty(count), np.empty(count), np.empty(count)
+    _apply(rows, places, spread, solution, product)
+    goal = TOLERANCE * np.sqrt(np.dot(right, right))
+    for i in range(count):
+        residual[i] = right[i] - product[i]
+    _precondition(factor, residual, better)
+    direction = better.copy()
+    gain = np.dot(residual, better)
+    for _ in range(MOST_STEPS):
+        if np.sqrt(np.dot(residual, residual)) <= goal or gain <= 0:
+            return
+        _apply(rows, places, spread, direction, product)
+        curvature = np.dot(direction, product)
+        if curvature <= 0:
+            return
+        length = gain / curvature
+        for i in range(count):
+            solution[i] += length * direction[i]
+            residual[i] -= length * product[i]
+        _precondition(factor, residual, better)
+        again = np.dot(residual, better)
+        for i in range(count):
+            direction[i] = better[i] + again / gain * direction[i]
+        gain = again
