@@ -3,7 +3,7 @@
     RUN/config.json       what was asked
     RUN/metrics.jsonl     a line per step: losses, gradient norm, learning rate, samples per second
     RUN/tensorboard/      the same curves, and the sample pictures
-    RUN/samples/          sample pictures, references beside them
+    RUN/samples/          pictures drawn for some samples, beside these and their references
     RUN/skipped.txt       samples that could not be read, and why; absent where there was none
     RUN/checkpoints/      what a run resumes from
     RUN/model/            the trained model (its moving average), in Stable Diffusion's layout
@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
@@ -275,11 +276,18 @@ class _Trainer:
             self.average.restore(list(self.names))
 
     def draw_samples(self, show: Batch) -> Tensor:
-        """Draw a picture for each sample of `show`: [B, 3, H, W] float32 in [0, 1], from the same noise each time."""
+        """Draw a row for each sample of `show`: [3, rows, columns] float32 in [0, 1].
+
+        In a row: the picture drawn, always from the same noise, the sample's own picture, its references.
+        """
         batch = to_device(show, self.accelerator.device)
         noise = self.model.draw(batch, np.random.default_rng([self.config.seed, 0])).noise
         with self._averaged(), self.accelerator.autocast():
-            return self.model.sample(batch, noise.to(self.accelerator.device)).cpu()
+            drawn = self.model.sample(batch, noise.to(self.accelerator.device)).cpu()
+        own, references = show["pixel_values"] / 2 + 0.5, show["subject_pixel_values"]
+        scaled = F.interpolate(references.flatten(0, 1), own.shape[-2:]).view(*references.shape[:3], *own.shape[-2:])
+        rows = torch.cat([drawn[:, None], own[:, None], scaled], dim=1)
+        return make_grid(rows.flatten(0, 1), nrow=rows.shape[1])
 
     def save_model(self, folder: Path) -> None:
         """Write the trained model, the moving average of its weights."""
@@ -313,9 +321,8 @@ class _Log:
         for name in metrics.keys() - {"step"}:
             self.board.add_scalar(name, metrics[name], int(metrics["step"]))
 
-    def add_picture(self, done: int, pictures: Tensor) -> None:
+    def add_picture(self, done: int, sheet: Tensor) -> None:
         folder = self.output / "samples"
         folder.mkdir(exist_ok=True)
-        sheet = make_grid(pictures)
         save_image(sheet, folder / f"{done:08d}.png")
         self.board.add_image("samples", sheet, done)
