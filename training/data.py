@@ -4,15 +4,16 @@ Everything is a function of (seed, epoch, key), and the order of (seed, epoch, p
 of one process reads. So a run that goes on after its n-th batch gets the same (n + 1)-th, and it skips the n without
 decoding a picture.
 
-Where a dataset has fewer shards than there are parts, each part reads all of them and keeps every so-many-th sample.
+A part reads whole shards, others in each epoch; where a dataset has fewer shards than there are parts, each part reads
+all of them and keeps every so-many-th sample. Parts begin their next epoch on their own, none waits for another.
 """
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from tarfile import TarError
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 import webdataset
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPTokenizer
 from webdataset import tariterators
@@ -32,8 +33,9 @@ from schemas.dataset import StrictModel
 from schemas.errors import InputError, RecordError
 from schemas.fastcomposer import Record, Subject
 from schemas.rejects import Reason
-from training.geometry import Square
+from training.geometry import Square, decode, open_jpeg, to_pixels
 from training.references import cut_out, disturb, to_square
+from training.tokenizer import locate
 
 Batch = dict[str, Any]
 Raw = Mapping[str, Any]
@@ -43,6 +45,8 @@ SMALLEST = 1 / 4096
 """Share of the square below which a subject is gone: one pixel of the 64 x 64 latents of Stable Diffusion."""
 SHUFFLED = 500
 """Samples, undecoded, that a worker keeps in hand to draw the next one from."""
+PATIENCE = 100
+"""Epochs without a sample, or batches of which nothing can be read, in a row, after which a worker gives up."""
 
 
 class DataConfig(StrictModel):
@@ -117,11 +121,17 @@ def read_captions(shards: Shards, limit: int = 10_000) -> list[str]:
 
 
 def batches(
-    shards: Shards, tokenizer: CLIPTokenizer, config: DataConfig, done: int = 0, rank: int = 0, world: int = 1
+    shards: Shards,
+    tokenizer: CLIPTokenizer,
+    config: DataConfig,
+    done: int = 0,
+    rank: int | None = None,
+    world: int | None = None,
 ) -> Iterator[Batch]:
     """Yield batches without end, epoch after epoch, from the one after the first `done`.
 
-    Process `rank` of `world` gets batches of its own. A batch holds
+    Process `rank` of `world` gets batches of its own; by default they are those of torch.distributed or, before it is
+    set up, of its launcher. They and `config` must be the same where a run goes on. A batch holds
 
         keys                   list of B str
         pixel_values           [B, 3, R, R] float32 in [-1, 1]
@@ -132,18 +142,28 @@ def batches(
         subject_pixel_values   [B, M, 3, r, r] float32 in [0, 1], references (CLIP's mean and spread are the encoder's)
         subject_segmentation   [B, M, R, R] float32, 0 or 1
         num_subjects           [B] int64
-        skipped                list of str: samples that could not be read, and why; the batch is that much smaller
+        skipped                list of str: samples that could not be read, and why; the batch is that much smaller,
+                               and one of which nothing is left gives place to the next
 
     Raises:
-        InputError: a shard cannot be read, or a batch has not one readable sample.
+        InputError: a shard cannot be read, or of `PATIENCE` batches not one sample.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork
+    here = this_process()
+    rank, world = here[0] if rank is None else rank, here[1] if world is None else world
     stream = _Stream(shards, tokenizer, config, done, rank, world)
     loader = DataLoader(stream, batch_size=None, num_workers=config.workers, pin_memory=torch.cuda.is_available())
     for batch in loader:
         if "error" in batch:
             raise InputError(batch["error"])
         yield as_floats(batch)
+
+
+def this_process() -> tuple[int, int]:
+    """Return this process's rank and how many processes there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class _Stream(IterableDataset[Batch]):
@@ -171,18 +191,28 @@ class _Stream(IterableDataset[Batch]):
             yield {"error": str(error)}
 
     def _batches(self, samples: Iterator[tuple[int, Raw]]) -> Iterator[Batch]:
+        # The n-th batch is made of the n-th samples, so that a run can go on by counting. In place of one of which
+        # nothing can be read stands the next one, and that comes again in its own turn.
+        ahead: deque[Batch] = deque()
         while True:
-            yield make_batch([next(samples) for _ in range(self.config.batch)], self.tokenizer, self.config)
+            while not any(batch["keys"] for batch in ahead):
+                if len(ahead) == PATIENCE:
+                    why = f"{ahead[0]['skipped'][0]}. `subjectloom inspect` says what is wrong"
+                    raise InputError(f"no sample of {PATIENCE} batches can be read: {why}")
+                chosen = [next(samples) for _ in range(self.config.batch)]
+                ahead.append(make_batch(chosen, self.tokenizer, self.config))
+            batch = ahead.popleft()
+            yield batch if batch["keys"] else {**ahead[-1], "skipped": batch["skipped"]}
 
 
 def _samples(shards: Shards, seed: int, part: int, parts: int, skip: int) -> Iterator[tuple[int, Raw]]:
     """Yield (epoch, sample) of a part, shuffled, epoch after epoch, without the first `skip`."""
-    epoch = 0
-    while True:
+    epoch = barren = 0
+    while barren < PATIENCE:
         rng = np.random.default_rng([seed, epoch, part])
-        count = _count(shards, seed, epoch, part, parts)
-        if count is not None and count <= skip:
-            skip -= count
+        seen = _count(shards, seed, epoch, part, parts)
+        if seen is not None and seen <= skip:
+            skip -= seen
         else:
             seen = 0
             for sample in shuffle(_part(shards, seed, epoch, part, parts), SHUFFLED, rng):
@@ -191,11 +221,9 @@ def _samples(shards: Shards, seed: int, part: int, parts: int, skip: int) -> Ite
                     skip -= 1
                 else:
                     yield epoch, sample
-            if not seen:
-                raise InputError(
-                    f"no sample for worker {part + 1} of {parts}: the dataset has fewer samples than readers"
-                )
+        barren = 0 if seen else barren + 1
         epoch += 1
+    raise InputError(f"no sample for worker {part + 1} of {parts}: the dataset has fewer samples than readers")
 
 
 def _order(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> tuple[list[int], int, int]:
@@ -213,19 +241,24 @@ def _count(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> int 
 
 def _part(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> Iterator[Raw]:
     chosen, first, step = _order(shards, seed, epoch, part, parts)
-    samples = (sample for shard in chosen for sample in _read(shards.urls[shard]))
+    counts = shards.counts or [None] * len(shards.urls)
+    samples = (sample for shard in chosen for sample in _read(shards.urls[shard], counts[shard]))
     yield from (sample for number, sample in enumerate(samples) if number % step == first)
 
 
-def _read(url: str) -> Iterator[Raw]:
+def _read(url: str, count: int | None = None) -> Iterator[Raw]:
+    advice = "is that its address, and can it be reached?" if ":" in url else "`subjectloom inspect` says what is wrong"
+    seen = 0
     try:
         with closing(webdataset.gopen(url)) as stream:
             files = tariterators.tar_file_iterator(stream)
-            yield from tariterators.group_by_keys({"__url__": url, **file} for file in files)
+            for sample in tariterators.group_by_keys({"__url__": url, **file} for file in files):
+                seen += 1
+                yield sample
     except (OSError, EOFError, ValueError, TarError) as error:
-        raise InputError(
-            f"the shard {url} cannot be read: {error}. `subjectloom inspect` says what is wrong"
-        ) from error
+        raise InputError(f"the shard {url} cannot be read: {error}; {advice}") from error
+    if count is not None and seen != count:  # a tar cut off between two members ends like a whole one
+        raise InputError(f"the shard {url} holds {seen} samples, the index says {count}; {advice}")
 
 
 def shuffle(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Iterator[Raw]:
@@ -242,18 +275,20 @@ def shuffle(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Iter
 
 
 def make_batch(samples: Sequence[tuple[int, Raw]], tokenizer: CLIPTokenizer, config: DataConfig) -> Batch:
-    """Make a batch of (epoch, sample) pairs, pictures, references and masks as bytes; `as_floats` finishes it."""
+    """Make a batch of (epoch, sample) pairs, pictures, references and masks as bytes; `as_floats` finishes it.
+
+    Where no sample can be read there is no tensor in it.
+    """
     views, skipped = [], []
     for epoch, raw in samples:
         key = raw["__key__"]
         try:
             views.append({"key": key, **view(raw, epoch, tokenizer, config)})
-        except (RecordError, ValidationError, KeyError, OSError, SyntaxError) as error:  # Pillow's are the last two
+        except (RecordError, ValueError) as error:  # pydantic's and pycocotools' are ValueErrors
             skipped.append(f"{key}: {' '.join(str(error).split())[:200]}")
-    if not views:
-        raise InputError(f"no sample of a batch can be read: {skipped[0]}. `subjectloom inspect` says what is wrong")
-    batch: Batch = {name: torch.stack([one[name] for one in views]) for name in views[0] if name != "key"}
-    return {"keys": [one["key"] for one in views], **batch, "skipped": skipped}
+    names = [name for name in views[0] if name != "key"] if views else []
+    tensors = {name: torch.stack([one[name] for one in views]) for name in names}
+    return {"keys": [one["key"] for one in views], **tensors, "skipped": skipped}
 
 
 def as_floats(batch: Batch) -> Batch:
@@ -269,6 +304,7 @@ def as_floats(batch: Batch) -> Batch:
 def view(raw: Raw, epoch: int, tokenizer: CLIPTokenizer, config: DataConfig) -> dict[str, torch.Tensor]:
     """Make one sample's tensors, pixels as bytes: a function of (sample, seed, epoch)."""
     record = _record(raw)
+    opened = open_jpeg(raw.get("jpg", b""), record.width, record.height)
     digest = hashlib.blake2b(record.key.encode(), digest_size=8).digest()
     rng = np.random.default_rng([config.seed, epoch, int.from_bytes(digest, "big")])
     square = Square(record.width, record.height, config.resolution, config.augment and bool(rng.random() < 0.5))
@@ -276,13 +312,26 @@ def view(raw: Raw, epoch: int, tokenizer: CLIPTokenizer, config: DataConfig) -> 
     ids, places = locate(caption, subjects, tokenizer)
     kept = []
     for subject, place in zip(subjects, places, strict=True):
+        check(subject, record)
         if place is not None:
-            mask = subject.segmentation.to_mask().to_array()
-            shown = square.of_mask(mask)
+            mask = subject.segmentation.to_mask()
+            pixels = to_pixels(mask, subject.area)
+            shown = square.of_mask(pixels)
             if shown.mean() >= SMALLEST:
-                kept.append(_Kept(place, subject.bbox, mask, shown))
-    picture = decode(raw["jpg"], square, [one.bbox for one in kept], config.reference)
+                kept.append(_Kept(place, mask.bbox, pixels, shown))
+    picture = decode(opened, square, [one.bbox for one in kept], config.reference)
     return _tensors(kept, ids, square, picture, config, rng)
+
+
+def check(subject: Subject, record: Record) -> None:
+    """Raise a RecordError where a subject does not fit the caption or the picture of its record."""
+    if record.caption[subject.start : subject.end] != subject.text:
+        where = f"{subject.start} to {subject.end} of the caption"
+        raise RecordError(Reason.MISMATCHED_ANNOTATION, f"{subject.text!r} does not stand at {where}")
+    height, width = subject.segmentation.size
+    if (width, height) != (record.width, record.height):
+        stated = f"{width} x {height} pixels, the picture {record.width} x {record.height}"
+        raise RecordError(Reason.MISMATCHED_ANNOTATION, f"the mask of {subject.text!r} has {stated}")
 
 
 @dataclass(frozen=True)
@@ -312,42 +361,6 @@ def drop(record: Record, config: DataConfig, rng: np.random.Generator) -> tuple[
         chosen = rng.choice(len(subjects), config.max_subjects, replace=False)
         subjects = [subjects[i] for i in sorted(chosen)]
     return record.caption, sorted(subjects, key=lambda subject: subject.end)
-
-
-def locate(caption: str, subjects: Sequence[Subject], tokenizer: CLIPTokenizer) -> tuple[list[int], list[int | None]]:
-    """Tokenize a caption, and find the token that carries each subject: the last one of its phrase.
-
-    Returns:
-        The L ids, padded or cut to the tokenizer's length, and each subject's position among them. That is None
-        where the length cuts the phrase off, and where an earlier subject has the token already.
-    """
-    length = tokenizer.model_max_length
-    whole = tokenizer(caption, return_offsets_mapping=True, verbose=False)
-    ids = whole.input_ids
-    ids = ids[: length - 1] + ids[-1:] if len(ids) > length else ids + [tokenizer.pad_token_id] * (length - len(ids))
-    places: list[int | None] = []
-    for subject in subjects:
-        within = [i for i, (a, b) in enumerate(whole.offset_mapping) if a < subject.end and b > subject.start]
-        fits = bool(within) and within[-1] < length - 1 and within[-1] not in places
-        places.append(within[-1] if fits else None)
-    return ids, places
-
-
-def decode(jpeg: bytes, square: Square, boxes: Sequence[tuple[int, int, int, int]], reference: int) -> Image.Image:
-    """Decode a picture no larger than needed: JPEG gives a half, a quarter or an eighth of the size for less work.
-
-    Needed is the height of the square, and of each box [x, y, w, h] as many pixels as its reference has.
-    """
-    scale = max([square.side / square.height, *(reference / max(box[2:]) for box in boxes)])
-    picture = Image.open(BytesIO(jpeg))
-    if picture.size != (square.width, square.height):
-        stated = f"{square.width} x {square.height}"
-        raise RecordError(
-            Reason.UNDECODABLE_IMAGE, f"{picture.width} x {picture.height} pixels, its record says {stated}"
-        )
-    if scale < 1:
-        picture.draft("RGB", (int(np.ceil(square.width * scale)), int(np.ceil(square.height * scale))))
-    return picture.convert("RGB")
 
 
 def _tensors(
@@ -384,4 +397,4 @@ def _tensors(
 
 
 def _record(raw: Raw) -> Record:
-    return Record.model_validate_json(raw["json"])
+    return Record.model_validate_json(raw.get("json", b""))

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
+from training.geometry import reduction
+
 WARP, SMOOTH = 1.6, 5
 """Of the elastic warp at 224 pixels: spread of the shifts, and over how many pixels they change.
 
@@ -22,26 +24,27 @@ def cut_out(
     """Cut a subject out of its picture, noise around it: [h, w, 3] uint8.
 
     Args:
-        pixels: the picture at any scale, [h', w', 3] uint8.
+        pixels: the picture, whole or reduced, [h', w', 3] uint8.
         mask: the subject, [H, W] bool, at full size.
         bbox: [x, y, w, h] in pixels of the mask.
         rng: draws the noise, uniform over all bytes.
     """
     x, y, width, height = bbox
-    rows, top = _nearest(y, height, pixels.shape[0], mask.shape[0])
-    columns, left = _nearest(x, width, pixels.shape[1], mask.shape[1])
-    crop = pixels[top : top + len(rows), left : left + len(columns)]
-    inside = mask[rows[:, None], columns][..., None]
+    scale = reduction(mask.shape[0], pixels.shape[0])
+    rows, columns = _cover(y, height, scale), _cover(x, width, scale)
+    crop = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    inside = mask[_middle(rows, scale, mask.shape[0])[:, None], _middle(columns, scale, mask.shape[1])][..., None]
     return np.where(inside, crop, rng.integers(0, 256, crop.shape, np.uint8))
 
 
-def _nearest(start: int, length: int, small: int, full: int) -> tuple[NDArray[np.intp], int]:
-    """Find, for the pixels of a picture of `small` that show [start, start + length) of `full`, the nearest of these.
+def _cover(start: int, length: int, scale: int) -> NDArray[np.intp]:
+    """Number the reduced pixels that show the pixels [start, start + length)."""
+    return np.arange(start // scale, -(-(start + length) // scale))
 
-    Returns them and the first pixel of the picture.
-    """
-    first, last = start * small // full, -(-(start + length) * small // full)
-    return np.minimum(((np.arange(first, last) + 0.5) * full / small).astype(np.intp), full - 1), first
+
+def _middle(reduced: NDArray[np.intp], scale: int, length: int) -> NDArray[np.intp]:
+    """Find the pixel in the middle of each reduced one; the last may lie beyond `length`."""
+    return np.minimum(reduced * scale + scale // 2, length - 1)
 
 
 def to_square(crop: NDArray[np.uint8], side: int) -> Image.Image:

@@ -1,10 +1,12 @@
-"""A tokenizer of CLIP's kind for the words of given captions, made on the spot and without a download."""
+"""Captions to tokens: which of them carries a subject, and a tokenizer of CLIP's kind that needs no download."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
+
+from schemas.fastcomposer import Subject
 
 LENGTH = 77
 """Tokens of a caption, the first and the last mark included."""
@@ -34,3 +36,22 @@ def small_tokenizer(captions: Iterable[str], size: int = 4096) -> CLIPTokenizer:
     tokens = sorted(learnt["vocab"], key=learnt["vocab"].get)
     vocabulary = {token: number for number, token in enumerate([*tokens, START, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]], model_max_length=LENGTH)
+
+
+def locate(caption: str, subjects: Sequence[Subject], tokenizer: CLIPTokenizer) -> tuple[list[int], list[int | None]]:
+    """Tokenize a caption, and find the token that carries each subject: the last one of its phrase.
+
+    Returns:
+        The L ids, padded or cut to the tokenizer's length, and each subject's position among them. That is None
+        where the length cuts the phrase off, and where an earlier subject has the token already.
+    """
+    length = tokenizer.model_max_length
+    whole = tokenizer(caption, return_offsets_mapping=True, verbose=False)
+    ids = whole.input_ids
+    ids = ids[: length - 1] + ids[-1:] if len(ids) > length else ids + [tokenizer.pad_token_id] * (length - len(ids))
+    places: list[int | None] = []
+    for subject in subjects:
+        within = [i for i, (a, b) in enumerate(whole.offset_mapping) if a < subject.end and b > subject.start]
+        fits = bool(within) and within[-1] < length - 1 and within[-1] not in places
+        places.append(within[-1] if fits else None)
+    return ids, places

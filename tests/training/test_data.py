@@ -1,8 +1,13 @@
+import functools
+import http.server
 import io
 import itertools
+import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,7 @@ from schemas.errors import InputError
 from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.fastcomposer import Record, to_sample
 from schemas.masks import Mask
-from schemas.shards import Sample, write_tar
+from schemas.shards import Sample, read_tar, write_tar
 from training.data import (
     Batch,
     DataConfig,
@@ -27,12 +32,13 @@ from training.data import (
     batches,
     drop,
     find_shards,
-    locate,
     make_batch,
     read_captions,
     shuffle,
 )
-from training.tokenizer import small_tokenizer
+from training.geometry import Square, decode, open_jpeg
+from training.references import cut_out, to_square
+from training.tokenizer import locate, small_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = small_tokenizer(["a red ball and a blue cup by a tree"])
@@ -110,7 +116,9 @@ def same(one: Batch, other: Batch) -> bool:
     return one["keys"] == other["keys"] and all(torch.equal(one[name], other[name]) for name in tensors)
 
 
-@pytest.mark.parametrize(("height", "width"), [(60, 60), (60, 96), (96, 60), (64, 256), (33, 71)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(60, 60), (60, 96), (96, 60), (64, 256), (33, 71), (520, 776), (776, 520)]
+)
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_picture_and_masks_move_together(height: int, width: int, mirrored: bool) -> None:
     """In a picture that tells its coordinates, what the mask shows is what the mask was drawn around."""
@@ -136,6 +144,35 @@ def test_picture_and_masks_move_together(height: int, width: int, mirrored: bool
     assert right - 1 - slack <= column.max() <= right - 1 + slack
     assert top - slack <= row.min() <= top + slack
     assert bottom - 1 - slack <= row.max() <= bottom - 1 + slack
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (479, 643), (1021, 515)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_picture_decoded_small_lies_where_the_whole_one_does(width: int, height: int, mirrored: bool) -> None:
+    pixels = pixels_of(height, width)
+    box = (width // 3, height // 5, width // 4, height // 3)
+    jpeg = raw_of(example("key", [box_mask(height, width, box)], spans=[(0, 10)]))["jpg"]
+    square = Square(width, height, 64, mirrored)
+    small = decode(open_jpeg(jpeg, width, height), square, [box], 24)
+    assert small.width < width / 1.9
+    assert np.abs(square.of_picture(small).astype(int) - square.of_picture(Image.fromarray(pixels))).max() <= 3
+    mask = box_mask(height, width, box)
+    shown = to_square(cut_out(np.asarray(small), mask, box, np.random.default_rng(0)), 24)
+    whole = to_square(cut_out(pixels, mask, box, np.random.default_rng(0)), 24)
+    inner = np.abs(np.asarray(shown).astype(int) - np.asarray(whole))[
+        6:18, 10:14, :2
+    ]  # its edge may be noise by a pixel
+    assert inner.max() <= 12
+
+
+def test_a_picture_is_decoded_as_large_as_its_references_need() -> None:
+    jpeg = raw_of(example("key", [box_mask(640, 640, (0, 0, 80, 60))], spans=[(0, 10)]))["jpg"]
+    square = Square(640, 640, 64, mirrored=False)
+    sizes = [
+        decode(open_jpeg(jpeg, 640, 640), square, boxes, 40).width
+        for boxes in ([], [(0, 0, 320, 100)], [(0, 0, 80, 60)], [(0, 0, 320, 9), (0, 0, 30, 30)])
+    ]
+    assert sizes == [80, 80, 320, 640]
 
 
 def test_a_wide_picture_is_cut_and_a_tall_one_gets_bars() -> None:
@@ -351,17 +388,108 @@ def test_shuffling_loses_nothing() -> None:
 
 def test_a_sample_that_cannot_be_read_is_told_and_the_batch_is_smaller() -> None:
     mask = box_mask(40, 40, (4, 4, 20, 20))
-    good, cut, strange, other = (raw_of(example(key, [mask, ~mask])) for key in ("good", "cut", "strange", "other"))
-    cut["jpg"] = cut["jpg"][:300]
-    strange["json"] = b'{"key": 3}'
-    other["jpg"] = raw_of(example("small", [mask[:20], mask[:20]]))["jpg"]
-    batch = make_batch([(0, one) for one in (good, cut, strange, other)], TOKENIZER, CONFIG.plain())
+    good, bad = (raw_of(example(key, [mask, ~mask])) for key in ("good", "bad"))
+    bad["json"] = b'{"key": 3}'
+    batch = make_batch([(0, good), (0, bad)], TOKENIZER, CONFIG.plain())
     assert batch["keys"] == ["good"]
     assert batch["pixel_values"].shape[0] == 1
-    assert [line.split(":")[0] for line in batch["skipped"]] == ["cut", "strange", "other"]
-    assert "40 x 20 pixels, its record says 40 x 40" in batch["skipped"][2]
-    with pytest.raises(InputError, match="no sample of a batch can be read: cut: "):
-        make_batch([(0, cut)], TOKENIZER, CONFIG)
+    assert [line.split(":")[0] for line in batch["skipped"]] == ["bad"]
+    assert set(make_batch([(0, bad)], TOKENIZER, CONFIG)) == {"keys", "skipped"}
+
+
+def without(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda raw: raw.pop(name)
+
+
+def with_picture(change: Callable[[bytes], bytes]) -> Callable[[dict[str, Any]], Any]:
+    return lambda raw: raw.update(jpg=change(raw["jpg"]))
+
+
+def with_record(**fields: object) -> Callable[[dict[str, Any]], Any]:
+    return lambda raw: raw.update(json=json.dumps({**json.loads(raw["json"]), **fields}).encode())
+
+
+def with_subject(**fields: object) -> Callable[[dict[str, Any]], Any]:
+    def change(raw: dict[str, Any]) -> None:
+        first, *others = json.loads(raw["json"])["subjects"]
+        with_record(subjects=[{**first, **fields}, *others])(raw)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (without("jpg"), "no JPEG"),
+        (without("json"), "Invalid JSON"),
+        (with_picture(lambda _: b""), "no JPEG"),
+        (with_picture(lambda jpeg: jpeg[: len(jpeg) // 2]), "truncated"),
+        (with_picture(lambda _: b"%!PS-Adobe-3.0 EPSF-3.0"), "no JPEG"),
+        (with_picture(lambda _: huge_jpeg()), "huge"),
+        (with_record(height=20), "40 x 40 pixels, its record says 40 x 20"),
+        (with_record(width=0), "40 x 40 pixels, its record says 0 x 40"),
+        (with_subject(start=3, end=13), "'a red ball' does not stand at 3 to 13 of the caption"),
+        (with_subject(segmentation={"size": [20, 20], "counts": "P6"}), "mask of 'a red ball' has 20 x 20 pixels"),
+        (with_subject(segmentation={"size": [40, 40], "counts": "aPT1"}), "Invalid RLE"),
+        (with_subject(segmentation={"size": [40, 40], "counts": "0Pb1"}), "has 1600 pixels, its record says 400"),
+        (with_subject(segmentation={"size": [40, 40], "counts": "\u00e9"}), "can't encode"),
+        (with_subject(area=401), "has 400 pixels, its record says 401"),
+    ],
+)
+def test_each_damage_of_a_sample_is_told(damage: Callable[[dict[str, Any]], Any], why: str) -> None:
+    mask = box_mask(40, 40, (4, 4, 20, 20))
+    bad = raw_of(example("bad", [mask, ~mask]))
+    damage(bad)
+    (line,) = make_batch([(0, bad)], TOKENIZER, CONFIG.plain())["skipped"]
+    assert line.startswith("bad: ")
+    assert why in line
+
+
+def huge_jpeg() -> bytes:
+    """A JPEG whose header states 60,000 x 60,000 pixels: more than Pillow opens."""
+    stored = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stored, "JPEG")
+    frame = stored.getvalue().index(b"\xff\xc0") + 5
+    return stored.getvalue()[:frame] + (60_000).to_bytes(2, "big") * 2 + stored.getvalue()[frame + 4 :]
+
+
+def test_a_box_that_lies_changes_nothing() -> None:
+    """The mask itself tells where the subject is."""
+    one = example("key", [box_mask(40, 40, (4, 4, 20, 20))], spans=[(0, 10)])
+    raw = raw_of(one)
+    with_subject(bbox=[500, 500, 0, 0])(raw)
+    assert same(as_floats(make_batch([(0, raw)], TOKENIZER, CONFIG.plain())), one_view(one, CONFIG.plain()))
+
+
+def write_damaged(folder: Path, damaged: Sequence[int], count: int) -> Path:
+    folder.mkdir()
+    mask = box_mask(40, 40, (4, 4, 20, 20))
+    samples = [to_sample(example(f"key{i:03d}", [mask, ~mask])) for i in range(count)]
+    for i in damaged:
+        samples[i] = Sample(samples[i].key, {**samples[i].members, "jpg": b"none"})
+    with (folder / "fastcomposer-000000.tar").open("wb") as tar:
+        write_tar(tar, samples)
+    return folder
+
+
+def test_a_batch_of_which_nothing_can_be_read_gives_place_to_the_next(tmp_path: Path) -> None:
+    """A run with one sample in a batch does not end at a damaged one, and goes on from each batch as unbroken."""
+    config = CONFIG.model_copy(update={"batch": 1})
+    sound = [batch["keys"] for batch in take(write_damaged(tmp_path / "sound", [], 6), 12, config=config)]
+    data = write_damaged(tmp_path / "fc", [1, 2, 4], 6)
+    damaged = {"key001", "key002", "key004"}
+    whole = take(data, 11, config=config)
+    for number, batch in enumerate(whole):
+        assert batch["keys"] == next(keys for keys in sound[number:] if not damaged.intersection(keys))
+        assert [line.split(":")[0] for line in batch["skipped"]] == [k for k in sound[number] if k in damaged]
+    for done in range(8):
+        assert all(same(a, b) for a, b in zip(whole[done:], take(data, 11 - done, done, config), strict=True))
+
+
+def test_a_dataset_of_which_nothing_can_be_read_is_told(tmp_path: Path) -> None:
+    data = write_damaged(tmp_path / "fc", range(6), 6)
+    with pytest.raises(InputError, match=r"no sample of 100 batches can be read: key00\d: .*no JPEG.*inspect"):
+        take(data, 1)
 
 
 def test_a_damaged_shard_is_named_from_any_process(tmp_path: Path) -> None:
@@ -378,9 +506,56 @@ def test_what_is_no_dataset_is_named(tmp_path: Path) -> None:
         find_shards(str(tmp_path))
     with pytest.raises(InputError, match=r"no shard .*nowhere-000000\.tar"):
         find_shards(str(tmp_path / "nowhere-{000000..000003}.tar"))
-    write_shards(tmp_path / "fc", [1])
+
+
+def test_a_shard_cut_off_between_two_samples_is_named(tmp_path: Path) -> None:
+    data = write_shards(tmp_path / "fc", [8])
+    shard = data / "fastcomposer-000000.tar"
+    with shard.open("rb") as stream:
+        sizes = [entry.size for entry, _ in read_tar(stream)]
+    shard.write_bytes(shard.read_bytes()[: sum(sizes[:5])])
+    pq.write_table(pa.table({"shard": [shard.name] * 8}), data / "index.parquet")
+    with pytest.raises(InputError, match=rf"the shard {shard} holds 5 samples, the index says 8; .*inspect"):
+        take(data, 5)
+
+
+def test_an_empty_shard_is_passed_over(tmp_path: Path) -> None:
+    data = write_shards(tmp_path / "fc", [3, 0, 4])
+    for rank in range(3):
+        assert len(take(data, 4, rank=rank, world=3)) == 4
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_fewer_samples_than_readers_are_told(tmp_path: Path, indexed: bool) -> None:
+    data = write_shards(tmp_path / "fc", [1])
+    if indexed:
+        pq.write_table(pa.table({"shard": ["fastcomposer-000000.tar"]}), data / "index.parquet")
     with pytest.raises(InputError, match="no sample for worker 2 of 2"):
-        take(tmp_path / "fc", 1, rank=1, world=2)
+        take(data, 1, rank=1, world=2)
+
+
+def test_a_launchers_processes_get_batches_of_their_own(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (expected,) = take(dataset, 1, rank=1, world=2)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert same(take(dataset, 1)[0], expected)
+    assert not same(take(dataset, 1, rank=0)[0], expected)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="webdataset reads http by curl")
+def test_shards_are_read_from_a_web_server(dataset: Path) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(dataset))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/fastcomposer-"
+        found = list(itertools.islice(batches(find_shards(address + "{000000..000003}.tar"), TOKENIZER, CONFIG), 5))
+        with pytest.raises(InputError, match=r"fastcomposer-9\.tar cannot be read: .*can it be reached\?"):
+            next(batches(find_shards(address + "9.tar"), TOKENIZER, CONFIG))
+        server.shutdown()
+    assert all(same(a, b) for a, b in zip(found, take(dataset, 5), strict=True))
 
 
 def test_shards_are_read_from_addresses(dataset: Path) -> None:
