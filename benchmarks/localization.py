@@ -64,6 +64,11 @@ class Shares:
     own_by_chance: float
     others_by_chance: float
 
+    @property
+    def blended(self) -> float:
+        """Of the attention that falls on subjects at all, the share that falls on the wrong ones."""
+        return self.others / (self.own + self.others)
+
 
 def examples_of(seed: int, count: int, size: int = 128) -> list[Example]:
     """Make `count` examples of scenes with two subjects or more, tied to their phrases by the scenes' truth."""
@@ -230,19 +235,19 @@ def main(
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         measured = dict(zip([(job[1], job[2]) for job in jobs], pool.map(_train_and_measure, jobs), strict=True))
     table = Table(title=f"attention of subjects' tokens, {held_out} held-out scenes, {steps} steps of training")
-    for title in ("seed", "weight", "inside its own mask", "inside others' masks"):
+    for title in ("seed", "weight", "inside its own mask", "inside others' masks", "others', of both"):
         table.add_column(title, justify="right")
     for (seed, one), shares in measured.items():
-        table.add_row(str(seed), f"{one:g}", f"{shares.own:.3f}", f"{shares.others:.3f}")
+        table.add_row(str(seed), f"{one:g}", f"{shares.own:.3f}", f"{shares.others:.3f}", f"{shares.blended:.3f}")
     any_run = next(iter(measured.values()))
     table.add_row("", "chance", f"{any_run.own_by_chance:.3f}", f"{any_run.others_by_chance:.3f}")
     console.print(table)
-    for name, better in (("own", 1), ("others", -1)):
+    for name, better in (("own", 1), ("others", -1), ("blended", -1)):
         gains = [getattr(measured[s, weight], name) - getattr(measured[s, 0.0], name) for s in range(seeds)]
         right = sum(gain * better > 0 for gain in gains)
         words = "raises" if better > 0 else "lowers"
         console.print(
-            f"the loss {words} the share inside {name} in {right} of {seeds} seeds: "
+            f"the loss {words} `{name}` in {right} of {seeds} seeds: "
             f"{np.mean(gains):+.3f} (from {min(gains):+.3f} to {max(gains):+.3f})"
         )
     runs = {"without": run_of(output, 0, 0.0), "with the loss": run_of(output, 0, weight)}
