@@ -64,12 +64,58 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Box:
+    """A thing that an annotation frames without drawing its mask.
+
+    `bbox` is [x, y, w, h] in pixels of the stored image. `is_single` is False where the box holds a group of them.
+    """
+
+    label: str
+    bbox: BBox
+    is_single: bool = True
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The one thing that the picture is about.
+
+    `text` says what it is, a class or a head noun; `phrase` holds the caption's words for it, "" where an annotation
+    named it. It lies where `mask` says, or, without one, where `confidence`, [h, w] float32 in [0, 1], is high:
+    a grid over the whole picture.
+    """
+
+    text: str
+    phrase: str = ""
+    mask: Mask | None = None
+    confidence: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the subject was laid on its background.
+
+    Mirrored first where `flip` says so, then enlarged by `scale` about the middle of its box, then moved by `shift`,
+    (x, y) in pixels. `background` names the picture behind it.
+    """
+
+    background: str
+    scale: float = 1.0
+    shift: tuple[int, int] = (0, 0)
+    flip: bool = False
+
+
+@dataclass(frozen=True)
 class Example:
     """A captioned picture and what is known of it so far.
 
     `image` is an upright 8-bit JPEG of `width` x `height` pixels. `caption` is the text that the phrases'
     spans point into, `source_caption` the text as the source gave it; they differ only where numbered
-    plurals were expanded. `similarity[p][s]` compares phrase p with segment s.
+    plurals were expanded. `similarity[p][s]` compares phrase p with segment s. `caption_origin` is "source", or the
+    captioner that wrote the caption.
+
+    `confidences`, [N, h, w] float32 in [0, 1], says where each of the `phrases` is seen, a grid over the picture; of
+    a picture with `boxes`, where the label of each is. `trimap` (0, 128, 255) and `alpha` are PNGs of 8 bits and the
+    picture's size, `composite` is a JPEG: the subject, laid on another background as `placement` tells.
     """
 
     key: str
@@ -83,6 +129,14 @@ class Example:
     segments: tuple[Segment, ...] = ()
     similarity: tuple[tuple[float, ...], ...] = ()
     matches: tuple[Match, ...] = ()
+    caption_origin: str = "source"
+    boxes: tuple[Box, ...] = ()
+    confidences: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    subject: Subject | None = None
+    trimap: bytes = field(default=b"", repr=False)
+    alpha: bytes = field(default=b"", repr=False)
+    composite: bytes = field(default=b"", repr=False)
+    placement: Placement | None = None
     _pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def pixels(self) -> NDArray[np.uint8]:

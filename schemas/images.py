@@ -74,10 +74,40 @@ def to_stored_jpeg(data: bytes) -> tuple[bytes, NDArray[np.uint8]]:
             Reason.HUGE_IMAGE,
             f"{picture.width} x {picture.height} pixels: no side of a JPEG is longer than {MAX_SIDE}",
         )
-    stored = io.BytesIO()
-    _rgb(picture).save(stored, "JPEG", quality=95, subsampling="4:4:4")
+    stored = _to_jpeg(_rgb(picture))
     # The pixels of the JPEG, not those before it: whoever opens the shard sees the same ones.
-    return stored.getvalue(), decode_image(stored.getvalue())
+    return stored, decode_image(stored)
+
+
+def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode [H, W, 3] uint8 RGB as shards store pictures: quality 95, colour at full resolution."""
+    return _to_jpeg(Image.fromarray(pixels))
+
+
+def _to_jpeg(picture: Image.Image) -> bytes:
+    stored = io.BytesIO()
+    picture.save(stored, "JPEG", quality=95, subsampling="4:4:4")
+    return stored.getvalue()
+
+
+def encode_grey(values: NDArray[np.uint8]) -> bytes:
+    """Encode [H, W] uint8 as a PNG of 8 bits, without loss."""
+    stored = io.BytesIO()
+    Image.fromarray(values).save(stored, "PNG")
+    return stored.getvalue()
+
+
+def decode_grey(png: bytes) -> NDArray[np.uint8]:
+    """Decode a PNG of 8-bit grey to [H, W] uint8.
+
+    Raises:
+        RecordError: UNDECODABLE_IMAGE, it is none.
+    """
+    opened = _open(png)
+    if opened.format != "PNG" or opened.mode != "L":
+        raise RecordError(Reason.UNDECODABLE_IMAGE, f"a {opened.format} of mode {opened.mode} is no 8-bit grey PNG")
+    with _decoding():
+        return np.array(opened, dtype=np.uint8)
 
 
 def _open(data: bytes) -> Image.Image:

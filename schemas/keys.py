@@ -3,6 +3,8 @@
 import hashlib
 import re
 
+import numpy as np
+
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 """What a key looks like: no dot (WebDataset cuts a member's name at its first one), no path separator."""
 
@@ -28,3 +30,9 @@ def clean_key(raw: str) -> str:
     digest = hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", raw)[:_STEM].strip("_")
     return f"{stem}-{digest}" if stem else digest
+
+
+def rng_of(seed: int, stage: str, key: str) -> np.random.Generator:
+    """Return the random numbers of one record in one stage: a function of these three, never of order or time."""
+    digest = hashlib.blake2b(f"{stage}\0{key}".encode(), digest_size=8).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest, "big")])

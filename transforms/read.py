@@ -16,12 +16,13 @@ from itertools import islice
 import apache_beam as beam
 
 from schemas.errors import InputError
-from transforms.batch import Batch
+from schemas.rejects import Reason, Reject
+from transforms.batch import Batch, Record
 from transforms.sources.coco import is_annotation, list_annotated
 from transforms.sources.files import File, find_beside, find_files
 from transforms.sources.folder import is_picture, list_pictures
 from transforms.sources.parquet import list_rows
-from transforms.sources.records import STAGE, Chunk, Item, cut_entries
+from transforms.sources.records import STAGE, Chunk, Item, cut_entries, refuse
 from transforms.sources.webdataset import is_tar, list_tars
 
 BATCH_SIZE = 8
@@ -42,6 +43,11 @@ class Listing:
     def has_segments(self) -> bool:
         """Whether the examples come with their true segments, so that no segmenter runs."""
         return self.kind.startswith("coco-")
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the examples come with boxes and labels of the things in them."""
+        return self.kind == "open-images"
 
     @property
     def expected(self) -> int | None:
@@ -118,10 +124,12 @@ class ReadBatches(beam.PTransform):
     """Read chunks into batches of at most `batch_size` consecutive records of one shard.
 
     Applied to the pipeline itself. The batches are the same ones on any number of workers; only their order is not.
+    `needs_captions` rejects pictures without one; else these have the caption "".
     """
 
     chunks: Sequence[Chunk]
     batch_size: int = BATCH_SIZE
+    needs_captions: bool = True
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[Batch]:
         """Spread the items over the workers, then read each."""
@@ -134,18 +142,29 @@ class ReadBatches(beam.PTransform):
         )
 
     def _read(self, shard: int, item: Item) -> Iterator[Batch]:
-        return read_batches(shard, item, self.batch_size)
+        return read_batches(shard, item, self.batch_size, needs_captions=self.needs_captions)
 
 
-def read_batches(shard: int, item: Item, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
-    """Yield the records of `item` in batches for `shard`, with the seconds that reading took."""
-    records = item.read()
+def read_batches(
+    shard: int, item: Item, batch_size: int = BATCH_SIZE, *, needs_captions: bool = True
+) -> Iterator[Batch]:
+    """Yield the records of `item` in batches for `shard`, with the seconds that reading took.
+
+    `needs_captions` makes rejects of pictures without one.
+    """
+    records = map(_check_caption, item.read()) if needs_captions else item.read()
     while True:
         started = time.perf_counter()
         batch = tuple(islice(records, batch_size))
         if not batch:
             return
         yield Batch(shard, batch, ((STAGE, time.perf_counter() - started),))
+
+
+def _check_caption(record: Record) -> Record:
+    if isinstance(record, Reject) or record.caption:
+        return record
+    return refuse(record.key, record.source.uri, Reason.MISSING_CAPTION, "there is no caption with the picture")
 
 
 def _is_parquet(file: File) -> bool:

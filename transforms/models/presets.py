@@ -17,16 +17,20 @@ SAMPLE = Path(__file__).parent / "sample"
 
 @dataclass(frozen=True)
 class Models:
-    """Checkpoints by what they do, and the lowest similarity of a match for each kind of similarity.
+    """Checkpoints by what they do, the lowest similarity of a match for each kind of similarity, CLIPSeg's confidences.
 
-    A segmenter from the hub may be NAME@REVISION.
-    No `segmenter`: the source's own annotations are the segments.
+    A model of transformers from the hub may be NAME@REVISION.
+    No `segmenter`: the source's own annotations are the segments. No `captioner`: the source's own captions are all.
+    `trimap` holds the confidence below which a pixel is background, and that above which it is the subject's.
     """
 
     parser: str
     segmenter: str | None
     clip: str
+    clipseg: str
+    captioner: str | None
     thresholds: Mapping[str, float]
+    trimap: tuple[float, float]
 
 
 PRESETS = {
@@ -35,18 +39,24 @@ PRESETS = {
         parser=str(SAMPLE / "parser"),
         segmenter=str(SAMPLE / "segmenter"),
         clip=str(SAMPLE / "clip"),
+        clipseg=str(SAMPLE / "clipseg"),
+        captioner=None,
         # On held-out scenes 99 % of the true pairs lie above 0.56 and 99 % of the others below 0.44.
         thresholds={"clip": 0.5, "clip-label": 0.14, "label": 0.5},
+        trimap=(0.1, 0.9),
     ),
     # Cosines of published CLIP models lie between about 0.15 (unrelated) and 0.35 (a good caption).
     "hub": Models(
         parser="en_core_web_sm",
         segmenter="facebook/mask2former-swin-large-coco-panoptic",
         clip="ViT-L-14/openai",
+        clipseg="CIDAS/clipseg-rd64-refined",
+        captioner="Salesforce/blip2-opt-6.7b",
         thresholds={"clip": 0.2, "clip-label": 0.15, "label": 0.5},
+        trimap=(0.1, 0.5),
     ),
 }
-KINDS = ("parser", "segmenter", "clip")
+KINDS = ("parser", "segmenter", "clip", "clipseg", "captioner")
 
 
 def resolve(preset: str, overrides: Mapping[str, str]) -> Models:

@@ -116,14 +116,14 @@ def attempt(key: str, uri: str, load: Callable[[], Example]) -> Record:
 
 
 def to_example(key: str, image: bytes | None, caption: object, source: Source) -> Example:
-    """Make the example of a picture file's bytes and its caption.
+    """Make the example of a picture file's bytes and its caption; without one (None), its caption is "".
 
     Raises:
-        RecordError: the picture or the caption is missing or unfit.
+        RecordError: the picture is missing, or it or the caption is unfit.
     """
     if image is None:
         raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the caption")
-    text = clean_caption(caption)
+    text = "" if caption is None else clean_caption(caption)
     jpeg, pixels = to_stored_jpeg(image)
     height, width, _ = pixels.shape
     source = Source(_encodable(source.uri), _encodable(source.license))
@@ -137,11 +137,9 @@ def clean_caption(caption: object) -> str:
     text encoders read them so, and a parser would take a line break for a word. All else stays as it was written.
 
     Raises:
-        RecordError: MISSING_CAPTION (None), UNDECODABLE_CAPTION (invalid UTF-8, or no text at all, as a list),
-            EMPTY_CAPTION (nothing that can be seen), LONG_CAPTION (more than `MAX_CAPTION` characters).
+        RecordError: UNDECODABLE_CAPTION (invalid UTF-8, or no text at all, as a list), EMPTY_CAPTION (nothing that
+            can be seen), LONG_CAPTION (more than `MAX_CAPTION` characters).
     """
-    if caption is None:
-        raise RecordError(Reason.MISSING_CAPTION, "there is no caption with the picture")
     try:
         text = caption.decode("utf-8-sig") if isinstance(caption, bytes) else caption
         if not isinstance(text, str):
