@@ -9,9 +9,9 @@ import argparse
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
@@ -19,10 +19,9 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig, threshold_of
+from jobs.plans import Config, plan
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
-from schemas.fastcomposer import LAYOUT
 from transforms.models.presets import Models, name_of, revision_of
 from transforms.output import finish_dataset, finished_shards, prepare_output
 from transforms.read import list_source
@@ -38,7 +37,7 @@ class Request:
 
     source: str
     output: str
-    config: FastComposerConfig
+    config: Config
     models: Models
     kind: str | None = None
     limit: int | None = None
@@ -54,9 +53,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
         SubjectloomError: the source, the output, an option or a checkpoint cannot be used, or the books do not
             balance.
     """
-    # A preset's threshold is written down as the number that it was.
-    threshold = threshold_of(request.config, request.models)
-    config = request.config.model_copy(update={"threshold": threshold})
+    config = request.config
     options = beam_options(request.beam_options)
     listing = list_source(
         request.source,
@@ -66,9 +63,9 @@ def build(request: Request, console: Console) -> DatasetInfo:
         limit=request.limit,
     )
     chunks = listing.chunks
-    models = replace(request.models, segmenter=None) if listing.has_segments else request.models
-    job = describe_job(config, used_models(config, models))
-    fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint, job) for chunk in chunks}
+    planned = plan(config, request.models, listing)
+    job = describe_job(planned.layout.recipe, planned.config, planned.models)
+    fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + planned.extra, job) for chunk in chunks}
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
     done = finished_shards(request.output)
     todo = [chunk for chunk in chunks if done.get(chunk.shard) != fingerprints[chunk.shard]]
@@ -77,25 +74,14 @@ def build(request: Request, console: Console) -> DatasetInfo:
     with progress_bar(console, todo) as progress:
         for some in rounds(todo, options):
             prints = {chunk.shard: fingerprints[chunk.shard] for chunk in some}
-            recipe = BuildFastComposer(some, config, models, request.output, prints, progress)
-            run(recipe, options)
-    return finish_dataset(request.output, job, fingerprints, LAYOUT)
+            run(planned.recipe(some, output=request.output, fingerprints=prints, progress=progress), options)
+    return finish_dataset(request.output, job, fingerprints, planned.layout)
 
 
-def used_models(config: FastComposerConfig, models: Models) -> dict[str, str]:
-    """Name the checkpoints that the recipe runs, by what they do."""
-    named = {"parser": models.parser}
-    if models.segmenter is not None:
-        named["segmenter"] = models.segmenter
-    if config.similarity != "label":
-        named["clip"] = models.clip
-    return named
-
-
-def describe_job(config: FastComposerConfig, models: dict[str, str]) -> Job:
+def describe_job(recipe: str, config: Config, models: Mapping[str, str]) -> Job:
     """Say what the dataset is made by: the head of `dataset.json`."""
     return Job(
-        recipe="fastcomposer",
+        recipe=recipe,
         config=config.model_dump(mode="json"),
         models={use: ModelName(name=name_of(name), revision=revision_of(name)) for use, name in models.items()},
         seed=config.seed,
@@ -138,7 +124,7 @@ def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequen
         yield chunks[start : start + size]
 
 
-def run(recipe: BuildFastComposer, options: PipelineOptions) -> None:
+def run(recipe: beam.PTransform, options: PipelineOptions) -> None:
     """Run one pipeline to its end."""
     try:
         with beam.Pipeline(options=options) as pipeline:

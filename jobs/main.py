@@ -30,7 +30,8 @@ err = Console(stderr=True)
 
 Config = TypeVar("Config", bound=BaseModel)
 
-RECIPES = ("fastcomposer",)
+RECIPES = ("fastcomposer", "blip-diffusion")
+TRAINED = ("fastcomposer",)
 FORMATS = ("fastcomposer", "coco")
 
 
@@ -60,24 +61,33 @@ def scenes(
 @app.command(context_settings={"allow_extra_args": True})
 def build(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer or blip-diffusion.")],
     source: Annotated[
         str, typer.Option("--input", help="Folder, tars, Parquet or COCO JSON; a path, address or glob.")
     ],
     output: Annotated[str, typer.Option(help="Folder of the dataset; any filesystem that Beam opens.")],
     kind: Annotated[
         str | None,
-        typer.Option("--source", help="folder, webdataset, parquet, coco-panoptic, coco-instances; detected."),
+        typer.Option(
+            "--source", help="folder, webdataset, parquet, coco-panoptic, coco-instances, open-images; detected."
+        ),
     ] = None,
     preset: Annotated[
         str, typer.Option(help="Models: sample (in the package) or hub (published, downloaded).")
     ] = "sample",
     model: Annotated[
-        list[str] | None, typer.Option(help="One model alone: segmenter=PATH_OR_NAME; parser, clip likewise.")
+        list[str] | None,
+        typer.Option(help="One model alone: segmenter=PATH_OR_NAME; parser, clip, clipseg, captioner likewise."),
     ] = None,
-    similarity: Annotated[str | None, typer.Option(help="Of phrase and segment: clip, clip-label, label.")] = None,
+    similarity: Annotated[
+        str | None, typer.Option(help="fastcomposer: of phrase and segment: clip, clip-label, label.")
+    ] = None,
     expand_plurals: Annotated[
-        bool | None, typer.Option("--expand-plurals/--keep-plurals", help='"two women" as "a woman and a woman".')
+        bool | None,
+        typer.Option("--expand-plurals/--keep-plurals", help='fastcomposer: "two women" as "a woman and a woman".'),
+    ] = None,
+    backgrounds: Annotated[
+        str | None, typer.Option(help="blip-diffusion: folder, glob or tars of background pictures; painted if none.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first N records.", min=1)] = None,
@@ -87,16 +97,16 @@ def build(
     """Build a dataset. What follows -- goes to Beam: -- --runner=DataflowRunner --project=..."""
     from jobs.build import Request
     from jobs.build import build as run_build
+    from jobs.plans import CONFIGS
     from jobs.report import write_report
-    from pipelines.fastcomposer import FastComposerConfig
     from transforms.models.presets import resolve
 
     check_recipe(recipe)
-    given = {"similarity": similarity, "expand_plurals": expand_plurals}
+    given = {"similarity": similarity, "expand_plurals": expand_plurals, "backgrounds": backgrounds}
     request = Request(
         source,
         output,
-        read_config(FastComposerConfig, config, {name: value for name, value in given.items() if value is not None}),
+        read_config(CONFIGS[recipe], config, {name: value for name, value in given.items() if value is not None}),
         resolve(preset, parse_overrides(model or [])),
         kind,
         limit,
@@ -178,7 +188,7 @@ def train(
     from jobs.train import PRESETS, run_training
     from training.train import TrainConfig, this_process
 
-    check_recipe(recipe)
+    check_recipe(recipe, TRAINED)
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset {preset!r}{suggestion(preset, list(PRESETS))}: choose of sample, hub")
     settings = read_config(TrainConfig, config, {} if steps is None else {"steps": steps}, PRESETS[preset])
@@ -209,10 +219,10 @@ def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) 
     out.print(str(write_report(output)), soft_wrap=True)
 
 
-def check_recipe(recipe: str) -> None:
+def check_recipe(recipe: str, known: tuple[str, ...] = RECIPES) -> None:
     """Refuse a recipe that does not exist."""
-    if recipe not in RECIPES:
-        raise ConfigError(f"there is no recipe {recipe!r}{suggestion(recipe, RECIPES)}: choose of {', '.join(RECIPES)}")
+    if recipe not in known:
+        raise ConfigError(f"there is no recipe {recipe!r}{suggestion(recipe, known)}: choose of {', '.join(known)}")
 
 
 def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:

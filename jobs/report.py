@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from jobs import report_figures as figures
 from jobs.report_cards import fastcomposer_card
+from jobs.report_mattes import blip_diffusion_card
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError
 from schemas.shards import Sample, read_sample
@@ -24,26 +25,25 @@ from transforms.output import join, open_file, read_info, read_table, replace_fi
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-_GROUPS = {
-    "all": "All",
-    "random": "At random",
-    "low": "Lowest scores",
-    "high": "Highest scores",
-    "many": "Most subjects",
-}
-
 
 @dataclass(frozen=True)
-class Card:
-    """How a recipe's samples are shown: its name for people, the template of one sample and what fills it."""
+class View:
+    """How a recipe's dataset is shown.
+
+    `title` is its name for people, `lead` a sentence above the samples, `groups` what the chosen ones are called.
+    `card` is the template of one sample, `fill` makes what fills it; `has_layers` says that it has masks, outlines
+    and numbers to switch off. `ranks` gives two numbers per sample to choose by, [N] float64 and [N] int64 (see
+    `choose`), `sections` what the sections on scores and subjects draw.
+    """
 
     title: str
-    template: str
+    lead: str
+    groups: Mapping[str, str]
+    card: str
     fill: Callable[[Sample], dict[str, Any]]
-
-
-CARDS = {"fastcomposer": Card("FastComposer", "fastcomposer.html.j2", fastcomposer_card)}
-"""By recipe."""
+    has_layers: bool
+    ranks: Callable[[pa.Table], tuple[NDArray[np.float64], NDArray[np.int64]]]
+    sections: Callable[[pa.Table, DatasetInfo], dict[str, Any]]
 
 
 def write_report(output: str, *, samples: int = 60, seed: int = 0) -> str:
@@ -61,23 +61,18 @@ def write_report(output: str, *, samples: int = 60, seed: int = 0) -> str:
         InputError: `output` holds no finished dataset, or one of a recipe that has no report.
     """
     info = read_info(output)
-    if info.recipe not in CARDS:
-        raise InputError(f"{output} holds a {info.recipe} dataset: reports are written for {', '.join(CARDS)}")
+    if info.recipe not in VIEWS:
+        raise InputError(f"{output} holds a {info.recipe} dataset: reports are written for {', '.join(VIEWS)}")
+    view = VIEWS[info.recipe]
     index, rejects = read_table(output, "index.parquet"), read_table(output, "rejects.parquet")
-    chosen = figures.choose(
-        index["key"].to_pylist(),
-        _numbers(index, "score_min"),
-        _numbers(index, "subjects").astype(np.int64),
-        samples,
-        seed,
-    )
-    cards = read_cards(output, index, chosen, CARDS[info.recipe])
+    chosen = figures.choose(index["key"].to_pylist(), *view.ranks(index), samples, seed)
+    cards = read_cards(output, index, chosen, view)
     path = join(output, "report.html")
     replace_file(path, render(info, index, rejects, cards, seed).encode())
     return path
 
 
-def read_cards(output: str, index: pa.Table, chosen: Sequence[tuple[int, str]], card: Card) -> list[dict[str, Any]]:
+def read_cards(output: str, index: pa.Table, chosen: Sequence[tuple[int, str]], view: View) -> list[dict[str, Any]]:
     """Read the chosen samples, (row of the index, group), out of their shards and fill a card with each."""
     rows = index.select(["shard", "offset", "size"]).take(pa.array([i for i, _ in chosen], pa.int64())).to_pylist()
     cards: dict[int, dict[str, Any]] = {}
@@ -87,7 +82,7 @@ def read_cards(output: str, index: pa.Table, chosen: Sequence[tuple[int, str]], 
             for at, row in enumerate(rows):
                 if row["shard"] == shard:
                     stream.seek(row["offset"])
-                    filled = card.fill(read_sample(stream.read(row["size"])))
+                    filled = view.fill(read_sample(stream.read(row["size"])))
                     cards[at] = filled | {"id": f"s{at}", "shard": shard, "group": chosen[at][1]}
     return [cards[at] for at in range(len(rows))]
 
@@ -95,26 +90,22 @@ def read_cards(output: str, index: pa.Table, chosen: Sequence[tuple[int, str]], 
 def render(info: DatasetInfo, index: pa.Table, rejects: pa.Table, cards: list[dict[str, Any]], seed: int) -> str:
     """Return the page, with everything that it needs inside."""
     script = _environment().get_template("report.js").render()
-    subjects = _numbers(index, "subjects").astype(np.int64)
-    scores, meaning = _scores(index)
+    view = VIEWS[info.recipe]
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
-            title=CARDS[info.recipe].title,
-            card_template=CARDS[info.recipe].template,
+            view=view,
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            figures=figures.headline(info, subjects),
+            figures=figures.headline(info, view.ranks(index)[1]),
             balance=figures.balance(info, len(index), len(rejects)),
             written=info.counts.written,
             rejected=info.counts.rejected,
             funnel=figures.funnel(info),
             cards=cards,
-            groups=_groups(cards),
+            groups=_groups(cards, view.groups),
             frame=_frame(cards),
-            scores=figures.score_histogram(scores, meaning, info.config.get("threshold")),
-            subjects=figures.count_histogram(subjects, "subjects in a sample"),
-            labels=figures.label_bars(_labels(index)),
+            **view.sections(index, info),
             rejects=figures.reject_groups(rejects.to_pylist(), seed),
             stages=figures.stage_bars(info),
             provenance=figures.provenance(info),
@@ -140,25 +131,77 @@ def _numbers(index: pa.Table, column: str) -> NDArray[np.float64]:
     return index[column].to_numpy().astype(np.float64)
 
 
-def _scores(index: pa.Table) -> tuple[NDArray[np.float64], str]:
-    """Return the score of every subject, and what it is called."""
-    return pc.list_flatten(index["scores"]).to_numpy().astype(np.float64), "similarity of a phrase and its segment"
+def _counted(labels: pa.ChunkedArray) -> dict[str, int]:
+    """Count how often each label stands there."""
+    return {row["values"]: row["counts"] for row in pc.value_counts(labels).to_pylist()}
 
 
-def _labels(index: pa.Table) -> dict[str, int]:
-    """Count the subjects of each class."""
-    counts = pc.value_counts(pc.list_flatten(index["labels"])).to_pylist()
-    return {row["values"]: row["counts"] for row in counts}
+def _fastcomposer_ranks(index: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    return _numbers(index, "score_min"), _numbers(index, "subjects").astype(np.int64)
 
 
-def _groups(cards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _fastcomposer_sections(index: pa.Table, info: DatasetInfo) -> dict[str, Any]:
+    scores = pc.list_flatten(index["scores"]).to_numpy().astype(np.float64)
+    what = "similarity of a phrase and its segment"
+    subjects = _numbers(index, "subjects").astype(np.int64)
+    return {
+        "measured": "Scores",
+        "measures": [figures.score_histogram(scores, what, info.config.get("threshold"))],
+        "subjects": figures.count_histogram(subjects, "subjects in a sample"),
+        "labels": figures.label_bars(_counted(pc.list_flatten(index["labels"]))),
+    }
+
+
+def _blip_diffusion_ranks(index: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    return _numbers(index, "unknown_fraction"), np.zeros(len(index), np.int64)
+
+
+def _blip_diffusion_sections(index: pa.Table, info: DatasetInfo) -> dict[str, Any]:  # noqa: ARG001 - as the others
+    measures = {
+        "foreground_fraction": "share of the picture that the subject covers",
+        "unknown_fraction": "unknown share",
+    }
+    return {
+        "measured": "Mattes",
+        "measures": [figures.score_histogram(_numbers(index, name), what, None) for name, what in measures.items()],
+        "subjects": None,
+        "labels": figures.label_bars(_counted(index["subject"])),
+    }
+
+
+VIEWS = {
+    "fastcomposer": View(
+        title="FastComposer",
+        lead="Colour and number tie each phrase to its mask.",
+        groups={"low": "Lowest scores", "high": "Highest scores", "many": "Most subjects"},
+        card="fastcomposer.html.j2",
+        fill=fastcomposer_card,
+        has_layers=True,
+        ranks=_fastcomposer_ranks,
+        sections=_fastcomposer_sections,
+    ),
+    "blip-diffusion": View(
+        title="BLIP-Diffusion",
+        lead="From left to right: the picture, its trimap, the alpha, the input; below each, the part of its edge that "
+        "was hardest, pixel by pixel.",
+        groups={"low": "Least unknown", "high": "Most unknown"},
+        card="blip_diffusion.html.j2",
+        fill=blip_diffusion_card,
+        has_layers=False,
+        ranks=_blip_diffusion_ranks,
+        sections=_blip_diffusion_sections,
+    ),
+}
+"""By recipe."""
+
+
+def _groups(cards: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the groups that the gallery can be narrowed to."""
+    labels = {"all": "All", "random": "At random", **names}
     sizes = Counter(card["group"] for card in cards)
     sizes["all"] = len(cards)
-    present = [name for name in _GROUPS if sizes[name]]
-    return (
-        [{"name": name, "label": _GROUPS[name], "count": sizes[name]} for name in present] if len(present) > 2 else []
-    )
+    present = [name for name in labels if sizes[name]]
+    return [{"name": name, "label": labels[name], "count": sizes[name]} for name in present] if len(present) > 2 else []
 
 
 def _frame(cards: Sequence[dict[str, Any]]) -> float:

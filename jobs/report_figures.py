@@ -65,14 +65,17 @@ def choose(
 
 
 def headline(info: DatasetInfo, subjects: NDArray[np.int64]) -> list[Drawn]:
-    """Return the figures at the head of the page: name, value, unit."""
+    """Return the figures at the head of the page: name, value, unit.
+
+    `subjects` counts those of each sample; zeros: the recipe does not count them.
+    """
     counts, seconds = info.counts, sum(info.seconds.values())
     figures = [
         ("Read", f"{counts.read:,}", ""),
         ("Written", f"{counts.written:,}", ""),
         ("Rejected", f"{counts.rejected:,}", ""),
     ]
-    if len(subjects):
+    if subjects.any():
         figures.append(("Subjects per sample", f"{subjects.mean():.2f}", ""))
     if seconds:
         figures.append(("Images per second", significant(counts.read / seconds), "a worker"))

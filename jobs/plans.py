@@ -1,0 +1,79 @@
+"""What a job runs of each recipe: its transform, the checkpoints that it loads, its config with nothing left open."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import apache_beam as beam
+
+from pipelines.blip_diffusion import BlipDiffusionConfig, BuildBlipDiffusion, with_thresholds
+from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig, threshold_of
+from schemas import blip_diffusion, fastcomposer
+from schemas.dataset import Layout
+from transforms.backgrounds import list_backgrounds
+from transforms.models.presets import Models
+from transforms.read import Listing
+
+Config = FastComposerConfig | BlipDiffusionConfig
+
+CONFIGS: Mapping[str, type[Config]] = {
+    fastcomposer.LAYOUT.recipe: FastComposerConfig,
+    blip_diffusion.LAYOUT.recipe: BlipDiffusionConfig,
+}
+"""The config of each recipe, by its name."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe made ready for one source.
+
+    `models` names the checkpoints that run, by what they do; `recipe` takes chunks, `output`, `fingerprints` and
+    `progress` and makes the transform that builds their shards; `extra` changes when anything does that is neither
+    source nor config nor checkpoint.
+    """
+
+    layout: Layout
+    config: Config
+    models: Mapping[str, str]
+    recipe: Callable[..., beam.PTransform]
+    extra: str = ""
+
+
+def plan(config: Config, models: Models, listing: Listing) -> Plan:
+    """Make the recipe of a config ready for the source that was listed.
+
+    Raises:
+        SubjectloomError: an input beside the source cannot be used.
+    """
+    if isinstance(config, FastComposerConfig):
+        return _plan_fastcomposer(config, models, listing)
+    return _plan_blip_diffusion(config, models, listing)
+
+
+def _plan_fastcomposer(config: FastComposerConfig, models: Models, listing: Listing) -> Plan:
+    # A preset's threshold is written down as the number that it was.
+    config = config.model_copy(update={"threshold": threshold_of(config, models)})
+    models = replace(models, segmenter=None) if listing.has_segments else models
+    used = {"parser": models.parser}
+    if models.segmenter is not None:
+        used["segmenter"] = models.segmenter
+    if config.similarity != "label":
+        used["clip"] = models.clip
+    return Plan(fastcomposer.LAYOUT, config, used, partial(BuildFastComposer, config=config, models=models))
+
+
+def _plan_blip_diffusion(config: BlipDiffusionConfig, models: Models, listing: Listing) -> Plan:
+    config = with_thresholds(config, models)
+    backgrounds = list_backgrounds(config.backgrounds)
+    annotation = "masks" if listing.has_segments else "boxes" if listing.has_boxes else ""
+    used = {}
+    if models.captioner is not None:
+        used["captioner"] = models.captioner
+    if not annotation:
+        used["parser"] = models.parser
+    if annotation != "masks":
+        used["clipseg"] = models.clipseg
+    recipe = partial(
+        BuildBlipDiffusion, config=config, models=models, backgrounds=backgrounds.names, annotation=annotation
+    )
+    return Plan(blip_diffusion.LAYOUT, config, used, recipe, backgrounds.fingerprint)
