@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 PANELS = {"noise": "noise loss", "localization": "localization loss", "gradient_norm": "norm of the gradient"}
+"""What is drawn of the metrics, where they have it."""
 WIDTH, HEIGHT, LEFT, TOP = 320, 180, 52, 28
 """Of a panel's plot, and the room beside and above it, in pixels."""
 POINTS = 400
@@ -23,12 +24,13 @@ _STYLE = """
 def write_curves(run: Path) -> Path:
     """Draw RUN/metrics.jsonl as RUN/curves.svg, and return its path."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    shown = {name: title for name, title in PANELS.items() if name in lines[0]}
     steps = np.array([line["step"] for line in lines], float)
     panels = [
         panel(title, steps, np.array([line[name] for line in lines], float), index * (WIDTH + LEFT + 16))
-        for index, (name, title) in enumerate(PANELS.items())
+        for index, (name, title) in enumerate(shown.items())
     ]
-    size = f'width="{len(PANELS) * (WIDTH + LEFT + 16)}" height="{TOP + HEIGHT + 28}"'
+    size = f'width="{len(shown) * (WIDTH + LEFT + 16)}" height="{TOP + HEIGHT + 28}"'
     path = run / "curves.svg"
     body = "\n".join([f"<style>{_STYLE}</style>", *panels])
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{body}\n</svg>\n', encoding="utf-8")

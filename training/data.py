@@ -11,9 +11,11 @@ all of them and keeps every so-many-th sample. Parts begin their next epoch on t
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from tarfile import TarError
 from typing import Any
@@ -39,7 +41,9 @@ from training.tokenizer import locate
 
 Batch = dict[str, Any]
 Raw = Mapping[str, Any]
-"""A sample as webdataset reads it: `__key__`, `__url__`, `jpg`, `json`."""
+"""A sample as webdataset reads it: `__key__`, `__url__` and its members, `jpg`, `json`."""
+Make = Callable[[Sequence[tuple[int, Raw]]], Batch]
+"""Makes a batch of (epoch, sample) pairs; it holds `keys` and `skipped`, and no tensor where none could be read."""
 
 SMALLEST = 1 / 4096
 """Share of the square below which a subject is gone: one pixel of the 64 x 64 latents of Stable Diffusion."""
@@ -49,12 +53,19 @@ PATIENCE = 100
 """Epochs without a sample, or batches of which nothing can be read, in a row, after which a worker gives up."""
 
 
-class DataConfig(StrictModel):
-    """What a batch is made of; rates as in the published run (mit-han-lab/fastcomposer)."""
+class LoadConfig(StrictModel):
+    """What the batches of every recipe have in common."""
 
     resolution: int = Field(default=512, gt=0, multiple_of=8, description="side of the pictures, in pixels")
-    reference: int = Field(default=224, gt=0, description="side of the references, in pixels")
+    reference: int = Field(default=224, gt=0, description="side of what an image encoder is shown, in pixels")
     batch: int = Field(default=16, gt=0, description="samples per process and micro-batch")
+    workers: int = Field(default=2, ge=0, description="processes that load for each process that trains")
+    seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
+
+
+class DataConfig(LoadConfig):
+    """What a FastComposer batch is made of; rates as in the published run (mit-han-lab/fastcomposer)."""
+
     max_subjects: int = Field(default=4, gt=0, description="subjects of a sample; more are drawn from at random")
     unconditional: float = Field(default=0.1, ge=0, le=1, description="share of samples without caption and subjects")
     text_only: float = Field(
@@ -63,8 +74,6 @@ class DataConfig(StrictModel):
     subject_kept: float = Field(default=0.9, ge=0, le=1, description="probability that a subject stays")
     labels: tuple[str, ...] = Field(default=(), description="classes of the subjects; none: all. Published: person")
     augment: bool = Field(default=True, description="mirror pictures, disturb references")
-    workers: int = Field(default=2, ge=0, description="processes that load for each process that trains")
-    seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
 
     def plain(self) -> "DataConfig":
         """Nothing dropped and nothing disturbed: for looking at, and for measuring."""
@@ -80,22 +89,23 @@ class Shards:
     counts: tuple[int, ...] | None
 
 
-def find_shards(data: str) -> Shards:
-    """Find the shards of a dataset.
+def find_shards(data: str, recipe: str = "fastcomposer") -> Shards:
+    """Find the shards of a dataset of `recipe`.
 
     Args:
         data: its folder, or the tars themselves as webdataset writes them: a path, `http://...`, `pipe:...`, with
             braces, "shard-{000000..000009}.tar", for many.
+        recipe: what the folder's tars are named by.
 
     Raises:
         InputError: there is none.
     """
     folder = Path(data)
     if folder.is_dir():
-        paths = sorted(folder.glob("fastcomposer-[0-9]*.tar"))
+        paths = sorted(folder.glob(f"{recipe}-[0-9]*.tar"))
         if not paths:
             raise InputError(
-                f"{data} holds no shard: expected fastcomposer-000000.tar ..., as `subjectloom build` writes"
+                f"{data} holds no shard: expected {recipe}-000000.tar ..., as `subjectloom build {recipe}` writes"
             )
         counts = _counts(folder / "index.parquet", [path.name for path in paths])
         return Shards(tuple(map(str, paths)), counts)
@@ -116,8 +126,13 @@ def _counts(index: Path, names: Sequence[str]) -> tuple[int, ...] | None:
 
 def read_captions(shards: Shards, limit: int = 10_000) -> list[str]:
     """Read the captions of the first `limit` samples."""
-    samples = (sample for url in shards.urls for sample in _read(url))
-    return [_record(sample).caption for sample, _ in zip(samples, range(limit), strict=False)]
+    return [_record(sample).caption for sample in islice(read_samples(shards), limit)]
+
+
+def read_samples(shards: Shards) -> Iterator[Raw]:
+    """Read all samples once, in their order."""
+    for url in shards.urls:
+        yield from _read(url)
 
 
 def batches(
@@ -128,10 +143,9 @@ def batches(
     rank: int | None = None,
     world: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches without end, epoch after epoch, from the one after the first `done`.
+    """Yield FastComposer's batches, as `load` does.
 
-    Process `rank` of `world` gets batches of its own; by default they are those of torch.distributed or, before it is
-    set up, of its launcher. They and `config` must be the same where a run goes on. A batch holds
+    A batch holds
 
         keys                   list of B str
         pixel_values           [B, 3, R, R] float32 in [-1, 1]
@@ -148,18 +162,33 @@ def batches(
     Raises:
         InputError: a shard cannot be read, or of `PATIENCE` batches not one sample.
     """
+    make = partial(make_batch, tokenizer=tokenizer, config=config)
+    yield from map(as_floats, load(shards, make, config, done, rank, world))
+
+
+def load(
+    shards: Shards, make: Make, config: LoadConfig, done: int = 0, rank: int | None = None, world: int | None = None
+) -> Iterator[Batch]:
+    """Yield the batches that `make` makes without end, epoch after epoch, from the one after the first `done`.
+
+    Process `rank` of `world` gets batches of its own; by default they are those of torch.distributed or, before it is
+    set up, of its launcher. They and `config` must be the same where a run goes on.
+
+    Raises:
+        InputError: a shard cannot be read, or of `PATIENCE` batches not one sample.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork
-    here = this_process()
+    here = rank_and_world()
     rank, world = here[0] if rank is None else rank, here[1] if world is None else world
-    stream = _Stream(shards, tokenizer, config, done, rank, world)
+    stream = _Stream(shards, make, config, done, rank, world)
     loader = DataLoader(stream, batch_size=None, num_workers=config.workers, pin_memory=torch.cuda.is_available())
     for batch in loader:
         if "error" in batch:
             raise InputError(batch["error"])
-        yield as_floats(batch)
+        yield batch
 
 
-def this_process() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """Return this process's rank and how many processes there are."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -169,10 +198,8 @@ def this_process() -> tuple[int, int]:
 class _Stream(IterableDataset[Batch]):
     """What one worker reads: its part of the samples, in batches."""
 
-    def __init__(
-        self, shards: Shards, tokenizer: CLIPTokenizer, config: DataConfig, done: int, rank: int, world: int
-    ) -> None:
-        self.shards, self.tokenizer, self.config = shards, tokenizer, config
+    def __init__(self, shards: Shards, make: Make, config: LoadConfig, done: int, rank: int, world: int) -> None:
+        self.shards, self.make, self.config = shards, make, config
         self.done, self.rank, self.world = done, rank, world
 
     def __iter__(self) -> Iterator[Batch]:
@@ -200,7 +227,7 @@ class _Stream(IterableDataset[Batch]):
                     why = f"{ahead[0]['skipped'][0]}. `subjectloom inspect` says what is wrong"
                     raise InputError(f"no sample of {PATIENCE} batches can be read: {why}")
                 chosen = [next(samples) for _ in range(self.config.batch)]
-                ahead.append(make_batch(chosen, self.tokenizer, self.config))
+                ahead.append(self.make(chosen))
             batch = ahead.popleft()
             yield batch if batch["keys"] else {**ahead[-1], "skipped": batch["skipped"]}
 
@@ -275,20 +302,27 @@ def shuffle(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Iter
 
 
 def make_batch(samples: Sequence[tuple[int, Raw]], tokenizer: CLIPTokenizer, config: DataConfig) -> Batch:
-    """Make a batch of (epoch, sample) pairs, pictures, references and masks as bytes; `as_floats` finishes it.
+    """Make a batch of (epoch, sample) pairs, pictures, references and masks as bytes; `as_floats` finishes it."""
+    return stack(samples, partial(view, tokenizer=tokenizer, config=config))
 
-    Where no sample can be read there is no tensor in it.
+
+def stack(samples: Sequence[tuple[int, Raw]], make_view: Callable[[Raw, int], dict[str, Any]]) -> Batch:
+    """Make a batch of what `make_view` makes of (sample, epoch): tensors stacked, anything else in a list.
+
+    Samples that cannot be read are told in `skipped`; where none is left there is no tensor.
     """
     views, skipped = [], []
     for epoch, raw in samples:
         key = raw["__key__"]
         try:
-            views.append({"key": key, **view(raw, epoch, tokenizer, config)})
+            views.append({"key": key, **make_view(raw, epoch)})
         except (RecordError, ValueError) as error:  # pydantic's and pycocotools' are ValueErrors
             skipped.append(f"{key}: {' '.join(str(error).split())[:200]}")
-    names = [name for name in views[0] if name != "key"] if views else []
-    tensors = {name: torch.stack([one[name] for one in views]) for name in names}
-    return {"keys": [one["key"] for one in views], **tensors, "skipped": skipped}
+    columns = {name: [one[name] for one in views] for name in (views[0] if views else ())}
+    stacked = {
+        name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values for name, values in columns.items()
+    }
+    return {"keys": stacked.pop("key", []), **stacked, "skipped": skipped}
 
 
 def as_floats(batch: Batch) -> Batch:
@@ -305,8 +339,7 @@ def view(raw: Raw, epoch: int, tokenizer: CLIPTokenizer, config: DataConfig) -> 
     """Make one sample's tensors, pixels as bytes: a function of (sample, seed, epoch)."""
     record = _record(raw)
     opened = open_jpeg(raw.get("jpg", b""), record.width, record.height)
-    digest = hashlib.blake2b(record.key.encode(), digest_size=8).digest()
-    rng = np.random.default_rng([config.seed, epoch, int.from_bytes(digest, "big")])
+    rng = rng_of(config.seed, epoch, record.key)
     square = Square(record.width, record.height, config.resolution, config.augment and bool(rng.random() < 0.5))
     caption, subjects = drop(record, config, rng)
     ids, places = locate(caption, subjects, tokenizer)
@@ -321,6 +354,12 @@ def view(raw: Raw, epoch: int, tokenizer: CLIPTokenizer, config: DataConfig) -> 
                 kept.append(_Kept(place, mask.bbox, pixels, shown))
     picture = decode(opened, square, [one.bbox for one in kept], config.reference)
     return _tensors(kept, ids, square, picture, config, rng)
+
+
+def rng_of(seed: int, epoch: int, key: str) -> np.random.Generator:
+    """Make the generator of all that is drawn about a sample in an epoch."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return np.random.default_rng([seed, epoch, int.from_bytes(digest, "big")])
 
 
 def check(subject: Subject, record: Record) -> None:

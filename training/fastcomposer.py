@@ -10,30 +10,34 @@ The classes are those of Stable Diffusion 1.5's folders, at any size: `FastCompo
 folder, and `training.small` makes one that a CPU can train.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
-from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from schemas.errors import ModelError
+from training.diffusion import (
+    Batch,
+    Draws,
+    as_clip_sees,
+    draw_pictures,
+    encode_pictures,
+    latent_shape,
+    loading,
+    noise_loss,
+    noise_target,
+    save_stable_diffusion,
+    tokenize,
+    trains,
+)
 from training.localization import Subjects, localize
-
-Batch = Mapping[str, Any]
-"""What `training.data` yields: name to tensor (and "keys", the samples' keys)."""
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the pixels that CLIP was trained on, in [0, 1]."""
 
 
 class Fuser(ModelMixin, ConfigMixin):
@@ -59,41 +63,6 @@ class Fuser(ModelMixin, ConfigMixin):
 
 def _mlp(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs))
-
-
-@dataclass(frozen=True)
-class Draws:
-    """All that is random in one step of training.
-
-    `noise` and `latent_noise` are [B, C, h, w] float32, standard normal: what the latents are hidden in, and what the
-    autoencoder's posterior is drawn with. `timesteps` is [B] int64. `masked`: the noise loss sees subjects only.
-    """
-
-    noise: Tensor
-    latent_noise: Tensor
-    timesteps: Tensor
-    masked: bool
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], steps: int, mask_probability: float, rng: np.random.Generator) -> Self:
-        """Draw for latents of `shape` [B, C, h, w] and a schedule of `steps`."""
-        noise, latent_noise = (torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(2))
-        timesteps = torch.from_numpy(rng.integers(0, steps, shape[0]))
-        return cls(noise, latent_noise, timesteps, bool(rng.random() < mask_probability))
-
-    def to(self, device: torch.device) -> "Draws":
-        """Move the tensors to `device`."""
-        return Draws(self.noise.to(device), self.latent_noise.to(device), self.timesteps.to(device), self.masked)
-
-
-def noise_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared error of [B, C, h, w]; `weight` [B, 1, h, w] in [0, 1] multiplies both sides first.
-
-    The mean runs over all pixels, those of weight 0 included, as in the published trainer.
-    """
-    if weight is not None:
-        prediction, target = prediction * weight, target * weight
-    return F.mse_loss(prediction.float(), target.float())
 
 
 def subject_weight(segmentation: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
@@ -136,7 +105,8 @@ def load_parts(folder: str | Path, image_encoder: str | Path = "openai/clip-vit-
     """
     own = (Path(folder) / "fuser").is_dir()
     sight = {"subfolder": "image_encoder"} if own else {}
-    try:
+    layout = "Stable Diffusion 1.5's layout (tokenizer/, text_encoder/, unet/, vae/, scheduler/)"
+    with loading(folder, layout):
         text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
         vision = CLIPVisionModelWithProjection.from_pretrained(folder if own else image_encoder, **sight)
         widths = (text_encoder.config.hidden_size, vision.config.projection_dim)
@@ -149,11 +119,6 @@ def load_parts(folder: str | Path, image_encoder: str | Path = "openai/clip-vit-
             vae=AutoencoderKL.from_pretrained(folder, subfolder="vae"),
             scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
         )
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"no model in {folder}: {shorten(str(error), 200)}. It must be a folder in Stable Diffusion 1.5's layout "
-            "(tokenizer/, text_encoder/, unet/, vae/, scheduler/), or a name of one that can be downloaded"
-        ) from error
 
 
 def save_parts(parts: Parts, folder: Path) -> None:
@@ -161,16 +126,7 @@ def save_parts(parts: Parts, folder: Path) -> None:
 
     diffusers' own `StableDiffusionPipeline` reads the folder too, for pictures from text alone.
     """
-    StableDiffusionPipeline(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=parts.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    save_stable_diffusion(folder, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae, parts.scheduler)
     parts.image_encoder.save_pretrained(folder / "image_encoder")
     parts.fuser.save_pretrained(folder / "fuser")
 
@@ -185,6 +141,8 @@ class FastComposer(nn.Module):
         trained_blocks: how many of the image encoder's blocks, the last ones, are trained.
         train_encoders: train both encoders whole: for a model that starts from nothing.
     """
+
+    losses = ("loss", "noise", "localization")
 
     def __init__(
         self,
@@ -218,9 +176,7 @@ class FastComposer(nn.Module):
 
     def draw(self, batch: Batch, rng: np.random.Generator) -> Draws:
         """Draw all that is random in a step on `batch`."""
-        count, _, height, width = batch["pixel_values"].shape
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        shape = (count, self.vae.config.latent_channels, height // factor, width // factor)
+        shape = latent_shape(batch["pixel_values"], self.vae)
         return Draws.of(shape, self.scheduler.config.num_train_timesteps, self.mask_probability, rng)
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
@@ -234,19 +190,17 @@ class FastComposer(nn.Module):
             noisy, draws.timesteps, encoder_hidden_states=text, cross_attention_kwargs={"subjects": subjects}
         ).sample
         weight = subject_weight(segmentation, valid, noisy.shape[-2:]) if draws.masked else None
-        noise = noise_loss(prediction, self._target(latents, draws), weight)
+        noise = noise_loss(prediction, noise_target(self.scheduler, latents, draws), weight)
         localization = subjects.loss(segmentation)
         return {"loss": noise + self.localization_weight * localization, "noise": noise, "localization": localization}
 
-    @torch.no_grad()
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Encode pictures [B, 3, H, W] in [-1, 1] as latents [B, C, h, w], drawn from the posterior with `noise`."""
-        posterior = self.vae.encode(pixels).latent_dist
-        return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
+        return encode_pictures(self.vae, pixels, noise)
 
     def condition(self, batch: Batch) -> Tensor:
         """Encode captions and fuse the subjects' references into their tokens: [B, L, D]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains(self.text_encoder)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.text_encoder)):
             text = self.text_encoder(batch["input_ids"]).last_hidden_state
         rows, columns = torch.nonzero(batch["subject_mask"], as_tuple=True)
         none = len(rows) == 0
@@ -259,11 +213,11 @@ class FastComposer(nn.Module):
 
     def see(self, references: Tensor) -> Tensor:
         """Embed references [N, 3, h, w] float32 in [0, 1]: [N, E]."""
-        side = self.image_encoder.config.image_size
-        if references.shape[-2:] != (side, side):
-            references = F.interpolate(references, (side, side), mode="bilinear", antialias=True)
-        mean, std = (torch.tensor(values, device=references.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        return self.image_encoder((references - mean) / std).image_embeds
+        return self.image_encoder(as_clip_sees(references, self.image_encoder.config.image_size)).image_embeds
+
+    def references(self, batch: Batch) -> Tensor:
+        """The pictures that a batch shows the model: [B, M, 3, h, w] float32 in [0, 1]."""
+        return batch["subject_pixel_values"]
 
     @torch.no_grad()
     def sample(
@@ -285,32 +239,16 @@ class FastComposer(nn.Module):
             subject_share: share of the steps, the last ones, that see the subjects. The first ones see the text
                 alone and settle the layout: delayed subject conditioning, section 4.3 of the paper.
         """
-        schedule = DDIMScheduler.from_config(self.scheduler.config)
-        schedule.set_timesteps(steps, device=noise.device)
         plain = self.text_encoder(batch["input_ids"]).last_hidden_state
         nothing = self.text_encoder(self.tokenize([""]).to(noise.device)).last_hidden_state.expand_as(plain)
         fused = self.condition(batch)
-        latents = noise * schedule.init_noise_sigma
-        for number, time in enumerate(schedule.timesteps):
-            text = fused if number >= round((1 - subject_share) * steps) else plain
-            both = self.unet(torch.cat([latents] * 2), time, encoder_hidden_states=torch.cat([nothing, text])).sample
-            without, with_text = both.chunk(2)
-            latents = schedule.step(without + guidance * (with_text - without), time, latents).prev_sample
-        pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+        texts = [fused if number >= round((1 - subject_share) * steps) else plain for number in range(steps)]
+        return draw_pictures(self.unet, self.vae, self.scheduler, noise, nothing, texts, guidance)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Turn captions into token ids, padded and cut to the encoder's length L: [B, L] int64."""
-        length = self.text_encoder.config.max_position_embeddings
-        return self.tokenizer(
-            list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
+        return tokenize(self.tokenizer, captions, self.text_encoder.config.max_position_embeddings)
 
-    def _target(self, latents: Tensor, draws: Draws) -> Tensor:
-        if self.scheduler.config.prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(latents, draws.noise, draws.timesteps)
-        return draws.noise
-
-    @staticmethod
-    def _trains(part: nn.Module) -> bool:
-        return any(parameter.requires_grad for parameter in part.parameters())
+    def save(self, folder: Path) -> None:
+        """Write the model as `save_parts` does."""
+        save_parts(self.parts, folder)

@@ -1,6 +1,6 @@
-"""A small FastComposer model for pictures of 64 pixels, in the classes that Stable Diffusion 1.5 is made of.
+"""Small models for pictures of 64 pixels, in the classes that Stable Diffusion 1.5 is made of.
 
-It starts from nothing but the autoencoder, and a CPU can train it: for first tries, tests and measurements in small.
+They start from nothing but the autoencoder, and a CPU can train them: for first tries, tests and measurements in small.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,18 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    InstructBlipQFormerConfig,
+    InstructBlipQFormerModel,
+)
 
+from training.blip_diffusion import BlipParts, Prompter
 from training.fastcomposer import Fuser, Parts
 from training.tokenizer import small_tokenizer
 
@@ -20,7 +30,7 @@ WIDTH = 64
 
 
 def small_parts(autoencoder: Path, captions: Sequence[str], seed: int) -> Parts:
-    """Make the networks, their weights a function of `seed`, for the words of `captions`.
+    """Make FastComposer's networks, their weights a function of `seed`, for the words of `captions`.
 
     Args:
         autoencoder: folder of an `AutoencoderKL` for pictures of `SIDE` pixels.
@@ -34,14 +44,57 @@ def small_parts(autoencoder: Path, captions: Sequence[str], seed: int) -> Parts:
         return Parts(
             tokenizer=tokenizer,
             text_encoder=_text_encoder(len(tokenizer), tokenizer),
-            image_encoder=_image_encoder(),
+            image_encoder=CLIPVisionModelWithProjection(_image_config()),
             fuser=Fuser(WIDTH, WIDTH),
             unet=_unet(vae.config.latent_channels),
             vae=vae,
-            scheduler=DDPMScheduler(
-                beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
-            ),
+            scheduler=_scheduler(),
         )
+
+
+def small_blip_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> BlipParts:
+    """Make BLIP-Diffusion's networks, their weights a function of `seed`, for the words of `texts`.
+
+    The Q-Former reads subjects with the tokenizer of the text encoder.
+
+    Args:
+        autoencoder: folder of an `AutoencoderKL` for pictures of `SIDE` pixels.
+        texts: what the tokenizer's vocabulary is made from: the template, filled.
+        seed: of the fresh weights.
+    """
+    tokenizer = small_tokenizer(texts)
+    vae = AutoencoderKL.from_pretrained(autoencoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BlipParts(
+            tokenizer=tokenizer,
+            text_encoder=_text_encoder(len(tokenizer), tokenizer),
+            subject_tokenizer=tokenizer,
+            image_encoder=CLIPVisionModel(_image_config()),
+            qformer=InstructBlipQFormerModel(
+                InstructBlipQFormerConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=WIDTH,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    intermediate_size=4 * WIDTH,
+                    max_position_embeddings=tokenizer.model_max_length,
+                    pad_token_id=tokenizer.pad_token_id,
+                    cross_attention_frequency=1,
+                    encoder_hidden_size=WIDTH,
+                )
+            ),
+            prompter=Prompter(WIDTH),
+            unet=_unet(vae.config.latent_channels),
+            vae=vae,
+            scheduler=_scheduler(),
+        )
+
+
+def _scheduler() -> DDPMScheduler:
+    return DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
+    )
 
 
 def _text_encoder(words: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -64,17 +117,15 @@ def _text_encoder(words: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return encoder
 
 
-def _image_encoder() -> CLIPVisionModelWithProjection:
-    return CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            projection_dim=WIDTH,
-            image_size=SIDE,
-            patch_size=8,
-        )
+def _image_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=WIDTH,
+        image_size=SIDE,
+        patch_size=8,
     )
 
 

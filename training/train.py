@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 
 from schemas.errors import InputError, ModelError
+from training.blip_data import PairConfig
 from training.checkpoint import (
     complete_checkpoints,
     load_checkpoint,
@@ -42,12 +43,12 @@ from training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from training.data import DataConfig
-from training.fastcomposer import Batch, FastComposer, save_parts
+from training.data import DataConfig, LoadConfig
+from training.diffusion import Batch, Draws
 
 
-class TrainConfig(DataConfig):
-    """How to train. The defaults are the published run's (mit-han-lab/fastcomposer), in each of its processes."""
+class RunConfig(LoadConfig):
+    """How to train, whatever the model. The defaults are FastComposer's (mit-han-lab/fastcomposer), in each process."""
 
     steps: int = Field(default=150_000, gt=0, description="optimizer steps")
     accumulation: int = Field(default=1, gt=0, description="micro-batches per optimizer step")
@@ -56,6 +57,16 @@ class TrainConfig(DataConfig):
     weight_decay: float = Field(default=0.01, ge=0, description="of AdamW")
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     average: float = Field(default=0.9999, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
+    precision: Literal["no", "bf16"] = Field(default="no", description="mixed precision")
+    gradient_checkpointing: bool = Field(default=False, description="compute the U-Net twice and store less")
+    checkpoint_every: int = Field(default=500, gt=0, description="steps")
+    keep: int = Field(default=2, gt=0, description="checkpoints, the newest ones")
+    sample_every: int = Field(default=500, gt=0, description="steps from sample pictures to the next")
+
+
+class TrainConfig(DataConfig, RunConfig):
+    """How to train a FastComposer model. The defaults are the published run's."""
+
     localization_weight: float = Field(default=1e-3, ge=0, description="of the localization loss")
     mask_probability: float = Field(
         default=0.5, ge=0, le=1, description="share of the steps whose noise loss sees the subjects only"
@@ -64,17 +75,54 @@ class TrainConfig(DataConfig):
     train_encoders: bool = Field(
         default=False, description="both encoders learn whole: for one that starts from nothing"
     )
-    precision: Literal["no", "bf16"] = Field(default="no", description="mixed precision")
-    gradient_checkpointing: bool = Field(default=False, description="compute the U-Net twice and store less")
-    checkpoint_every: int = Field(default=500, gt=0, description="steps")
-    keep: int = Field(default=2, gt=0, description="checkpoints, the newest ones")
-    sample_every: int = Field(default=500, gt=0, description="steps from sample pictures to the next")
+
+
+class BlipTrainConfig(PairConfig, RunConfig):
+    """How to train a BLIP-Diffusion model. The defaults are the paper's pre-training, in each process."""
+
+    steps: int = Field(default=500_000, gt=0, description="optimizer steps; fine-tuning takes 40 to 120")
+    learning_rate: float = Field(
+        default=2e-6, gt=0, description="of AdamW, constant; fine-tuning: 5e-6 as published, 5e-5 in the paper"
+    )
+    finetune: bool = Field(
+        default=False,
+        description="learn a few pictures of a subject: its prompt is averaged once and kept, only the U-Net learns",
+    )
+    train_encoders: bool = Field(
+        default=False, description="the image encoder learns too: for one that starts from nothing"
+    )
+
+
+class Model(Protocol):
+    """What can be trained, a `torch.nn.Module`: `FastComposer`, `BlipDiffusion`."""
+
+    unet: Any
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of what calling it computes; of these "loss" is made smaller."""
+
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Compute the losses of a batch, scalars."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield its parameters; those that need a gradient are trained."""
+
+    def draw(self, batch: Batch, rng: np.random.Generator) -> Draws:
+        """Draw all that is random in a step on `batch`."""
+
+    def sample(self, batch: Batch, noise: Tensor) -> Tensor:
+        """Draw a picture for each sample, [B, 3, H, W] float32 in [0, 1]."""
+
+    def references(self, batch: Batch) -> Tensor:
+        """The pictures that a batch shows the model, [B, M, 3, h, w] float32 in [0, 1]."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model to a new folder."""
 
 
 Batches = Callable[[int], Iterator[Batch]]
 """Given how many batches this process has taken, goes on with the next ones, without end."""
-
-LOSSES = ("loss", "noise", "localization")
 
 Metrics = dict[str, float]
 """A line of `metrics.jsonl`: step, the losses, gradient_norm, learning_rate, samples_per_second, skipped."""
@@ -84,9 +132,9 @@ MAY_CHANGE = {"steps", "checkpoint_every", "keep", "sample_every"}
 
 
 def train(
-    model: FastComposer,
+    model: Model,
     batches: Batches,
-    config: TrainConfig,
+    config: RunConfig,
     output: Path,
     *,
     resume: bool = False,
@@ -140,7 +188,7 @@ def this_process() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def open_run(output: Path, config: TrainConfig, processes: int, resume: bool) -> None:
+def open_run(output: Path, config: RunConfig, processes: int, resume: bool) -> None:
     """Make the run's folder and note the config in it; raise InputError where another run stands in the way."""
     note = output / "config.json"
     asked = {"processes": processes, **config.model_dump(mode="json")}
@@ -165,16 +213,16 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
 class _Trainer:
     """All that changes while a run goes on: weights, their moving average, the optimizer's moments."""
 
-    model: FastComposer
+    model: Model
     wrapped: Any
     optimizer: Any
     average: EMAModel
     names: dict[Parameter, str]
-    config: TrainConfig
+    config: RunConfig
     accelerator: Accelerator
 
     @classmethod
-    def of(cls, model: FastComposer, config: TrainConfig, accelerator: Accelerator) -> "_Trainer":
+    def of(cls, model: Model, config: RunConfig, accelerator: Accelerator) -> "_Trainer":
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         optimizer = torch.optim.AdamW(list(names), lr=config.learning_rate, weight_decay=config.weight_decay)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -189,7 +237,7 @@ class _Trainer:
         rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        sums = torch.zeros(len(LOSSES), device=self.accelerator.device)
+        sums = torch.zeros(len(self.model.losses), device=self.accelerator.device)
         keys: list[str] = []
         skipped: list[str] = []
         for micro in range(config.accumulation):
@@ -200,7 +248,7 @@ class _Trainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 losses = self.wrapped(batch, draws)
                 self.accelerator.backward(losses["loss"] / config.accumulation)
-            sums += torch.stack([losses[name].detach().float() for name in LOSSES])
+            sums += torch.stack([losses[name].detach().float() for name in self.model.losses])
             keys += batch["keys"]
             skipped += batch["skipped"]
         norm = self.accelerator.clip_grad_norm_(list(self.names), config.clip)
@@ -216,7 +264,7 @@ class _Trainer:
             self._note(gather_object(skipped), output)
         return {
             "step": step,
-            **dict(zip(LOSSES, means, strict=True)),
+            **dict(zip(self.model.losses, means, strict=True)),
             "gradient_norm": float(norm),
             "learning_rate": rate,
             "samples_per_second": round(read / (time.perf_counter() - began), 2),
@@ -284,7 +332,7 @@ class _Trainer:
         noise = self.model.draw(batch, np.random.default_rng([self.config.seed, 0])).noise
         with self._averaged(), self.accelerator.autocast():
             drawn = self.model.sample(batch, noise.to(self.accelerator.device)).cpu()
-        own, references = show["pixel_values"] / 2 + 0.5, show["subject_pixel_values"]
+        own, references = show["pixel_values"] / 2 + 0.5, self.model.references(show)
         scaled = F.interpolate(references.flatten(0, 1), own.shape[-2:]).view(*references.shape[:3], *own.shape[-2:])
         rows = torch.cat([drawn[:, None], own[:, None], scaled], dim=1)
         return make_grid(rows.flatten(0, 1), nrow=rows.shape[1])
@@ -294,7 +342,7 @@ class _Trainer:
         aside = folder.with_name(f".{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         with self._averaged():
-            save_parts(self.model.parts, aside)
+            self.model.save(aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
 

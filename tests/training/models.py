@@ -15,6 +15,12 @@ CAPTIONS = ("a red ball and a blue cup", "a green tree by a house")
 
 def tiny_parts(folder: Path, seed: int = 0) -> Parts:
     """The small model with an untrained autoencoder, which is left in `folder`."""
+    save_tiny_autoencoder(folder)
+    return small_parts(folder, CAPTIONS, seed)
+
+
+def save_tiny_autoencoder(folder: Path) -> None:
+    """Leave an untrained autoencoder in `folder`."""
     torch.manual_seed(3)
     AutoencoderKL(
         block_out_channels=(8, 8, 8),
@@ -23,7 +29,6 @@ def tiny_parts(folder: Path, seed: int = 0) -> Parts:
         norm_num_groups=4,
         mid_block_add_attention=False,
     ).save_pretrained(folder)
-    return small_parts(folder, CAPTIONS, seed)
 
 
 def tiny_batch(parts: Parts, valid: list[list[bool]], seed: int = 0) -> dict[str, Any]:

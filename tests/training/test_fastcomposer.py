@@ -9,7 +9,8 @@ from diffusers import StableDiffusionPipeline
 
 from schemas.errors import ModelError
 from tests.training.models import CAPTIONS, tiny_batch, tiny_parts
-from training.fastcomposer import Draws, FastComposer, Fuser, Parts, load_parts, noise_loss, save_parts, subject_weight
+from training.diffusion import Draws, noise_loss
+from training.fastcomposer import FastComposer, Fuser, Parts, load_parts, save_parts, subject_weight
 
 TWO = [[True, True], [True, False]]
 

@@ -1,0 +1,110 @@
+"""BLIP-Diffusion pairs, made; datasets of them; a model small enough for tests, and batches for it."""
+
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from schemas.blip_diffusion import to_sample
+from schemas.example import Example, Placement, Source, Subject
+from schemas.images import encode_grey
+from schemas.shards import write_tar
+from tests.training.models import save_tiny_autoencoder
+from training.blip_data import fill_template
+from training.blip_diffusion import BlipParts
+from training.small import SIDE, small_blip_parts
+
+PROMPTS = ("a red ball on grass, the ball is", "a blue cup by a house, the cup is")
+"""What tokenizers are made from."""
+
+Box = tuple[int, int, int, int]
+
+
+def pixels_of(width: int, height: int, blue: int = 128) -> NDArray[np.uint8]:
+    """A picture whose red tells the column and whose green tells the row, from 0 to 255."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    tones = columns * 255 / (width - 1), rows * 255 / (height - 1), np.full((height, width), blue)
+    return np.stack(tones, axis=-1).round().astype(np.uint8)
+
+
+def jpeg_of(pixels: NDArray[np.uint8]) -> bytes:
+    stored = io.BytesIO()
+    Image.fromarray(pixels).save(stored, "JPEG", quality=100, subsampling="4:4:4")
+    return stored.getvalue()
+
+
+def pair(
+    key: str,
+    size: tuple[int, int] = (60, 40),
+    box: Box = (4, 4, 20, 20),
+    placement: Placement = Placement("painted"),  # noqa: B008
+    caption: str = "a red ball on grass",
+    subject: str = "ball",
+) -> Example:
+    """A pair of `size` (width, height) whose subject fills `box`, [x, y, w, h]; the input is bluer than the target."""
+    width, height = size
+    alpha = np.zeros((height, width), np.uint8)
+    alpha[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = 255
+    return Example(
+        key,
+        jpeg_of(pixels_of(width, height)),
+        width,
+        height,
+        caption,
+        Source(f"{key}.jpg"),
+        caption,
+        subject=Subject(subject),
+        trimap=encode_grey(alpha),
+        alpha=encode_grey(alpha),
+        composite=jpeg_of(pixels_of(width, height, blue=255)),
+        placement=placement,
+    )
+
+
+def raw_of(one: Example) -> dict[str, Any]:
+    """A pair as webdataset reads it."""
+    return {"__key__": one.key, **to_sample(one).members}
+
+
+def write_pairs(folder: Path, sizes: Sequence[int]) -> Path:
+    """Write shards of that many pairs; every second subject is a cup."""
+    folder.mkdir()
+    numbers = itertools.count()
+    for shard, size in enumerate(sizes):
+        chosen = [next(numbers) for _ in range(size)]
+        made = [pair(f"key{i:03d}", subject="cup" if i % 2 else "ball") for i in chosen]
+        with (folder / f"blip-diffusion-{shard:06d}.tar").open("wb") as tar:
+            write_tar(tar, map(to_sample, made))
+    return folder
+
+
+def tiny_blip_parts(folder: Path, seed: int = 0) -> BlipParts:
+    """The small model with an untrained autoencoder, which is left in `folder`."""
+    save_tiny_autoencoder(folder)
+    return small_blip_parts(folder, PROMPTS, seed)
+
+
+def tiny_pairs(parts: BlipParts, subjects: Sequence[str | None], seed: int = 0) -> dict[str, Any]:
+    """A batch of captions "a red ball on grass"; of a subject None the prompt is dropped, and it is a ball."""
+    rng = np.random.default_rng(seed)
+    count = len(subjects)
+    filled = [fill_template("a red ball on grass", subject, parts.tokenizer) for subject in subjects]
+    texts = [subject or "ball" for subject in subjects]
+    read = parts.subject_tokenizer(texts, padding="max_length", max_length=8, return_tensors="pt")
+    return {
+        "keys": [f"key{i}" for i in range(count)],
+        "pixel_values": torch.from_numpy(rng.uniform(-1, 1, (count, 3, SIDE, SIDE)).astype(np.float32)),
+        "input_pixel_values": torch.from_numpy(rng.random((count, 3, SIDE, SIDE), np.float32)),
+        "input_ids": torch.tensor([ids for ids, _ in filled]),
+        "subject_prompt_mask": torch.tensor([mask for _, mask in filled]),
+        "subject_text": texts,
+        "subject_input_ids": read.input_ids,
+        "subject_attention_mask": read.attention_mask.bool(),
+        "skipped": [],
+    }

@@ -1,0 +1,308 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from schemas.errors import ModelError
+from tests.training.pairs import PROMPTS, tiny_blip_parts, tiny_pairs
+from training.blip_diffusion import (
+    BlipDiffusion,
+    BlipParts,
+    Prompter,
+    average_subjects,
+    load_blip_parts,
+    save_blip_parts,
+    without_subjects,
+)
+from training.train import BlipTrainConfig, RunConfig, train
+
+CONFIG = BlipTrainConfig(
+    steps=6, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
+)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> BlipParts:
+    return tiny_blip_parts(tmp_path / "vae")
+
+
+def test_the_prompter_computes_the_formula() -> None:
+    torch.manual_seed(0)
+    prompter = Prompter(3, 2)
+    answers = torch.randn(1, 2, 3)
+
+    def linear(x: list[float], layer: Any) -> list[float]:  # noqa: ANN401
+        rows = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+        return [sum(a * b for a, b in zip(x, row, strict=True)) + bias for row, bias in rows]
+
+    expected = []
+    for x in answers[0].tolist():
+        mean = sum(x) / 3
+        deviation = (sum((v - mean) ** 2 for v in x) / 3) ** 0.5
+        hidden = linear([(v - mean) / deviation for v in x], prompter.widen)
+        changed = linear([v / (1 + np.exp(-1.702 * v)) for v in hidden], prompter.narrow)
+        expected.append([a + b for a, b in zip(x, changed, strict=True)])
+    assert prompter.widen.weight.shape == (12, 3)
+    np.testing.assert_allclose(prompter(answers)[0].detach(), expected, atol=1e-5)
+
+
+def test_the_forward_pass_is_the_papers_steps_one_by_one(parts: BlipParts) -> None:
+    model = BlipDiffusion(parts)
+    batch = tiny_pairs(parts, ["ball", "cup", None])
+    draws = model.draw(batch, np.random.default_rng(1))
+    with torch.no_grad():
+        mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+        std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+        texts = []
+        for row in range(3):
+            vision = parts.image_encoder
+            seen = vision.post_layernorm(
+                vision((batch["input_pixel_values"][row : row + 1] - mean) / std).last_hidden_state
+            )
+            subject = batch["subject_input_ids"][row][batch["subject_attention_mask"][row]]  # without padding
+            answers = parts.qformer(
+                subject[None], query_embeds=parts.prompter.queries[None], encoder_hidden_states=seen
+            )
+            prompt = parts.prompter(answers.last_hidden_state[:, :16])[0]
+            encoder = parts.text_encoder
+            words = encoder.embeddings.token_embedding(batch["input_ids"][row])
+            if row < 2:
+                words[10:26] = prompt
+            hidden = (words + encoder.embeddings.position_embedding.weight)[None]
+            causal = torch.full((77, 77), float("-inf")).triu(1)[None, None]
+            for layer in encoder.encoder.layers:
+                hidden = layer(hidden, causal)
+            texts.append(encoder.final_layer_norm(hidden))
+        text = torch.cat(texts)
+        assert torch.allclose(model.condition(batch), text, atol=1e-4)
+        posterior = parts.vae.encode(batch["pixel_values"]).latent_dist
+        latents = (posterior.mean + posterior.std * draws.latent_noise) * parts.vae.config.scaling_factor
+        a = parts.scheduler.alphas_cumprod[draws.timesteps].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * latents + (1 - a).sqrt() * draws.noise
+        expected = (parts.unet(noisy, draws.timesteps, text).sample - draws.noise).square().mean().item()
+    losses = model(batch, draws)
+    assert losses["loss"].item() == losses["noise"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_subject_prompt_stands_in_its_places_and_changes_nothing_before(parts: BlipParts) -> None:
+    model = BlipDiffusion(parts)
+    batch = tiny_pairs(parts, ["ball", "ball"])
+    with torch.no_grad():
+        plain = parts.text_encoder(batch["input_ids"]).last_hidden_state
+        changed = (model.condition(batch) - plain).abs().amax(-1) > 1e-5
+    assert not changed[:, :10].any()
+    assert changed[:, 10:].all()
+    with torch.no_grad():  # and the encoder is as before
+        assert torch.equal(parts.text_encoder(batch["input_ids"]).last_hidden_state, plain)
+
+
+def test_a_dropped_prompt_leaves_the_caption_alone(parts: BlipParts) -> None:
+    batch = tiny_pairs(parts, [None])
+    with torch.no_grad():
+        text = BlipDiffusion(parts).condition(batch)
+        assert torch.equal(text, parts.text_encoder(batch["input_ids"]).last_hidden_state)
+
+
+def test_the_prompt_depends_on_picture_and_subject_and_not_on_padding(parts: BlipParts) -> None:
+    model = BlipDiffusion(parts)
+    batch = tiny_pairs(parts, ["ball"])
+    other = {**batch, "input_pixel_values": batch["input_pixel_values"].flip(-1)}
+    named = tiny_pairs(parts, ["cup"])
+    longer = {
+        **batch,
+        "subject_input_ids": torch.nn.functional.pad(batch["subject_input_ids"], (0, 5), value=3),
+        "subject_attention_mask": torch.nn.functional.pad(batch["subject_attention_mask"], (0, 5)),
+    }
+    with torch.no_grad():
+        prompt, mirrored, cup, padded = (model.see(one) for one in (batch, other, named, longer))
+    assert prompt.shape == (1, 16, 64)
+    assert (prompt - mirrored).abs().max() > 1e-4
+    assert (prompt - cup).abs().max() > 1e-4
+    assert torch.allclose(prompt, padded, atol=1e-5)
+
+
+def trained(model: BlipDiffusion) -> set[str]:
+    return {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_pre_training_teaches_all_but_image_encoder_and_autoencoder(parts: BlipParts) -> None:
+    assert trained(BlipDiffusion(parts)) == {"qformer", "prompter", "text_encoder", "unet"}
+    assert trained(BlipDiffusion(parts, train_encoders=True)) == {
+        "qformer", "prompter", "text_encoder", "unet", "image_encoder",
+    }  # fmt: skip
+    assert trained(BlipDiffusion(parts, train_encoders=True, finetune=True)) == {"unet"}
+
+
+@pytest.mark.parametrize("subjects", [["ball", "cup"], [None, None]])
+@pytest.mark.parametrize("train_encoders", [False, True])
+def test_every_trained_parameter_has_a_gradient_and_no_frozen_one(
+    parts: BlipParts, subjects: list[str | None], train_encoders: bool
+) -> None:
+    model = BlipDiffusion(parts, train_encoders=train_encoders)
+    batch = tiny_pairs(parts, subjects)
+    model(batch, model.draw(batch, np.random.default_rng(0)))["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    gradient = model.prompter.queries.grad
+    assert gradient is not None
+    assert bool(gradient.any()) == (subjects[0] is not None)
+
+
+def test_nothing_is_dropped_at_random_within_the_networks(parts: BlipParts) -> None:
+    for part in (parts.qformer, parts.text_encoder, parts.unet):
+        part.train()
+    model = BlipDiffusion(parts)
+    batch = tiny_pairs(parts, ["ball"])
+    draws = model.draw(batch, np.random.default_rng(0))
+    assert model(batch, draws)["loss"].item() == model(batch, draws)["loss"].item()
+
+
+def test_prompts_are_averaged_by_subject() -> None:
+    prompts = torch.arange(24.0).view(4, 3, 2)
+    averaged = average_subjects(["dog", "cat", "dog", "dog"], prompts)
+    assert averaged.keys() == {"dog", "cat"}
+    assert torch.equal(averaged["cat"], prompts[1])
+    assert torch.allclose(averaged["dog"], (prompts[0] + prompts[2] + prompts[3]) / 3)
+
+
+def test_kept_prompts_stand_in_for_their_subjects_pictures(parts: BlipParts) -> None:
+    model = BlipDiffusion(parts, finetune=True)
+    first, second = (tiny_pairs(parts, ["ball", "ball"], seed) for seed in (0, 1))
+    with torch.no_grad():
+        mean = torch.cat([model.see(first), model.see(second)]).mean(0)
+    model.remember(iter([first, second]))
+    assert torch.allclose(model.prompts(first), mean.expand(2, -1, -1), atol=1e-6)
+    mixed = tiny_pairs(parts, ["ball", "cup"])
+    with torch.no_grad():
+        prompts = model.prompts(mixed)
+        assert torch.allclose(prompts[0], mean, atol=1e-6)
+        assert torch.equal(prompts[1], model.see(mixed)[1])
+
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("the Q-Former ran although the prompt is kept")
+
+    model.qformer.forward = fail
+    batch = tiny_pairs(parts, ["ball", None])
+    model(batch, model.draw(batch, np.random.default_rng(0)))["loss"].backward()
+    assert model.unet.conv_in.weight.grad is not None
+
+
+def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: BlipParts, tmp_path: Path) -> None:
+    batch = tiny_pairs(parts, ["ball", "cup", None])
+    model = BlipDiffusion(parts)
+    draws = model.draw(batch, np.random.default_rng(0))
+    save_blip_parts(parts, tmp_path / "model")
+    loaded = load_blip_parts(tmp_path / "model")
+    again = BlipDiffusion(loaded)
+    assert loaded.subjects == {}
+    assert again(batch, draws)["loss"].item() == pytest.approx(model(batch, draws)["loss"].item(), rel=1e-6)
+    assert loaded.subject_tokenizer("a ball").input_ids == parts.subject_tokenizer("a ball").input_ids
+    assert not list((tmp_path / "model").rglob("*.bin"))
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(PROMPTS[0], num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
+
+
+def test_kept_prompts_are_saved_with_the_model(parts: BlipParts, tmp_path: Path) -> None:
+    model = BlipDiffusion(parts, finetune=True)
+    batch = tiny_pairs(parts, ["ball", "cup"])
+    model.remember([batch])
+    model.save(tmp_path / "model")
+    loaded = load_blip_parts(tmp_path / "model")
+    assert torch.equal(BlipDiffusion(loaded).prompts(batch), model.prompts(batch))
+    assert without_subjects(loaded).subjects == {}
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"no model in {tmp_path / 'none'}: .*BLIP-Diffusion's layout"):
+        load_blip_parts(tmp_path / "none")
+
+
+def test_sampling_is_a_function_of_noise_texts_and_input(parts: BlipParts) -> None:
+    model = BlipDiffusion(parts)
+    batch = tiny_pairs(parts, ["ball"])
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    first = model.sample(batch, noise, steps=3)
+    assert first.shape == (1, 3, 64, 64)
+    assert 0 <= first.min() <= first.max() <= 1
+    assert torch.equal(first, model.sample({**batch, "pixel_values": None}, noise, steps=3))
+    other = {**batch, "input_pixel_values": batch["input_pixel_values"].flip(-1)}
+    assert not torch.equal(first, model.sample(other, noise, steps=3))
+    assert model.references(batch).shape == (1, 1, 3, 64, 64)
+
+
+def new_model(folder: Path, **options: bool) -> BlipDiffusion:
+    return BlipDiffusion(tiny_blip_parts(folder / "vae"), **options)
+
+
+def batches_of(model: BlipDiffusion) -> Callable[[int], Iterator[dict[str, Any]]]:
+    """Batches that are a function of their number."""
+
+    def batches(done: int) -> Iterator[dict[str, Any]]:
+        while True:
+            yield tiny_pairs(model.parts, ["ball", None if done % 3 == 0 else "cup"], seed=done)
+            done += 1
+
+    return batches
+
+
+def run(folder: Path, output: Path, config: RunConfig = CONFIG, **options: Any) -> list[dict[str, float]]:  # noqa: ANN401
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model = new_model(folder, train_encoders=True)
+    return list(train(model, batches_of(model), config, output, **options))
+
+
+def losses(metrics: list[dict[str, float]]) -> list[tuple[float, ...]]:
+    return [(m["step"], m["loss"], m["gradient_norm"]) for m in metrics]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_broken_run_goes_on_to_the_same_numbers_and_weights(tmp_path: Path, stop: int) -> None:
+    whole = run(tmp_path, tmp_path / "whole")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model = new_model(tmp_path, train_encoders=True)
+    running = train(model, batches_of(model), CONFIG, tmp_path / "broken")
+    first = [next(running) for _ in range(stop)]
+    running.close()
+    rest = run(tmp_path, tmp_path / "broken", resume=True)
+    kept = stop // 2 * 2
+    assert losses([*first[:kept], *rest]) == losses(whole)
+    for name in ("unet/diffusion_pytorch_model", "qformer/model", "prompter/diffusion_pytorch_model"):
+        one, other = (load_file(tmp_path / which / "model" / f"{name}.safetensors") for which in ("whole", "broken"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_fine_tuning_changes_the_unet_alone_and_lowers_the_loss(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model = new_model(tmp_path, finetune=True)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    batch = tiny_pairs(model.parts, ["ball", "ball"])
+    model.remember([batch])
+    draws = model.draw(batch, np.random.default_rng(0))
+    start = model(batch, draws)["loss"].item()
+    config = CONFIG.model_copy(update={"steps": 12, "average": 0.0})
+
+    def same(_: int) -> Iterator[dict[str, Any]]:
+        while True:
+            yield batch
+
+    list(train(model, same, config, tmp_path / "run"))
+    changed = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {"unet"}
+    assert model(batch, draws)["loss"].item() < 0.9 * start
+    assert load_blip_parts(tmp_path / "run" / "model").subjects.keys() == {"ball"}
+
+
+def test_parts_are_the_models_own(parts: BlipParts) -> None:
+    model = BlipDiffusion(replace(parts, subjects={"ball": torch.ones(16, 64)}))
+    assert all(
+        getattr(model.parts, name) is getattr(parts, name) for name in parts.__dataclass_fields__ if name != "subjects"
+    )
+    assert model.parts.subjects["ball"].sum() == 16 * 64

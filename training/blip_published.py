@@ -1,0 +1,108 @@
+"""The published weights of BLIP-Diffusion: their `qformer/` folder holds everything that sees, under other names.
+
+diffusers' deprecated pipeline has classes of its own for them, which transformers 5 no longer runs. Their weights are
+those of transformers' CLIP image encoder and text-reading Q-Former, but for names and for one matrix that CLIP keeps
+in three.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel, InstructBlipQFormerConfig, InstructBlipQFormerModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import cached_file
+
+FOLDER = "qformer"
+TOKENIZER = "bert-base-uncased"
+"""What reads subject texts, where the folder names no other."""
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What `qformer/` holds: image encoder, Q-Former, weights of the queries and the feed-forward, tokenizer's name."""
+
+    image_encoder: CLIPVisionModel
+    qformer: InstructBlipQFormerModel
+    prompter: Weights
+    tokenizer: str
+
+
+def is_published(folder: str | Path) -> bool:
+    """Whether a folder, or the hub's name of one, has the published layout."""
+    return "vision_config" in PreTrainedConfig.get_config_dict(folder, subfolder=FOLDER)[0]
+
+
+def load_sight(folder: str | Path) -> Sight:
+    """Load what sees from a folder in the published layout; raise an OSError where its weights are missing."""
+    config = PreTrainedConfig.get_config_dict(folder, subfolder=FOLDER)[0]
+    weights = _read(folder)
+    image_encoder = CLIPVisionModel(CLIPVisionConfig(**_shared(CLIPVisionConfig(), config["vision_config"])))
+    _fill(image_encoder, image_weights(_under(weights, "visual_encoder.")))
+    qformer = InstructBlipQFormerModel(
+        InstructBlipQFormerConfig(**_shared(InstructBlipQFormerConfig(), config["qformer_config"]))
+    )
+    _fill(qformer, qformer_weights(weights))
+    return Sight(image_encoder.eval(), qformer.eval(), prompter_weights(weights), config.get("tokenizer") or TOKENIZER)
+
+
+def _read(folder: str | Path) -> Weights:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = cached_file(folder, name, subfolder=FOLDER, _raise_exceptions_for_missing_entries=False)
+        if path:
+            return load_state_dict(path)
+    raise OSError(f"{folder}/{FOLDER} holds no model.safetensors")
+
+
+def _shared(kind: PreTrainedConfig, told: dict[str, Any]) -> dict[str, Any]:
+    """What a config says of the fields that another kind of config has too; kinds and versions stay its own."""
+    return {name: told[name] for name in kind.to_dict().keys() & told.keys() - {"model_type", "transformers_version"}}
+
+
+def _fill(model: Any, weights: Weights) -> None:  # noqa: ANN401
+    # Buffers of position numbers stand in old files and not in the classes, or the other way round.
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    wrong = [name for name in (*missing, *unexpected) if not name.endswith("position_ids")]
+    if wrong:
+        raise ValueError(f"the weights of {FOLDER} do not fit {type(model).__name__}: {', '.join(wrong[:5])}")
+
+
+def _under(weights: Weights, prefix: str) -> Weights:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def image_weights(weights: Weights) -> Weights:
+    """Name the image encoder's weights as CLIP does."""
+    renamed: Weights = {}
+    for name, value in weights.items():
+        if ".self_attn.qkv." in name:
+            for part, piece in zip("qkv", value.chunk(3), strict=True):
+                renamed[name.replace(".qkv.", f".{part}_proj.")] = piece
+        elif name == "embeddings.class_embedding":
+            renamed[name] = value.flatten()
+        elif name == "embeddings.position_embedding":
+            renamed[f"{name}.weight"] = value[0]
+        else:
+            as_clip = name.replace(".self_attn.projection.", ".self_attn.out_proj.")
+            renamed[as_clip.replace("pre_layernorm", "pre_layrnorm")] = value
+    return renamed
+
+
+def qformer_weights(weights: Weights) -> Weights:
+    """Pick the Q-Former's weights and name them as transformers does."""
+    kept = {name: value for name, value in weights.items() if name.startswith(("embeddings.", "encoder."))}
+    return {name.replace("embeddings.LayerNorm.", "embeddings.layernorm."): value for name, value in kept.items()}
+
+
+def prompter_weights(weights: Weights) -> Weights:
+    """Pick the queries and the feed-forward network."""
+    names = {"dense1": "widen", "dense2": "narrow", "LayerNorm": "norm"}
+    renamed = {"queries": weights["query_tokens"][0]}
+    for name, value in _under(weights, "proj_layer.").items():
+        layer, _, kind = name.partition(".")
+        renamed[f"{names[layer]}.{kind}"] = value
+    return renamed
