@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel, InstructBlipQFormerConfig, InstructBlipQFormerModel
+from transformers import (
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    InstructBlipQFormerConfig,
+    InstructBlipQFormerModel,
+)
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
@@ -41,11 +48,11 @@ def load_sight(folder: str | Path) -> Sight:
     """Load what sees from a folder in the published layout; raise an OSError where its weights are missing."""
     config = PreTrainedConfig.get_config_dict(folder, subfolder=FOLDER)[0]
     weights = _read(folder)
-    image_encoder = CLIPVisionModel(CLIPVisionConfig(**_shared(CLIPVisionConfig(), config["vision_config"])))
+    vision = _shared(Blip2VisionConfig(**config["vision_config"]), CLIPVisionConfig())
+    image_encoder = CLIPVisionModel(CLIPVisionConfig(**vision))
     _fill(image_encoder, image_weights(_under(weights, "visual_encoder.")))
-    qformer = InstructBlipQFormerModel(
-        InstructBlipQFormerConfig(**_shared(InstructBlipQFormerConfig(), config["qformer_config"]))
-    )
+    queried = _shared(Blip2QFormerConfig(**config["qformer_config"]), InstructBlipQFormerConfig())
+    qformer = InstructBlipQFormerModel(InstructBlipQFormerConfig(**queried))
     _fill(qformer, qformer_weights(weights))
     return Sight(image_encoder.eval(), qformer.eval(), prompter_weights(weights), config.get("tokenizer") or TOKENIZER)
 
@@ -58,9 +65,10 @@ def _read(folder: str | Path) -> Weights:
     raise OSError(f"{folder}/{FOLDER} holds no model.safetensors")
 
 
-def _shared(kind: PreTrainedConfig, told: dict[str, Any]) -> dict[str, Any]:
-    """What a config says of the fields that another kind of config has too; kinds and versions stay its own."""
-    return {name: told[name] for name in kind.to_dict().keys() & told.keys() - {"model_type", "transformers_version"}}
+def _shared(told: PreTrainedConfig, kind: PreTrainedConfig) -> dict[str, Any]:
+    """What a config tells, or leaves at its defaults, of the fields of another kind; kinds and versions stay theirs."""
+    names = kind.to_dict().keys() - {"model_type", "transformers_version", "architectures"}
+    return {name: value for name, value in told.to_dict().items() if name in names}
 
 
 def _fill(model: Any, weights: Weights) -> None:  # noqa: ANN401

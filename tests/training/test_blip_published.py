@@ -1,0 +1,161 @@
+"""The published layout, as diffusers' own classes write it, with weights of no meaning."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.pipelines.deprecated.blip_diffusion.modeling_blip2 import Blip2QFormerModel
+from diffusers.pipelines.deprecated.blip_diffusion.modeling_ctx_clip import ContextCLIPTextModel
+from safetensors.torch import load_file
+from transformers import BertTokenizer, Blip2Config, Blip2QFormerConfig
+from transformers.models.blip_2 import modeling_blip_2
+
+from schemas.errors import ModelError
+from tests.training.pairs import tiny_blip_parts, tiny_pairs
+from training.blip_diffusion import BlipDiffusion, load_blip_parts, save_blip_parts
+
+QFORMER = {
+    "vocab_size": 9,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "encoder_hidden_size": 32,
+    "cross_attention_frequency": 1,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_act": "quick_gelu",
+}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[Path, Any]:
+    """A folder in the published layout, and diffusers' model of its `qformer/`."""
+    parts = tiny_blip_parts(tmp_path / "vae")
+    folder = tmp_path / "published"
+    save_blip_parts(parts, folder)
+    for name in ("subject_tokenizer", "image_encoder", "qformer", "prompter", "text_encoder"):
+        for file in (folder / name).iterdir():
+            file.unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "ball", "cup"]
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path / "bert")
+    config = Blip2Config(vision_config=VISION, qformer_config=QFORMER, num_query_tokens=16)
+    config.tokenizer = str(tmp_path / "bert")
+    torch.manual_seed(0)
+    model = Blip2QFormerModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    model.save_pretrained(folder / "qformer")
+    text = ContextCLIPTextModel(parts.text_encoder.config)
+    text.text_model.load_state_dict(parts.text_encoder.state_dict(), strict=False)
+    text.save_pretrained(folder / "text_encoder")
+    return folder, model
+
+
+def test_the_published_image_encoder_sees_the_same(published: tuple[Path, Any]) -> None:
+    folder, theirs = published
+    ours = load_blip_parts(folder).image_encoder
+    pictures = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = theirs.visual_encoder(pictures, return_dict=True).last_hidden_state
+        assert torch.allclose(ours.post_layernorm(ours(pictures).last_hidden_state), expected, atol=1e-5)
+
+
+def test_the_published_q_former_and_feed_forward_answer_the_same(published: tuple[Path, Any]) -> None:
+    """transformers' BLIP-2 Q-Former with text is the peer; diffusers' own no longer runs."""
+    folder, theirs = published
+    parts = load_blip_parts(folder)
+    model = BlipDiffusion(parts)
+    weights = load_file(folder / "qformer" / "model.safetensors")
+    config = Blip2QFormerConfig(**QFORMER, use_qformer_text_input=True)
+    embeddings = modeling_blip_2.Blip2TextEmbeddings(config)
+    for name in ("word_embeddings", "position_embeddings"):
+        getattr(embeddings, name).weight.data = weights[f"embeddings.{name}.weight"]
+    peer = modeling_blip_2.Blip2QFormerModel(config).eval()
+    peer.encoder.load_state_dict(
+        {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
+    )
+    peer.layernorm.weight.data = weights["embeddings.LayerNorm.weight"]
+    peer.layernorm.bias.data = weights["embeddings.LayerNorm.bias"]
+
+    read = parts.subject_tokenizer(["a ball", "cup"], padding=True, return_tensors="pt")
+    assert read.input_ids.tolist() == [[2, 5, 6, 3], [2, 7, 3, 0]]
+    batch = {
+        "input_pixel_values": torch.rand(2, 3, 32, 32),
+        "subject_input_ids": read.input_ids,
+        "subject_attention_mask": read.attention_mask.bool(),
+    }
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    with torch.no_grad():
+        seen = theirs.visual_encoder((batch["input_pixel_values"] - mean) / std, return_dict=True).last_hidden_state
+        asked = embeddings(read.input_ids, query_embeds=weights["query_tokens"].expand(2, -1, -1))
+        answers = peer(
+            query_embeds=asked,
+            query_length=16,
+            attention_mask=torch.cat([torch.ones(2, 16, dtype=torch.long), read.attention_mask], dim=1),
+            encoder_hidden_states=seen,
+        ).last_hidden_state
+        assert torch.allclose(model.see(batch), theirs.proj_layer(answers[:, :16]), atol=1e-4)
+
+
+def test_a_published_model_runs_and_is_saved_in_the_own_layout(published: tuple[Path, Any], tmp_path: Path) -> None:
+    model = BlipDiffusion(load_blip_parts(published[0]))
+    batch = tiny_pairs(model.parts, ["ball", "cup"])
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    pictures = model.sample(batch, noise, steps=2)
+    model.save(tmp_path / "own")
+    assert torch.equal(BlipDiffusion(load_blip_parts(tmp_path / "own")).sample(batch, noise, steps=2), pictures)
+
+
+def test_old_files_are_read_too(published: tuple[Path, Any]) -> None:
+    folder, _ = published
+    stored = folder / "qformer" / "model.safetensors"
+    expected = load_blip_parts(folder).prompter.state_dict()
+    torch.save(load_file(stored), folder / "qformer" / "pytorch_model.bin")
+    stored.unlink()
+    found = load_blip_parts(folder).prompter.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_fields_that_a_config_leaves_out_are_blip2s(published: tuple[Path, Any]) -> None:
+    folder, _ = published
+    path = folder / "qformer" / "config.json"
+    told = json.loads(path.read_text())
+    for part, name in (("vision_config", "layer_norm_eps"), ("qformer_config", "layer_norm_eps")):
+        told[part].pop(name)
+    path.write_text(json.dumps(told))
+    parts = load_blip_parts(folder)
+    assert parts.image_encoder.config.layer_norm_eps == 1e-6
+    assert parts.qformer.config.layer_norm_eps == 1e-12
+    assert parts.image_encoder.config.hidden_act == "quick_gelu"
+
+
+def test_weights_that_do_not_fit_and_missing_ones_are_told(published: tuple[Path, Any]) -> None:
+    folder, model = published
+    weights = {name: value for name, value in model.state_dict().items() if "layer.1.output.dense" not in name}
+    (folder / "qformer" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"qformer holds no model\.safetensors"):
+        load_blip_parts(folder)
+    torch.save(weights, folder / "qformer" / "pytorch_model.bin")
+    with pytest.raises(
+        ModelError, match=r"do not fit InstructBlipQFormerModel: encoder\.layer\.1\.output\.dense\.weight"
+    ):
+        load_blip_parts(folder)
+
+
+def test_a_plain_stable_diffusion_is_told(published: tuple[Path, Any]) -> None:
+    folder, _ = published
+    for file in (folder / "qformer").iterdir():
+        file.unlink()
+    with pytest.raises(ModelError, match="a Stable Diffusion with qformer/ beside"):
+        load_blip_parts(folder)
