@@ -9,6 +9,9 @@ day") stand in every batch as wrong answers.
 
 import json
 import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,10 +25,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from scipy import ndimage
+from transformers import CLIPTokenizer
 
 from jobs.train_segmenter import TRAINING
 from transforms.scenes import make_scene
-from transforms.scenes.grammar import ENDINGS, Group, describe
+from transforms.scenes.grammar import ENDINGS, JOINS, NUMBERS, OPENINGS, PLURALS, Group, describe
+from transforms.scenes.paint import COLORS, TEXTURES
+from transforms.scenes.shapes import NOUNS
 from transforms.similarity import masked_crop
 
 SIDE = 64
@@ -33,13 +39,52 @@ SIDE = 64
 CONFIG: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
-    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
+    # The name says that a tokenizer lies in the model's own folder (open_clip looks for it there).
+    "text_cfg": {
+        "context_length": 24,
+        "vocab_size": 772,
+        "width": 64,
+        "heads": 4,
+        "layers": 2,
+        "hf_tokenizer_name": "clip",
+    },
 }
 NOTHING = tuple(sorted({ending.split(maxsplit=1)[1] for ending in ENDINGS if ending}))
 """Phrases with nothing to see."""
 
+_PLURALS = [PLURALS.get(noun, f"{noun}s") for noun in NOUNS]
+_LISTED = [*NOUNS, *_PLURALS, *COLORS, *TEXTURES, *NUMBERS.values(), *OPENINGS, *JOINS, *ENDINGS]
+WORDS = " ".join(_LISTED) + " a an the one is are small little large big to the left right of above below"
+"""All that captions of scenes are made of."""
+
 Kind = tuple[str, str, str]
 """Noun, colour and texture of an object."""
+
+
+def new_tokenizer() -> CLIPTokenizer:
+    """Make CLIP's own tokenizer without the merges, and so the tokens, that `WORDS` have no use for.
+
+    `WORDS` are read as CLIP reads them; any other text is spelt out of shorter tokens, down to bytes. The whole
+    vocabulary would be nine tenths of the model.
+    """
+    whole = open_clip.SimpleTokenizer()
+    used: set[tuple[str, str]] = set()
+    for word in re.findall(r"[a-z]+", WORDS.lower()):
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while pairs := [pair for pair in pairwise(pieces) if pair in whole.bpe_ranks]:
+            first = min(pairs, key=whole.bpe_ranks.__getitem__)
+            used.add(first)
+            at = list(pairwise(pieces)).index(first)
+            pieces[at : at + 2] = ["".join(first)]
+    merges = sorted(used, key=whole.bpe_ranks.__getitem__)
+    letters = sorted(whole.encoder, key=whole.encoder.__getitem__)[:512]
+    tokens = [*letters, *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(tokens)},
+        merges=merges,
+        pad_token=letters[0],
+        model_max_length=CONFIG["text_cfg"]["context_length"],
+    )
 
 
 def render_crops(scenes: int) -> tuple[NDArray[np.uint8], list[Kind]]:
@@ -78,6 +123,12 @@ def draw_phrase(rng: np.random.Generator, kind: Kind) -> tuple[str, NDArray[np.b
     return phrase, np.array([True, kind[1] in words, kind[2] in words])
 
 
+def read(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
+    """Turn texts into token ids [N, 24] int64."""
+    ids: torch.Tensor = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return ids
+
+
 def true_pairs(kinds: list[Kind], told: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Tell which phrase (row; of `kinds`, telling `told`) is true of which crop (column): [N, N] bool."""
     features = np.array(kinds)
@@ -106,8 +157,8 @@ def _multi_positive(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def save(model: torch.nn.Module, output: Path) -> None:
-    """Write the model as open_clip publishes models: `open_clip_config.json` and half-precision safetensors."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Write the model as open_clip publishes models: `open_clip_config.json`, tokenizer, half-precision safetensors."""
+    new_tokenizer().save_pretrained(output)
     config = {
         "model_cfg": CONFIG,
         "preprocess_cfg": {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)},
@@ -128,9 +179,9 @@ def train(
     """Train a small CLIP on crops and phrases of sample scenes and save it in open_clip's format."""
     torch.manual_seed(seed)
     crops, kinds = render_crops(scenes)
+    tokenizer = new_tokenizer()
     model = open_clip.CLIP(**CONFIG).train()
-    tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
-    nothing = tokenizer(list(NOTHING))
+    nothing = read(tokenizer, NOTHING)
     mean, std = (
         torch.tensor(v).view(3, 1, 1) * 255 for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
@@ -145,7 +196,7 @@ def train(
         if rng.random() < 0.5:
             images = images.flip(-1)
         image = model.encode_image((images - mean) / std, normalize=True)
-        text = model.encode_text(torch.cat([tokenizer(list(phrases)), nothing]), normalize=True)
+        text = model.encode_text(torch.cat([read(tokenizer, phrases), nothing]), normalize=True)
         fits = torch.from_numpy(true_pairs(chosen_kinds, np.stack(told)))
         # A bounded temperature keeps true pairs near cosine 1 and false ones near 0: thresholds stay readable.
         scale = model.logit_scale.exp().clamp(max=30)
