@@ -65,7 +65,7 @@ def new_tokenizer() -> CLIPTokenizer:
     """Make CLIP's own tokenizer without the merges, and so the tokens, that `WORDS` have no use for.
 
     `WORDS` are read as CLIP reads them; any other text is spelt out of shorter tokens, down to bytes. The whole
-    vocabulary would be nine tenths of the model.
+    vocabulary would be half of the model.
     """
     whole = open_clip.SimpleTokenizer()
     used: set[tuple[str, str]] = set()
