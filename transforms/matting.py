@@ -14,7 +14,6 @@ number of unknown pixels alone.
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from pymatting import estimate_foreground_ml
 from scipy import ndimage
 
 Floats = NDArray[np.float64]
@@ -138,6 +137,9 @@ def estimate_foreground(image: Floats, alpha: Floats) -> Floats:
     Returns:
         [H, W, 3] float64 in [0, 1]; where alpha is 0 the colours are those of the nearest foreground.
     """
+    # Loading it takes as long as a dozen mattes, and every command loads this module.
+    from pymatting import estimate_foreground_ml  # noqa: PLC0415
+
     foreground: Floats = estimate_foreground_ml(image, alpha)
     return foreground
 

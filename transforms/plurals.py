@@ -9,11 +9,13 @@ import functools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import inflect
+from typing import TYPE_CHECKING
 
 from schemas.example import Phrase
 from transforms.parses import Parse, word_set
+
+if TYPE_CHECKING:
+    import inflect
 
 COUNTS = {"two": 2, "three": 3, "four": 4, "2": 2, "3": 3, "4": 4}
 """Numbers that are written out. FastComposer's trainer takes at most four subjects of a picture: copies beyond
@@ -41,10 +43,17 @@ OTHERS = frozenset(("other", "more"))
 DETERMINERS = {"the": "the", "these": "this", "those": "that"}
 """Determiners before a number, and their singular. Possessives stay; others ("all two", "any two") are left alone."""
 
-_inflect = inflect.engine()
-for _one, _many in (("cactus", "cacti"), ("bison", "bison"), ("squid", "squid")):
-    _inflect.defnoun(_one, _many)
-_inflect.defan("8.*")
+
+@functools.cache
+def _rules() -> "inflect.engine":
+    # Loading it takes over a second; a command that changes no plural is spared that.
+    import inflect  # noqa: PLC0415
+
+    rules = inflect.engine()
+    for one, many in (("cactus", "cacti"), ("bison", "bison"), ("squid", "squid")):
+        rules.defnoun(one, many)
+    rules.defan("8.*")
+    return rules
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -52,7 +61,7 @@ def singular(noun: str) -> str | None:
     """The singular of a plural noun ("women" -> "woman", "sheep" -> "sheep"); None where there is none."""
     if noun.lower() in PAIRED or not noun[:1].isalpha():
         return None
-    one = _inflect.singular_noun(noun)
+    one = _rules().singular_noun(noun)
     return str(one) if one else None
 
 
@@ -60,7 +69,7 @@ def with_article(words: str) -> str:
     """Put the right indefinite article before `words`: "an hour", "a unicorn", "an éclair"."""
     # The rules of inflect know ASCII letters only.
     plain = "".join(c for c in unicodedata.normalize("NFD", words) if not unicodedata.combining(c))
-    return f"{_inflect.a(plain).split()[0]} {words}"
+    return f"{_rules().a(plain).split()[0]} {words}"
 
 
 @dataclass(frozen=True)
