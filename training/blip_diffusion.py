@@ -196,10 +196,6 @@ class BlipDiffusion(nn.Module):
         self.image_encoder.requires_grad_(train_encoders and not finetune)
         for part in (self.qformer, self.prompter, self.text_encoder):
             part.requires_grad_(not finetune)
-        # What the last layer says of the text reaches no query.
-        last = self.qformer.encoder.layer[-1]
-        for part in (last.intermediate, last.output):
-            part.requires_grad_(False)
 
     @property
     def parts(self) -> BlipParts:

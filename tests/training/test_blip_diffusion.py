@@ -1,3 +1,7 @@
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +30,7 @@ from training.train import BlipTrainConfig, RunConfig, train
 CONFIG = BlipTrainConfig(
     steps=6, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
 )
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -277,6 +282,38 @@ def test_a_broken_run_goes_on_to_the_same_numbers_and_weights(tmp_path: Path, st
     for name in ("unet/diffusion_pytorch_model", "qformer/model", "prompter/diffusion_pytorch_model"):
         one, other = (load_file(tmp_path / which / "model" / f"{name}.safetensors") for which in ("whole", "broken"))
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_resume_together(tmp_path: Path) -> None:
+    """In each batch of one of them all subject prompts are dropped: no parameter may be left waiting."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys; from pathlib import Path\n"
+        "from tests.training.test_blip_diffusion import CONFIG, new_model, tiny_pairs\n"
+        "from training.train import this_process, train\n"
+        "folder, steps, name = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]\n"
+        "this_process(); model = new_model(folder / os.environ['RANK'])\n"
+        "def batches(done):\n"
+        "    while True:\n"
+        "        subject = [None, 'ball'][(done + int(os.environ['RANK'])) % 2]\n"
+        "        yield tiny_pairs(model.parts, [subject] * 2, seed=done); done += 1\n"
+        "config = CONFIG.model_copy(update={'steps': steps})\n"
+        "list(train(model, batches, config, folder / name, resume=True))\n"
+    )
+
+    def launch(name: str, steps: int) -> list[tuple[float, ...]]:
+        command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        arguments = [str(script), str(tmp_path), str(steps), name]
+        subprocess.run([*command, *arguments], check=True, cwd=ROOT, env=environment, capture_output=True)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return losses([json.loads(line) for line in lines])
+
+    whole = launch("whole", 4)
+    assert [line[0] for line in whole] == [0, 1, 2, 3]
+    assert launch("broken", 2) == whole[:2]
+    assert launch("broken", 4) == whole
 
 
 def test_fine_tuning_changes_the_unet_alone_and_lowers_the_loss(tmp_path: Path) -> None:
