@@ -9,7 +9,6 @@ time, and to a residual of 1e-9 for the truth. Pictures are sample scenes, and p
 
 import io
 import json
-import os
 import statistics
 import time
 import warnings
@@ -19,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
+import numba
 import numpy as np
 import typer
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from scipy import ndimage
 from transforms.matting import closed_form_alpha
 from transforms.scenes import make_scene
 
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+numba.set_num_threads(1)
 REAL = Path(__file__).parents[1] / ".." / "shared" / "real" / "coco"
 SEED = 3000
 SIZES = (512, 1024, 2048)
@@ -59,15 +59,14 @@ def pictures(size: int) -> Iterator[Case]:
 
 
 def photographs(size: int) -> Iterator[Case]:
-    """Yield the annotated photographs with the mask of the largest single thing in each."""
+    """Yield the annotated photographs with one mask of all things in each: the single ones are too small for a band."""
     told = json.loads((REAL / "panoptic.json").read_text())
     names = {image["id"]: image["file_name"] for image in told["images"]}
     kinds = {category["id"] for category in told["categories"] if category["isthing"]}
     for annotation in told["annotations"]:
-        things = [one for one in annotation["segments_info"] if one["category_id"] in kinds and not one["iscrowd"]]
-        largest = max(things, key=lambda segment: segment["area"])
+        things = [one["id"] for one in annotation["segments_info"] if one["category_id"] in kinds]
         colours = np.asarray(Image.open(REAL / "panoptic" / annotation["file_name"]).convert("RGB")).astype(int)
-        mask = Image.fromarray(colours @ [1, 256, 65536] == largest["id"])
+        mask = Image.fromarray(np.isin(colours @ [1, 256, 65536], things))
         name = names[annotation["image_id"]]
         with Image.open(REAL / name) as opened:
             scale = size / max(opened.size)
