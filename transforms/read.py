@@ -21,6 +21,7 @@ from transforms.batch import Batch, Record
 from transforms.sources.coco import is_annotation, list_annotated
 from transforms.sources.files import File, find_beside, find_files
 from transforms.sources.folder import is_picture, list_pictures
+from transforms.sources.open_images import is_boxes, list_framed
 from transforms.sources.parquet import list_rows
 from transforms.sources.records import STAGE, Chunk, Item, cut_entries, refuse
 from transforms.sources.webdataset import is_tar, list_tars
@@ -28,7 +29,7 @@ from transforms.sources.webdataset import is_tar, list_tars
 BATCH_SIZE = 8
 """Records that go through a model together."""
 
-KINDS = ("folder", "webdataset", "parquet", "coco-panoptic", "coco-instances")
+KINDS = ("folder", "webdataset", "parquet", "coco-panoptic", "coco-instances", "open-images")
 """The kinds of source, by the names that `--source` takes."""
 
 
@@ -91,6 +92,8 @@ def list_source(
     is_folder = _is_folder(source, files)
     if chosen == "folder":
         entries = list_pictures(files, files if is_folder else find_beside(files))
+    elif chosen == "open-images":
+        entries = list_framed(files if is_folder else _around(wanted[0]), wanted)
     else:
         entries = list_annotated(files if is_folder else _around(wanted[0]), wanted, chosen.removeprefix("coco-"))
     return Listing(chosen, tuple(cut_entries(entries[:limit], samples_per_shard, batch_size)))
@@ -104,7 +107,7 @@ def detect_kind(source: str, files: Sequence[File]) -> str:
     """
     signs = {kind: next((file.name for file in files if sign(file)), None) for kind, sign in _SIGNS.items()}
     found = {kind: name for kind, name in signs.items() if name is not None}
-    if "coco-panoptic" in found or "coco-instances" in found:
+    if found.keys() & {"coco-panoptic", "coco-instances", "open-images"}:
         found.pop("folder", None)  # the annotated pictures themselves
     if _are_statistics(files):
         found.pop("parquet", None)
@@ -113,8 +116,9 @@ def detect_kind(source: str, files: Sequence[File]) -> str:
         raise InputError(f"{source} holds several kinds of source, {examples}: choose one with --source")
     if not found:
         raise InputError(
-            f"{source}: nothing to read among its {len(files)} files: no pictures, tars, Parquet files or COCO "
-            "annotations (panoptic_*.json, instances_*.json); a file by another name needs --source"
+            f"{source}: nothing to read among its {len(files)} files: no pictures, tars, Parquet files, COCO "
+            "annotations (panoptic_*.json, instances_*.json) or Open Images boxes (*annotations-bbox*.csv); a file by "
+            "another name needs --source"
         )
     return next(iter(found))
 
@@ -185,6 +189,7 @@ _SIGNS: dict[str, Callable[[File], bool]] = {
     "parquet": _is_parquet,
     "coco-panoptic": _is_panoptic,
     "coco-instances": _is_instances,
+    "open-images": is_boxes,
 }
 
 
@@ -200,6 +205,6 @@ def _is_folder(source: str, files: Sequence[File]) -> bool:
 
 
 def _around(annotation: File) -> Sequence[File]:
-    """The files among which the pictures of a COCO annotation lie that was named alone."""
+    """The files among which the pictures of an annotation lie that was named alone."""
     folder = posixpath.dirname(annotation.path) or "."
     return find_files(posixpath.dirname(folder) or "." if posixpath.basename(folder) == "annotations" else folder)
