@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from schemas import fastcomposer
-from schemas.dataset import DatasetInfo, Job, ModelName
+from schemas.dataset import DatasetInfo, Job, Layout, ModelName
 from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.masks import Mask
 from schemas.rejects import Reject
@@ -75,12 +75,17 @@ def example(
 
 
 def write_dataset(
-    output: Path, shards: Sequence[Sequence[Example | Reject]], *, overwrite: bool = False
+    output: Path,
+    shards: Sequence[Sequence[Example | Reject]],
+    *,
+    overwrite: bool = False,
+    layout: Layout = fastcomposer.LAYOUT,
 ) -> DatasetInfo:
     """Write a finished dataset, a shard for each sequence of records, without a pipeline."""
-    prepare_output(str(output), JOB, overwrite=overwrite)
+    job = JOB.model_copy(update={"recipe": layout.recipe})
+    prepare_output(str(output), job, overwrite=overwrite)
     for shard, records in enumerate(shards):
-        settled = settle(Batch(shard, tuple(records), (("segment", 1.5),)), fastcomposer.LAYOUT)
-        commit_shard(str(output), fastcomposer.LAYOUT, shard, f"print-{shard}", [settled])
+        settled = settle(Batch(shard, tuple(records), (("segment", 1.5),)), layout)
+        commit_shard(str(output), layout, shard, f"print-{shard}", [settled])
     fingerprints = {shard: f"print-{shard}" for shard in range(len(shards))}
-    return finish_dataset(str(output), JOB, fingerprints, fastcomposer.LAYOUT)
+    return finish_dataset(str(output), job, fingerprints, layout)
