@@ -37,7 +37,8 @@ from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.masks import Mask
 from tests.datasets import write_dataset
 from training.data import DataConfig, batches, find_shards, read_captions
-from training.fastcomposer import Draws, FastComposer, load_parts
+from training.diffusion import Draws
+from training.fastcomposer import FastComposer, load_parts
 from training.localization import Subjects
 from training.small import small_parts
 from training.train import TrainConfig, train
@@ -45,7 +46,7 @@ from transforms.models.presets import SAMPLE
 
 WEIGHT = 3.0
 """Of the localization loss in the small. Of 0.1, 1, 3 and 10 the one whose loss falls fastest; 10 no longer trains."""
-SETTINGS = {**PRESETS["sample"], "batch": 8, "augment": False, "workers": 0}
+SETTINGS = {**PRESETS["fastcomposer"]["sample"], "batch": 8, "augment": False, "workers": 0}
 """Of both runs. References as they are and small batches: attention finds its subjects in fewer minutes."""
 TRAINING, HELD_OUT = 2000, 2001
 """Seeds of scenes."""

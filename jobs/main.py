@@ -31,7 +31,7 @@ err = Console(stderr=True)
 Config = TypeVar("Config", bound=BaseModel)
 
 RECIPES = ("fastcomposer", "blip-diffusion")
-TRAINED = ("fastcomposer",)
+TRAINED = ("fastcomposer", "blip-diffusion")
 FORMATS = ("fastcomposer", "coco")
 
 
@@ -171,29 +171,30 @@ def export(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer or blip-diffusion.")],
     data: Annotated[str, typer.Option(help="Folder of a dataset, or its tars by path or address, braces for many.")],
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[
-        str, typer.Option(help="sample (small, from nothing, on a CPU) or hub (Stable Diffusion 1.5, downloaded).")
+        str, typer.Option(help="sample (small, from nothing, on a CPU) or hub (the published weights, downloaded).")
     ] = "sample",
     model: Annotated[
-        str | None, typer.Option(help="Start from this folder, in Stable Diffusion 1.5's layout, instead.")
+        str | None, typer.Option(help="Start from this folder, a run's model or the published layout, instead.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the training's fields.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
 ) -> None:
     """Train on a dataset. Several processes: torchrun --nproc_per_node N -m jobs.main train ..."""
-    from jobs.train import PRESETS, run_training
-    from training.train import TrainConfig, this_process
+    from jobs.train import CONFIGS, PRESETS, run_training
+    from training.train import this_process
 
     check_recipe(recipe, TRAINED)
-    if preset not in PRESETS:
-        raise ConfigError(f"there is no preset {preset!r}{suggestion(preset, list(PRESETS))}: choose of sample, hub")
-    settings = read_config(TrainConfig, config, {} if steps is None else {"steps": steps}, PRESETS[preset])
+    presets = PRESETS[recipe]
+    if preset not in presets:
+        raise ConfigError(f"there is no preset {preset!r}{suggestion(preset, list(presets))}: choose of sample, hub")
+    settings = read_config(CONFIGS[recipe], config, {} if steps is None else {"steps": steps}, presets[preset])
     out.quiet = not this_process().is_main_process
-    running = run_training(data, output, settings, preset=preset, model=model, resume=resume)
+    running = run_training(recipe, data, output, settings, preset=preset, model=model, resume=resume)
     show_training(running, settings.steps)
     print_lines(f"run      {output}", f"curves   {output / 'curves.svg'}", f"model    {output / 'model'}")
 
@@ -205,7 +206,9 @@ def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
         task = bar.add_task("training", total=steps)
         for metrics in running:
             done = int(metrics["step"]) + 1
-            losses = f"noise {metrics['noise']:.4f}  localization {metrics['localization']:+.4f}"
+            losses = f"noise {metrics['noise']:.4f}"
+            if "localization" in metrics:
+                losses += f"  localization {metrics['localization']:+.4f}"
             bar.update(task, completed=done, description=losses)
             if not out.is_terminal and (done % max(1, steps // 10) == 0 or done == steps):
                 print_lines(f"step {done}  {losses}  {metrics['samples_per_second']:.1f} samples/s")

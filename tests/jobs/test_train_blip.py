@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.jobs.conftest import Run
+from tests.training.pairs import write_pairs
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return write_pairs(tmp_path / "data", [4, 3])
+
+
+def test_one_command_trains_on_a_dataset_and_goes_on(run: Run, dataset: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("batch: 2\nworkers: 0\ncheckpoint_every: 1\n")
+    command = ("train", "blip-diffusion", "--data", dataset, "--output", tmp_path / "run", "--config", config)
+    status, printed = run(*command, "--steps", 2)
+    assert status == 0, printed
+    assert [line.split()[:3] for line in printed.splitlines()[:2]] == [["step", str(i), "noise"] for i in (1, 2)]
+    assert "localization" not in printed
+    told = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (told["batch"], told["subject_dropped"], told["unconditional"]) == (2, 0.15, 0.1)
+    assert (told["train_encoders"], told["finetune"]) == (True, False)
+    with Image.open(tmp_path / "run" / "samples" / "00000002.png") as sheet:
+        assert sheet.size == (3 * 66 + 2, 4 * 66 + 2)  # drawn, own, input; four samples
+    assert "noise loss" in (tmp_path / "run" / "curves.svg").read_text()
+
+    status, printed = run(*command, "--steps", 3, "--resume")
+    assert status == 0, printed
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_trained_model_is_fine_tuned_on_a_subject(run: Run, dataset: Path, tmp_path: Path) -> None:
+    plain, tuned = tmp_path / "plain.yaml", tmp_path / "tuned.yaml"
+    plain.write_text("batch: 3\nworkers: 0\n")
+    tuned.write_text("batch: 3\nworkers: 0\nfinetune: true\nlearning_rate: 5.0e-5\n")
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    for output, config, more in (
+        (first, plain, ()),
+        (second, tuned, ("--model", first / "model")),
+        (third, plain, ("--model", second / "model")),
+    ):
+        command = ("train", "blip-diffusion", "--data", dataset, "--output", output, "--config", config)
+        status, printed = run(*command, "--steps", 1, *more)
+        assert status == 0, printed
+    assert load_file(second / "model" / "subjects.safetensors").keys() == {"ball", "cup"}
+    assert not (third / "model" / "subjects.safetensors").exists()
+    one, other = (load_file(run / "model" / "qformer" / "model.safetensors") for run in (first, second))
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("blip-difusion", "--data", "DATA"), "there is no recipe 'blip-difusion', did you mean 'blip-diffusion'?"),
+        (("fastcomposer", "--data", "DATA"), "holds no shard: expected fastcomposer-000000.tar"),
+        (("blip-diffusion", "--data", "DATA", "--preset", "hab"), "there is no preset 'hab', did you mean 'hub'?"),
+        (("blip-diffusion", "--data", "DATA", "--model", "no/such/folder"), "no model in no/such/folder: "),
+        (("blip-diffusion", "--data", "DATA", "--config", "CONFIG"), "'text_only' is no field of the config"),
+    ],
+)
+def test_an_error_is_one_line(run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    (tmp_path / "config.yaml").write_text("text_only: 0.3\n")
+    places = {"DATA": str(dataset), "CONFIG": str(tmp_path / "config.yaml")}
+    status, printed = run("train", *(places.get(one, one) for one in arguments), "--output", tmp_path / "run")
+    assert status == 1
+    assert len(printed.splitlines()) == 1
+    assert told in printed
