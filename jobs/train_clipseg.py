@@ -10,6 +10,7 @@ much of which noun, colour and texture is in it: that is learnt fast, and the re
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,8 +38,10 @@ from transforms.scenes.grammar import ENDINGS, NUMBERS, PLURALS, Group, describe
 from transforms.scenes.paint import COLORS, TEXTURES
 from transforms.scenes.shapes import NOUNS
 
-SIDE, PATCH = 128, 8
+SIDE, PATCH = 128, 16
 """Side of the pictures and of the patches in pixels."""
+STORED = 192
+"""Side of the rendered scenes, of which the pictures are parts."""
 MEAN, STD = 0.5, 0.25
 OBJECTS = 5
 KINDS = (NOUNS, tuple(COLORS), TEXTURES)
@@ -82,8 +85,19 @@ def new_model() -> CLIPSegForImageSegmentation:
         reduce_dim=64,
         decoder_num_attention_heads=4,
         decoder_intermediate_size=256,
+        use_complex_transposed_convolution=True,
     )
-    return CLIPSegForImageSegmentation(config)
+    model = CLIPSegForImageSegmentation(config)
+    decoder = model.decoder
+    for part in decoder.modules():
+        if isinstance(part, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            part.reset_parameters()  # transformers draws these with a spread of 1: the first steps would kill them
+    with torch.no_grad():
+        decoder.film_mul.weight.mul_(0.1)
+        decoder.film_mul.bias.fill_(1)  # at first all texts let the picture pass
+        decoder.film_add.weight.mul_(0.1)
+        decoder.transposed_convolution[-1].bias.fill_(-2)  # most of a picture is not what is asked for
+    return model
 
 
 def new_tokenizer() -> CLIPTokenizer:
@@ -111,17 +125,19 @@ def render_pool(count: int) -> Pool:
 
 def _render(index: int) -> tuple[NDArray[np.uint8], ...]:
     scene = make_scene(np.random.default_rng([TRAINING, index]))
-    alphas = np.stack([_small(thing.alpha) for thing in scene.objects])
+    alphas = np.stack([_small(thing.alpha, STORED) for thing in scene.objects])
     kinds = np.full((OBJECTS, 3), 255, np.uint8)
     for j, thing in enumerate(scene.objects):
         kinds[j] = [names.index(v) for names, v in zip(KINDS, (thing.noun, thing.color, thing.texture), strict=True)]
     shares = alphas.max(axis=0)
     owners = np.where(shares > 0, alphas.argmax(axis=0) + 1, 0).astype(np.uint8)
-    return _small(scene.image), owners, shares, kinds
+    return _small(scene.image, STORED), owners, shares, kinds
 
 
-def _small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+def _small(
+    picture: NDArray[np.uint8], side: int, how: Image.Resampling = Image.Resampling.BILINEAR
+) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((side, side), how))
 
 
 def draw_phrase(rng: np.random.Generator, kinds: NDArray[np.uint8]) -> tuple[str, Told]:
@@ -150,30 +166,51 @@ def true_objects(told: Told, kinds: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return fits
 
 
-def draw_batch(pool: Pool, rng: np.random.Generator, count: int, phrases: int) -> dict[str, Any]:
-    """Draw `count` scenes, mirrored at random, and `phrases` phrases for each.
+def draw_window(rng: np.random.Generator, owner: NDArray[np.uint8], whole: float) -> tuple[slice, slice]:
+    """Draw rows and columns of a square part of a scene: about one of its objects, or, with probability `whole`, all.
+
+    `owner` is [S, S]. What is shown large is learnt first.
+    """
+    things = np.setdiff1d(owner, 0)
+    if rng.random() < whole or not len(things):
+        return slice(0, STORED), slice(0, STORED)
+    rows, columns = np.nonzero(owner == rng.choice(things))
+    extent = max(np.ptp(rows), np.ptp(columns)) + 1
+    side = int(min(STORED, max(24, extent * rng.uniform(1.1, 3))))
+    middle = [(v.min() + v.max()) / 2 + rng.uniform(-0.2, 0.2) * extent for v in (rows, columns)]
+    top, left = (int(np.clip(m - side / 2, 0, STORED - side)) for m in middle)
+    return slice(top, top + side), slice(left, left + side)
+
+
+def draw_batch(pool: Pool, rng: np.random.Generator, count: int, phrases: int, whole: float) -> dict[str, Any]:
+    """Draw `count` parts of scenes (`draw_window`), mirrored at random, and `phrases` phrases for each.
 
     Returns:
         pixels [B, 3, S, S] float32 in [0, 1]; texts, B x P in the order of the pictures; masks [B * P, S, S] float32
-        in [0, 1]; patches [B, C, S / 8, S / 8] float32, how much of each patch shows which noun, colour, texture.
+        in [0, 1]; objects [B, S, S] float32, how much of a pixel any object covers; patches [B, C, S / 16, S / 16]
+        float32, how much of each patch shows which noun, colour, texture.
     """
-    chosen = rng.choice(len(pool.images), count, replace=False)
-    flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
-    images, owners, shares = (array[chosen][:, :, flip] for array in (pool.images, pool.owners, pool.shares))
-    cover = shares.astype(np.float32) / 255
-    texts, masks, patches = [], [], []
-    for kinds, owner, share in zip(pool.kinds[chosen], owners, cover, strict=True):
+    images, texts, masks, objects, patches = [], [], [], [], []
+    for index in rng.integers(0, len(pool.images), count):
+        kinds, window = pool.kinds[index], draw_window(rng, pool.owners[index], whole)
+        flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+        image, owner, share = (a[index][window][:, flip] for a in (pool.images, pool.owners, pool.shares))
+        owner = _small(owner, SIDE, Image.Resampling.NEAREST)
+        share = _small(share, SIDE).astype(np.float32) / np.float32(255)
         for _ in range(phrases):
             phrase, told = draw_phrase(rng, kinds)
             texts.append(phrase)
             masks.append(share * np.isin(owner, 1 + np.flatnonzero(true_objects(told, kinds))))
+        images.append(_small(image, SIDE))
+        objects.append(share)
         patches.append(_patches(kinds, owner, share))
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     noise = torch.from_numpy(rng.normal(0, 0.01, pixels.shape).astype(np.float32))
     return {
         "pixels": pixels + noise,
         "texts": texts,
-        "masks": torch.from_numpy(np.stack(masks)),
+        "masks": torch.from_numpy(np.stack(masks)) if masks else None,
+        "objects": torch.from_numpy(np.stack(objects)),
         "patches": F.avg_pool2d(torch.from_numpy(np.stack(patches)), PATCH),
     }
 
@@ -189,18 +226,22 @@ def _patches(kinds: NDArray[np.uint8], owner: NDArray[np.uint8], share: NDArray[
     return painted
 
 
-def run(
-    model: CLIPSegForImageSegmentation, processor: CLIPSegProcessor, batch: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run model and towers with gradients: logits [B * P, S, S] and patch features [B, 128, S / 8, S / 8]."""
-    words = processor(text=batch["texts"], padding=True, return_tensors="pt")
-    seen = model.clip.vision_model((batch["pixels"] - MEAN) / STD, output_hidden_states=True)
-    meanings = model.clip.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output
-    phrases = len(batch["texts"]) // len(batch["pixels"])
-    layers = [seen.hidden_states[i + 1].repeat_interleave(phrases, dim=0) for i in model.extract_layers]
+def see(model: CLIPSegForImageSegmentation, pixels: torch.Tensor) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+    """Run the vision tower with gradients: its hidden states, and patch features [B, 128, S / 8, S / 8]."""
+    seen = model.clip.vision_model((pixels - MEAN) / STD, output_hidden_states=True)
     grid = SIDE // PATCH
-    features = seen.last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
-    return model.decoder(layers, meanings).logits, features
+    return seen.hidden_states, seen.last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+
+
+def decode(
+    model: CLIPSegForImageSegmentation, processor: CLIPSegProcessor, texts: list[str], states: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Run text tower and decoder with gradients: logits [B * P, S, S]."""
+    words = processor(text=texts, padding=True, return_tensors="pt")
+    meanings = model.clip.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output
+    phrases = len(texts) // len(states[0])
+    layers = [states[i + 1].repeat_interleave(phrases, dim=0) for i in model.extract_layers]
+    return model.decoder(layers, meanings).logits
 
 
 def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -209,6 +250,34 @@ def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     both = (shown * masks).sum((1, 2))
     dice = 1 - (2 * both + 1) / (shown.sum((1, 2)) + masks.sum((1, 2)) + 1)
     return F.binary_cross_entropy_with_logits(logits, masks) * 5 + dice.mean()
+
+
+def patch_loss(guessed: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    """Ask of each patch what it shows: `guessed` is [B, C + 16 * 16, h, w], logits.
+
+    Cross-entropy of noun, colour and texture over the patches that an object covers by a third or more, and binary
+    cross-entropy of object and background for each pixel.
+    """
+    patches = batch["patches"]
+    covered = patches[:, : len(NOUNS)].sum(dim=1)
+    covered = covered * (covered > 1 / 3)
+    pixels = F.pixel_unshuffle(batch["objects"][:, None], PATCH)
+    total = 3 * F.binary_cross_entropy_with_logits(guessed[:, patches.shape[1] :], pixels)
+    start = 0
+    for names in KINDS:
+        logits, shares = (a[:, start : start + len(names)] for a in (guessed, patches))
+        right = shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        total = total - ((right * logits.log_softmax(dim=1)).sum(dim=1) * covered).sum() / covered.sum().clamp(min=1)
+        start += len(names)
+    return total
+
+
+def noun_accuracy(guessed: torch.Tensor, patches: torch.Tensor) -> float:
+    """Share of the patches inside an object whose noun gets the highest of the logits [B, C, h, w]."""
+    nouns = patches[:, : len(NOUNS)]
+    inside = nouns.amax(dim=1) > 0.5
+    right = guessed[:, : len(NOUNS)].argmax(dim=1) == nouns.argmax(dim=1)
+    return right[inside].float().mean().item()
 
 
 def evaluate(model: CLIPSegForImageSegmentation, count: int = 64) -> dict[str, float]:
@@ -230,6 +299,7 @@ def evaluate(model: CLIPSegForImageSegmentation, count: int = 64) -> dict[str, f
 def train(
     output: Annotated[Path, typer.Option(help="Folder that receives config, weights and processor.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 8000,
+    towers: Annotated[int, typer.Option(help="Of these, the first ones that train the vision tower alone.")] = 4000,
     scenes: Annotated[int, typer.Option(help="Scenes to render.")] = 12000,
     batch: Annotated[int, typer.Option(help="Scenes in a step.")] = 16,
     phrases: Annotated[int, typer.Option(help="Phrases asked of each.")] = 3,
@@ -241,29 +311,38 @@ def train(
     torch.manual_seed(seed)
     pool, processor = render_pool(scenes), new_processor()
     model = new_model().train()
-    probe = torch.nn.Conv2d(model.config.vision_config.hidden_size, sum(map(len, KINDS)), 1)
+    probe = torch.nn.Conv2d(model.config.vision_config.hidden_size, sum(map(len, KINDS)) + PATCH * PATCH, 1)
     both = torch.nn.ModuleList([model, probe])
-    optimizer = torch.optim.AdamW(both.parameters(), lr=peak, weight_decay=0.02)
-    start = 0
+    tower = [*probe.parameters(), *model.clip.vision_model.parameters()]
+    late = [*model.clip.text_model.parameters(), *model.clip.text_projection.parameters(), *model.decoder.parameters()]
+    optimizer = torch.optim.AdamW([{"params": tower}, {"params": late}], lr=peak, weight_decay=0.02)
+    begin = 0
     if checkpoint and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         both.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    for step in range(start, steps):
-        warm = min(1.0, (step + 1) / 200)
-        optimizer.param_groups[0]["lr"] = peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
-        inputs = draw_batch(pool, np.random.default_rng([seed, step]), batch, phrases)
-        logits, features = run(model, processor, inputs)
-        masks = mask_loss(logits, inputs["masks"])
-        patches = F.binary_cross_entropy_with_logits(probe(features), inputs["patches"])
+        begin = state["step"]
+    for step in range(begin, steps):
+        for group, start in zip(optimizer.param_groups, (0, towers), strict=True):
+            warm = min(1.0, max(0, step + 1 - start) / 200)
+            group["lr"] = peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+        rng = np.random.default_rng([seed, step])
+        alone = step < towers
+        inputs = draw_batch(pool, rng, 2 * batch if alone else batch, 0 if alone else phrases, 0 if alone else 0.5)
+        states, features = see(model, inputs["pixels"])
+        guessed = probe(features)
+        patches = patch_loss(guessed, inputs)
+        masks = torch.zeros(())
+        if not alone:
+            masks = mask_loss(decode(model, processor, inputs["texts"], states), inputs["masks"])
         optimizer.zero_grad()
-        (masks + 10 * patches).backward()
+        (2 * masks + patches).backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            print(f"step {step}  masks {masks.item():.3f}  patches {patches.item():.4f}", flush=True)
-        if (step + 1) % 500 == 0:
+            nouns = noun_accuracy(guessed, inputs["patches"])
+            print(f"step {step}  masks {masks.item():.3f}  patches {patches.item():.3f}  nouns {nouns:.2f}", flush=True)
+        if (step + 1) % 500 == 0 and step >= towers:
             if checkpoint:
                 state = {"model": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 torch.save(state, checkpoint.with_suffix(".tmp"))

@@ -206,7 +206,7 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
         ({"lower": 0.9, "upper": 0.2}, "lower 0.9 must be below upper 0.2"),
     ):
         with pytest.raises(ValueError, match=message):
-            BlipDiffusionConfig(**wrong)  # type: ignore[arg-type]
+            BlipDiffusionConfig(**wrong)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,8 @@ def test_what_holds_no_background_is_refused(tmp_path: Path) -> None:
 def test_without_a_set_backgrounds_are_painted_each_by_its_own_random_numbers() -> None:
     name, first = draw_background((), (20, 30), rng())
     assert name == PAINTED
-    assert (first.shape, first.dtype) == ((20, 30, 3), np.uint8)
+    assert first.shape == (20, 30, 3)
+    assert first.dtype == np.uint8
     np.testing.assert_array_equal(draw_background((), (20, 30), rng())[1], first)
     assert (draw_background((), (20, 30), rng(1))[1] != first).any()
 

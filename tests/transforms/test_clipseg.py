@@ -47,7 +47,8 @@ def picture(seed: int, height: int = 40, width: int = 56) -> NDArray[np.uint8]:
 def test_a_map_is_the_sigmoid_of_what_transformers_itself_computes(clipseg: ClipSeg) -> None:
     image = picture(0)
     (found,) = find_texts(clipseg, [image], [["a red ball", "a cup"]])
-    assert (found.shape, found.dtype) == ((2, SIDE, SIDE), np.float32)
+    assert found.shape == (2, SIDE, SIDE)
+    assert found.dtype == np.float32
     for text, one in zip(("a red ball", "a cup"), found, strict=True):
         inputs = clipseg.processor(text=[text], images=[image], return_tensors="pt")
         with torch.no_grad():

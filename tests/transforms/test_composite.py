@@ -49,7 +49,7 @@ def test_blending_onto_the_pictures_own_colours_gives_the_picture_back(seed: int
     rng = np.random.default_rng(seed)
     picture, alpha = rng.random((7, 9, 3)), rng.random((7, 9))
     for blending in ("srgb", "linear"):
-        np.testing.assert_allclose(blend(picture, picture, alpha, blending), picture, atol=1e-12)  # type: ignore[arg-type]
+        np.testing.assert_allclose(blend(picture, picture, alpha, blending), picture, atol=1e-12)
 
 
 def test_half_of_white_on_black_in_both_blendings() -> None:
