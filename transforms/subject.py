@@ -170,9 +170,19 @@ def candidates_of_phrases(
         if not region.any():
             continue
         single = origins.count(phrase.origin) == 1 and not _is_plural(phrase) and not _is_scattered(region, rival)
-        subject = Subject(phrase.root, phrase.text, confidence=confidence)
+        subject = Subject(phrase.root, phrase.text, confidence=_largest_piece(confidence, region))
         found.append(Candidate(subject, float(region.mean()), region, single))
     return found
+
+
+def _largest_piece(confidence: NDArray[np.float32], region: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Set confidence to 0 wherever another piece of the region is nearer than its largest: that is another thing."""
+    labels, count = ndimage.label(region)
+    if count < 2:
+        return confidence
+    nearest = ndimage.distance_transform_edt(~region, return_distances=False, return_indices=True)
+    largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    return confidence * (labels[tuple(nearest)] == largest)
 
 
 def _is_plural(phrase: Phrase) -> bool:

@@ -114,8 +114,15 @@ def test_a_phrase_of_many_is_no_single_subject() -> None:
     assert refusal(dogs) is Reason.MANY_SUBJECTS
     pair = told(("a dog", patch(slice(0, 3), slice(0, 4)) + patch(slice(6, 9), slice(0, 4))))
     assert refusal(pair) is Reason.MANY_SUBJECTS  # seen in two places
-    crumb = told(("a dog", LARGE + patch(slice(9, 10), slice(9, 10))))
-    assert find_subject(crumb, FILTERS, 0.5).subject
+
+
+def test_of_several_pieces_the_largest_is_the_subject() -> None:
+    haze = patch(slice(5, 6), slice(0, 6), 0.3) + patch(slice(8, 9), slice(9, 10), 0.3)
+    soft = LARGE + patch(slice(9, 10), slice(9, 10)) + haze
+    subject = find_subject(told(("a dog", soft)), FILTERS, 0.5).subject
+    assert subject is not None
+    expected = LARGE + patch(slice(5, 6), slice(0, 6), 0.3)  # the crumb goes, with the haze around it
+    np.testing.assert_array_equal(subject.confidence, expected)
 
 
 def test_boxes_count_by_their_area_and_a_group_is_no_subject() -> None:
