@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -26,7 +26,7 @@ import torch
 import webdataset
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPTokenizer
 from webdataset import tariterators
@@ -125,8 +125,12 @@ def _counts(index: Path, names: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def read_captions(shards: Shards, limit: int = 10_000) -> list[str]:
-    """Read the captions of the first `limit` samples."""
-    return [_record(sample).caption for sample in islice(read_samples(shards), limit)]
+    """Read the captions of the first `limit` samples; those that cannot be read are left out."""
+    captions = []
+    for raw in islice(read_samples(shards), limit):
+        with suppress(ValidationError):
+            captions.append(_record(raw).caption)
+    return captions
 
 
 def read_samples(shards: Shards) -> Iterator[Raw]:

@@ -510,6 +510,16 @@ def test_a_batch_of_which_nothing_can_be_read_gives_place_to_the_next(tmp_path: 
         assert all(same(a, b) for a, b in zip(whole[done:], take(data, 11 - done, done, config), strict=True))
 
 
+def test_a_damaged_record_has_no_caption(tmp_path: Path) -> None:
+    mask = box_mask(40, 40, (4, 4, 20, 20))
+    samples = [to_sample(example(f"key{i}", [mask, ~mask])) for i in range(3)]
+    samples[1] = Sample("key1", {**samples[1].members, "json": b'{"key": "key1"}'})
+    (tmp_path / "fc").mkdir()
+    with (tmp_path / "fc" / "fastcomposer-000000.tar").open("wb") as tar:
+        write_tar(tar, samples)
+    assert read_captions(find_shards(str(tmp_path / "fc"))) == ["a red ball and a blue cup"] * 2
+
+
 def test_a_dataset_of_which_nothing_can_be_read_is_told(tmp_path: Path) -> None:
     data = write_damaged(tmp_path / "fc", range(6), 6)
     with pytest.raises(InputError, match=r"no sample of 100 batches can be read: key00\d: .*no JPEG.*inspect"):
