@@ -91,6 +91,30 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Object:
+    """A thing of the picture that phrase `phrase` (an index) names.
+
+    `bbox` is [x, y, w, h] in pixels of the stored image, `score` in [0, 1] how sure the detector is of it; `mask` is
+    what fills the box. `similarity` is the cosine of the phrase's and the masked crop's embeddings.
+    """
+
+    phrase: int
+    bbox: BBox
+    score: float
+    mask: Mask
+    similarity: float = 0.0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well the objects fit their phrases (`single`), how much they differ (`pair`), and both together (`total`)."""
+
+    single: float
+    pair: float
+    total: float
+
+
+@dataclass(frozen=True)
 class Placement:
     """How the subject was laid on its background.
 
@@ -116,6 +140,8 @@ class Example:
     `confidences`, [N, h, w] float32 in [0, 1], says where each of the `phrases` is seen, a grid over the picture; of
     a picture with `boxes`, where the label of each is. `trimap` (0, 128, 255) and `alpha` are PNGs of 8 bits and the
     picture's size, `composite` is a JPEG: the subject, laid on another background as `placement` tells.
+
+    `objects` stand in the order of their phrases; `look` is the picture's perceptual hash of 64 bits.
     """
 
     key: str
@@ -137,6 +163,9 @@ class Example:
     alpha: bytes = field(default=b"", repr=False)
     composite: bytes = field(default=b"", repr=False)
     placement: Placement | None = None
+    objects: tuple[Object, ...] = ()
+    quality: Quality | None = None
+    look: int = 0
     _pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def pixels(self) -> NDArray[np.uint8]:
