@@ -188,6 +188,8 @@ def test_the_gallery_is_used_with_the_keyboard_alone(folder: Path) -> None:
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Escape")
         assert page.locator("dialog[open]").count() == 0
+        # A dialog tells that it is closed a moment after it is.
+        page.wait_for_function("last => document.activeElement.getAttribute('aria-label') !== last", arg=second)
         assert page.evaluate("document.activeElement.className") == "open"
         assert page.evaluate("document.activeElement.getAttribute('aria-label')") not in {first, second}
 
