@@ -7,11 +7,11 @@ time, and to a residual of 1e-9 for the truth. Pictures are sample scenes, and p
 `../shared/real` is there; the band around the mask's edge is as wide as the share of unknown pixels asks.
 """
 
+import contextlib
 import io
 import json
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -86,8 +86,7 @@ def band_trimap(mask: NDArray[np.bool_], share: float) -> NDArray[np.uint8]:
 def by_pymatting(picture: Floats, trimap: NDArray[np.uint8], residual: float = 1e-7) -> Floats:
     """Run the peer; its own residual by default."""
     levels = np.where(trimap == 128, 0.5, trimap / 255)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells of factors that fail and tries the next
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells of factors that fail and tries the next
         return estimate_alpha_cf(picture, levels, cg_kwargs={"rtol": residual})
 
 

@@ -4,11 +4,11 @@ Levin, Lischinski and Weiss, "A Closed-Form Solution to Natural Image Matting" (
 pixels alpha is nearly an affine function of colour; what that asks of alpha is a quadratic form, the matting Laplacian
 (equation 12), whose minimum under the trimap is the alpha.
 
-Known pixels are constants here, so only the rows of unknown ones are built: 25 numbers each, since two pixels that
-share a window are at most two apart. They are solved from coarse to fine: a picture of half the size gives the start,
-and conjugate gradients, preconditioned by an incomplete Cholesky factor with the matrix' own pattern, do the rest. A
-coarse start takes away the slow part of the error, so the cheap factor is enough, and time and memory grow with the
-number of unknown pixels alone.
+Known pixels are constants here, so only the rows of unknown ones are built: 13 numbers each, half of a symmetric
+matrix, since two pixels that share a window are at most two apart. They are solved from coarse to fine: a picture of
+half the size gives the start, and conjugate gradients, preconditioned by an incomplete Cholesky factor with the
+matrix' own pattern, do the rest. A coarse start takes away the slow part of the error, so the cheap factor is enough,
+and time and memory grow with the number of unknown pixels alone.
 """
 
 import numpy as np
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Floats = NDArray[np.float64]
-Factor = tuple[Floats, Floats, NDArray[np.int32]]
-"""L below its diagonal [N, 12], the inverses [N] of its diagonal, the neighbours' numbers [N, 12]."""
+Factor = tuple[NDArray[np.float32], Floats, NDArray[np.int32]]
+"""L below its diagonal [N, 12], the inverses [N] of its diagonal, the neighbours' numbers [N, 12].
+
+Single precision is enough for what only has to be near."""
 
 EPSILON = 1e-7
 """Weight of smoothness in a window whose colours say nothing (the paper's epsilon; PyMatting's default)."""
@@ -62,7 +64,7 @@ def _check(image: Floats, trimap: NDArray[np.uint8]) -> None:
         raise ValueError(f"the image must be [H, W, 3] float64, it is {list(image.shape)} {image.dtype}")
     if trimap.shape != image.shape[:2] or trimap.dtype != np.uint8:
         raise ValueError(f"the trimap must be {list(image.shape[:2])} uint8, it is {list(trimap.shape)} {trimap.dtype}")
-    if not np.isfinite(image).all():
+    if not np.isfinite(image.sum()):
         raise ValueError("the image holds values that are no numbers")
     strange = np.setdiff1d(np.flatnonzero(np.bincount(trimap.ravel(), minlength=256)), (0, 128, 255))
     if strange.size:
@@ -75,31 +77,28 @@ def _solve(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
     count = int(np.count_nonzero(unknown))
     if not count:
         return alpha
-    alpha[unknown] = _start(image, trimap, count)[unknown]
     places = np.argwhere(unknown).astype(np.int32)
+    solution = _start(image, trimap, places)
     numbers = np.full((trimap.shape[0] + 4, trimap.shape[1] + 4), -1, np.int32)
     numbers[2:-2, 2:-2][unknown] = np.arange(count, dtype=np.int32)
     rows, right = _assemble(image, trimap, numbers, count)
     before = _neighbours(numbers, places)
-    lower, pivots = np.empty((count, LOWER)), np.empty(count)
+    lower, pivots = np.empty((count, LOWER), np.float32), np.empty(count, np.float32)
     shift = FIRST_SHIFT
     while not _factor(rows, before, shift, lower, pivots):
         shift *= 4
-    solution = alpha[unknown]
-    _conjugate_gradients(rows, right, (lower, pivots, before), places, np.zeros(numbers.shape), solution)
+    _conjugate_gradients(rows, right, (lower, pivots, before), solution)
     alpha[unknown] = np.clip(solution, 0, 1)
     return alpha
 
 
-def _start(image: Floats, trimap: NDArray[np.uint8], count: int) -> Floats:
-    """Guess alpha [H, W]: a picture of half the size says it, or the nearest sure pixels."""
-    height, width = trimap.shape
-    if count <= COARSEST or min(height, width) < 8:
-        return _nearest(trimap)
-    small, half = _halve(image, trimap)
-    if not ((half == 0).any() and (half == 255).any()):
-        return _nearest(trimap)
-    return _enlarge(_solve(small, half), height, width)
+def _start(image: Floats, trimap: NDArray[np.uint8], places: NDArray[np.int32]) -> Floats:
+    """Guess alpha at `places` [N, 2], (y, x): [N]; a picture of half the size says it, or the nearest sure pixels."""
+    if len(places) > COARSEST and min(trimap.shape) >= 8:
+        small, half = _halve(image, trimap)
+        if (half == 0).any() and (half == 255).any():
+            return _enlarge(_solve(small, half), places)
+    return _nearest(trimap)[places[:, 0], places[:, 1]]
 
 
 def _nearest(trimap: NDArray[np.uint8]) -> Floats:
@@ -109,24 +108,38 @@ def _nearest(trimap: NDArray[np.uint8]) -> Floats:
     return nearest
 
 
+@njit(cache=True, fastmath=FREE)
 def _halve(image: Floats, trimap: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.uint8]]:
     """Halve a picture and its trimap; of four pixels, all must be sure of one thing for theirs to be."""
-    height, width = (length // 2 * 2 for length in trimap.shape)
-    pixels = [image[y:height:2, x:width:2] for y in (0, 1) for x in (0, 1)]
-    marks = [trimap[y:height:2, x:width:2] for y in (0, 1) for x in (0, 1)]
-    alike = (marks[0] == marks[1]) & (marks[0] == marks[2]) & (marks[0] == marks[3])
-    return (pixels[0] + pixels[1] + pixels[2] + pixels[3]) / 4, np.where(alike, marks[0], 128).astype(np.uint8)
+    height, width = trimap.shape[0] // 2, trimap.shape[1] // 2
+    small, half = np.empty((height, width, 3)), np.empty((height, width), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            v, u = 2 * y, 2 * x
+            for c in range(3):
+                total = image[v, u, c] + image[v, u + 1, c] + image[v + 1, u, c] + image[v + 1, u + 1, c]
+                small[y, x, c] = total / 4
+            mark = trimap[v, u]
+            alike = mark == trimap[v, u + 1] and mark == trimap[v + 1, u] and mark == trimap[v + 1, u + 1]
+            half[y, x] = mark if alike else 128
+    return small, half
 
 
-def _enlarge(coarse: Floats, height: int, width: int) -> Floats:
-    """Enlarge [h, w] to twice its size, bilinearly, the last row and column repeated where the size is odd."""
-    rows = np.clip((np.arange(height) + 0.5) / 2 - 0.5, 0, coarse.shape[0] - 1)
-    columns = np.clip((np.arange(width) + 0.5) / 2 - 0.5, 0, coarse.shape[1] - 1)
-    top, left = rows.astype(int), columns.astype(int)
-    below, beside = np.minimum(top + 1, coarse.shape[0] - 1), np.minimum(left + 1, coarse.shape[1] - 1)
-    down, across = (rows - top)[:, None], columns - left
-    tall = coarse[top] * (1 - down) + coarse[below] * down
-    return tall[:, left] * (1 - across) + tall[:, beside] * across
+@njit(cache=True, fastmath=FREE)
+def _enlarge(coarse: Floats, places: NDArray[np.int32]) -> Floats:
+    """Look up what [h, w] is at `places` [N, 2], (y, x), of a picture of twice its size: [N], bilinearly."""
+    values = np.empty(len(places))
+    bottom, edge = coarse.shape[0] - 1, coarse.shape[1] - 1
+    for i in range(len(places)):
+        y = min(max(places[i, 0] / 2 - 0.25, 0.0), bottom)
+        x = min(max(places[i, 1] / 2 - 0.25, 0.0), edge)
+        top, left = int(y), int(x)
+        below, beside = min(top + 1, bottom), min(left + 1, edge)
+        down, across = y - top, x - left
+        high = coarse[top, left] * (1 - across) + coarse[top, beside] * across
+        low = coarse[below, left] * (1 - across) + coarse[below, beside] * across
+        values[i] = high * (1 - down) + low * down
+    return values
 
 
 def estimate_foreground(image: Floats, alpha: Floats) -> Floats:
@@ -155,10 +168,11 @@ def _assemble(
     """Build the rows of the unknown pixels: what each window of 3 x 3 adds for each two of its pixels.
 
     Returns:
-        [N, 25], the matrix: for each unknown pixel its neighbours in 5 x 5, in reading order; and [N], the right side.
+        [N, 13], the matrix, which is symmetric, up to its diagonal: for each unknown pixel those of its neighbours in
+        5 x 5 that come before it, in reading order, then itself; and [N], the right side.
     """
     height, width = trimap.shape
-    rows, right = np.zeros((count, 25)), np.zeros(count)
+    rows, right = np.zeros((count, LOWER + 1)), np.zeros(count)
     colour = np.empty((9, 3))
     for y in range(1, height - 1):
         for x in range(1, width - 1):
@@ -171,10 +185,15 @@ def _assemble(
                     continue
                 r, g, b = _turn(inverse, colour[k])
                 for j in range(9):
+                    is_unknown = numbers[y + j // 3 + 1, x + j % 3 + 1] >= 0
+                    if is_unknown and j > k:
+                        continue
+                    if not is_unknown and trimap[y + j // 3 - 1, x + j % 3 - 1] == 0:
+                        continue
                     value = (j == k) - (1 + r * colour[j, 0] + g * colour[j, 1] + b * colour[j, 2]) / 9
-                    if numbers[y + j // 3 + 1, x + j % 3 + 1] >= 0:
+                    if is_unknown:
                         rows[row, (j // 3 - k // 3 + 2) * 5 + j % 3 - k % 3 + 2] += value
-                    elif trimap[y + j // 3 - 1, x + j % 3 - 1] == 255:
+                    else:
                         right[row] -= value
     return rows, right
 
@@ -232,16 +251,17 @@ def _turn(inverse: tuple[float, float, float, float, float, float], colour: Floa
 
 @njit(cache=True, fastmath=FREE)
 def _neighbours(numbers: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Number the neighbours that come before each unknown pixel: [N, 12], -1 where one is known or outside."""
+    """Number the neighbours that come before each unknown pixel: [N, 12]; its own where one is known or outside."""
     before = np.empty((len(places), LOWER), np.int32)
     for i in range(len(places)):
         for k in range(LOWER):
-            before[i, k] = numbers[places[i, 0] + k // 5, places[i, 1] + k % 5]
+            number = numbers[places[i, 0] + k // 5, places[i, 1] + k % 5]
+            before[i, k] = number if number >= 0 else i
     return before
 
 
 @njit(cache=True, fastmath=FREE)
-def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: Floats, pivots: Floats) -> bool:
+def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: NDArray[np.float32], pivots: Floats) -> bool:
     """Factor the matrix, its diagonal enlarged by the share `shift`, incompletely: with its own pattern.
 
     Fills L [N, 12] below the diagonal and the inverses [N] of its diagonal; false where what the pattern neglects
@@ -252,14 +272,14 @@ def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: Floats
         smallest = 1e-4 * rest
         for k in range(LOWER):
             j = before[i, k]
-            if j < 0:
-                lower[i, k] = 0.0
+            if j == i:
+                lower[i, k] = 0
                 continue
             value = rows[i, k]
             for m in range(k):
                 # The pixel at offset m of i lies at offset m - k of j.
                 across = m % 5 - k % 5
-                if -2 <= across <= 2 and before[i, m] >= 0:
+                if -2 <= across <= 2 and before[i, m] != i:
                     value -= lower[i, m] * lower[j, (m // 5 - k // 5 + 2) * 5 + across + 2]
             value *= pivots[j]
             lower[i, k] = value
@@ -271,60 +291,51 @@ def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: Floats
 
 
 @njit(cache=True, fastmath=FREE)
-def _apply(rows: Floats, places: NDArray[np.int32], spread: Floats, vector: Floats, result: Floats) -> None:
-    """Multiply the matrix with `vector` [N]; `spread` [H + 4, W + 4] is 0 wherever no pixel is unknown."""
+def _apply(rows: Floats, before: NDArray[np.int32], vector: Floats, result: Floats) -> None:
+    """Multiply the matrix with `vector` [N]; what is known adds 0 times the pixel itself."""
+    result[:] = 0
     for i in range(len(rows)):
-        spread[places[i, 0] + 2, places[i, 1] + 2] = vector[i]
-    for i in range(len(rows)):
-        y, x = places[i, 0], places[i, 1]
-        total = 0.0
-        for k in range(5):
-            line = spread[y + k]
-            for m in range(5):
-                total += rows[i, 5 * k + m] * line[x + m]
-        result[i] = total
-
-
-@njit(cache=True, fastmath=FREE)
-def _precondition(factor: Factor, vector: Floats, result: Floats) -> None:
-    """Solve L L^T result = vector."""
-    lower, pivots, before = factor
-    count = len(vector)
-    for i in range(count):
         value = vector[i]
+        total = rows[i, LOWER] * value
         for k in range(LOWER):
             j = before[i, k]
-            if j >= 0:
-                value -= lower[i, k] * result[j]
+            total += rows[i, k] * vector[j]
+            result[j] += rows[i, k] * value
+        result[i] += total
+
+
+@njit(cache=True, fastmath={"contract"})
+def _precondition(factor: Factor, vector: Floats, result: NDArray[np.float32]) -> None:
+    """Solve L L^T result = vector; `result` [N] holds any numbers on entry."""
+    lower, pivots, before = factor
+    count = len(lower)
+    for i in range(count):
+        value = np.float32(vector[i])
+        # In this order: the neighbour that was computed last comes last, so nothing waits for it.
+        for k in range(LOWER):
+            value -= lower[i, k] * result[before[i, k]]
         result[i] = value * pivots[i]
     for i in range(count - 1, -1, -1):
         value = result[i] * pivots[i]
         result[i] = value
         for k in range(LOWER):
-            j = before[i, k]
-            if j >= 0:
-                result[j] -= lower[i, k] * value
+            result[before[i, k]] -= lower[i, k] * value
 
 
 @njit(cache=True, fastmath=FREE)
-def _conjugate_gradients(
-    rows: Floats, right: Floats, factor: Factor, places: NDArray[np.int32], spread: Floats, solution: Floats
-) -> None:
-    """Improve `solution` [N] in place until it is `STILL`.
-
-    `spread` [H + 4, W + 4] is 0 on entry: room for `_apply`.
-    """
+def _conjugate_gradients(rows: Floats, right: Floats, factor: Factor, solution: Floats) -> None:
+    """Improve `solution` [N] in place until it is `STILL`."""
     count = len(right)
-    product, residual, better = np.empty(count), np.empty(count), np.empty(count)
-    _apply(rows, places, spread, solution, product)
+    product, residual, better = np.empty(count), np.empty(count), np.zeros(count, np.float32)
+    _apply(rows, factor[2], solution, product)
     for i in range(count):
         residual[i] = right[i] - product[i]
     _precondition(factor, residual, better)
-    direction = better.copy()
+    direction = better.astype(np.float64)
     gain = _dot(residual, better)
     recent = 0.0
     for _ in range(MOST_STEPS):
-        _apply(rows, places, spread, direction, product)
+        _apply(rows, factor[2], direction, product)
         curvature = _dot(direction, product)
         if gain <= 0 or curvature <= 0:
             return
