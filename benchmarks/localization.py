@@ -1,6 +1,6 @@
 """Does the localization loss keep subjects apart? A small FastComposer model, trained with it and without.
 
-    python -m benchmarks.localization [--steps 2000] [--seeds 3]
+    python -m benchmarks.localization [--steps 1100] [--seeds 3]
 
 Both runs start from the same weights and see the same batches and the same noise; only the loss' weight differs. On
 held-out scenes with two or more subjects it prints, of the attention that a subject's token gives to the picture,
@@ -8,7 +8,7 @@ which share falls inside that subject's own mask and which inside other subjects
 draws the maps side by side. Chance is the share of the picture that the masks cover.
 
 The scenes carry their exact masks: this measures the loss, not the pipeline before it. The paper's weight of 0.001
-acts through 150,000 steps on a U-Net that attends well already; two thousand steps from nothing take `WEIGHT`.
+acts through 150,000 steps on a U-Net that attends well already; a thousand steps from nothing take `WEIGHT`.
 """
 
 import io
@@ -221,7 +221,7 @@ def run_of(folder: Path, seed: int, weight: float) -> Path:
 
 def main(
     output: Annotated[Path, typer.Option(help="A new folder, for runs and pictures.")] = Path("runs/localization"),
-    steps: Annotated[int, typer.Option(help="Of each training.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Of each training.")] = 1100,
     seeds: Annotated[int, typer.Option(help="Pairs of trainings.")] = 3,
     scenes: Annotated[int, typer.Option(help="To train on.")] = 1500,
     held_out: Annotated[int, typer.Option(help="Scenes to measure on.")] = 160,

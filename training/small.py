@@ -134,7 +134,7 @@ def _unet(channels: int) -> UNet2DConditionModel:
         sample_size=SIDE // 4,
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=(32, 64, 64),
+        block_out_channels=(48, 96, 96),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
