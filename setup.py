@@ -35,6 +35,7 @@ setup(
         "rich>=14.0",
         "safetensors>=0.6",
         "scipy>=1.15",
+        "segment-anything>=1.0",
         "spacy>=3.8,<4",
         "tensorboard>=2.20",
         "torch>=2.8",

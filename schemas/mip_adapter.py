@@ -20,8 +20,7 @@ class ObjectField(StrictModel):
     """A thing that the caption names: `text == caption[start:end]`, `name` is its head noun's lemma.
 
     `bbox` is [x, y, w, h] in pixels of the stored image, as the detector gave it; `score` is how sure it was. The
-    mask lies within the box, but for what the box's own error cuts off. `text_image_similarity` is the cosine of
-    phrase and masked crop.
+    mask may reach a little beyond. `text_image_similarity` is the cosine of phrase and masked crop.
     """
 
     text: str
