@@ -39,7 +39,7 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Gates:
-    """What an object must be; all bounds themselves are refused, unless said otherwise.
+    """What an object must be; "above" and "between" leave the bounds themselves out.
 
     The detector's score, in [0, 1], lies above `min_score`; the box's area, as a share of the picture's, between
     `min_area` and `max_area`; its width over its height between `min_aspect` and `max_aspect`. The mask covers at least
