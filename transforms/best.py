@@ -3,8 +3,8 @@
 What is compared are small records, a `Candidate` per sample, never pictures. Both steps spread over workers: near
 duplicates meet in groups of equal bits, and of the best k each worker hands on no more than k.
 
-    choice = candidates | MarkNearDuplicates(distance=3) | ChooseBest(100_000)
-    choice.chosen, choice.duplicates
+    marked = candidates | MarkNearDuplicates(distance=3)
+    chosen = marked | ChooseBest(100_000)
 """
 
 import struct
@@ -60,13 +60,6 @@ class CandidateCoder(beam.coders.Coder):
 beam.coders.registry.register_coder(Candidate, CandidateCoder)
 
 
-class Choice(NamedTuple):
-    """The chosen candidates, and those that look like a better one. Whatever is in neither was not good enough."""
-
-    chosen: "beam.PCollection[Candidate]"
-    duplicates: "beam.PCollection[Candidate]"
-
-
 def rank(candidate: Candidate) -> tuple[float, str, int]:
     """Order candidates, the best first: by quality; equals by key, as they must have some order."""
     return -candidate.quality, candidate.key, candidate.shard
@@ -110,7 +103,7 @@ def _better_looks(ordered: Sequence[Candidate], distance: int) -> dict[int, str]
     for start in range(0, len(ordered), BLOCK):
         differing = np.bitwise_count(looks[start : start + BLOCK, None] ^ looks[None, : start + BLOCK])
         near = np.tril(differing <= distance, start - 1)  # of each row, the columns before it
-        for row in np.flatnonzero(near.any(axis=1)):
+        for row in np.flatnonzero(near.any(axis=1)).tolist():
             better[ordered[start + row].look] = ordered[int(near[row].argmax())].key
     return better
 
@@ -161,20 +154,19 @@ class _MarkInBand(beam.PTransform):
 
 @dataclass(eq=False)
 class ChooseBest(beam.PTransform):
-    """Choose the `best` candidates that look like no better one: PCollection[Candidate] -> `Choice`.
+    """Choose the `best` of the candidates that look like no better one: PCollection[Candidate] -> the same.
 
-    Of equal quality the smaller key goes first. A worker holds no more than `best` candidates at any time.
+    Of equal quality the smaller key goes first. No worker holds more than `best` candidates at a time, as Beam's `Top`
+    keeps a heap of that size.
     """
 
     best: int
 
-    def expand(self, candidates: beam.PCollection[Candidate]) -> Choice:
-        """Take the duplicates aside, and the top of the others."""
-        duplicates = candidates | "duplicates" >> beam.Filter(lambda one: bool(one.better))
-        chosen = (
+    def expand(self, candidates: beam.PCollection[Candidate]) -> beam.PCollection[Candidate]:
+        """Take the top of those that are not marked."""
+        return (
             candidates
-            | "others" >> beam.Filter(lambda one: not one.better)
+            | "not marked" >> beam.Filter(lambda one: not one.better)
             | "top" >> beam.combiners.Top.Of(self.best, key=rank, reverse=True)
-            | "chosen" >> beam.FlatMap(list).with_output_types(Candidate)
+            | "one by one" >> beam.FlatMap(list).with_output_types(Candidate)
         )
-        return Choice(chosen, duplicates)

@@ -84,12 +84,11 @@ class Choosing(beam.PTransform):
     best: int
 
     def expand(self, given: beam.PCollection[Candidate]) -> beam.PCollection[tuple[str, Candidate]]:
-        elements = given | beam.Reshuffle()
+        marked = given | beam.Reshuffle()
         if self.distance is not None:
-            elements |= MarkNearDuplicates(self.distance)
-        choice = elements | ChooseBest(self.best)
-        chosen = choice.chosen | "say chosen" >> beam.Map(lambda one: ("chosen", one))
-        duplicates = choice.duplicates | "say duplicate" >> beam.Map(lambda one: ("duplicate", one))
+            marked |= MarkNearDuplicates(self.distance)
+        chosen = marked | ChooseBest(self.best) | "say chosen" >> beam.Map(lambda one: ("chosen", one))
+        duplicates = marked | beam.Filter(lambda one: one.better) | beam.Map(lambda one: ("duplicate", one))
         return (chosen, duplicates) | beam.Flatten()
 
 
