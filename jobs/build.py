@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from jobs.plans import Config, plan
-from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
+from schemas.dataset import DatasetInfo, Job, Layout, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
+from transforms.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.models.presets import Models, name_of, revision_of
 from transforms.output import finish_dataset, finished_shards, prepare_output
 from transforms.read import list_source
@@ -66,16 +67,48 @@ def build(request: Request, console: Console) -> DatasetInfo:
     planned = plan(config, request.models, listing)
     job = describe_job(planned.layout.recipe, planned.config, planned.models)
     fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + planned.extra, job) for chunk in chunks}
+    final = cut_fingerprints(fingerprints, planned.cut) if planned.cut else fingerprints
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
-    done = finished_shards(request.output)
-    todo = [chunk for chunk in chunks if done.get(chunk.shard) != fingerprints[chunk.shard]]
+    made = shards_made(request.output, fingerprints, final, planned.cut)
+    todo = [chunk for chunk in chunks if chunk.shard not in made]
     if len(todo) < len(chunks):
         console.print(f"{len(chunks) - len(todo)} of {len(chunks)} shards are done already", style="dim")
     with progress_bar(console, todo) as progress:
         for some in rounds(todo, options):
             prints = {chunk.shard: fingerprints[chunk.shard] for chunk in some}
             run(planned.recipe(some, output=request.output, fingerprints=prints, progress=progress), options)
-    return finish_dataset(request.output, job, fingerprints, planned.layout)
+    if planned.cut:
+        with console.status(f"keeping the best {planned.cut.best:,}"):
+            cut_dataset(request.output, planned.layout, fingerprints, planned.cut, options)
+    return finish_dataset(request.output, job, final, planned.layout)
+
+
+def shards_made(output: str, fingerprints: Mapping[int, str], final: Mapping[int, str], cut: Cut | None) -> set[int]:
+    """Return the shards that need not be made of the source: those that are done, and candidates that wait to be cut.
+
+    `final` holds their fingerprints when they are done. Where the choice is missing, the candidates of shards that were
+    cut are missing too: these are made again.
+    """
+    done = finished_shards(output).items()
+    waiting, finished = done & fingerprints.items(), done & final.items()
+    if cut is not None and len(finished) < len(final) and not is_chosen(output, choice_digest(fingerprints, cut)):
+        finished = set()
+    return {shard for shard, _ in waiting | finished}
+
+
+def cut_dataset(
+    output: str, layout: Layout, fingerprints: Mapping[int, str], cut: Cut, options: PipelineOptions
+) -> None:
+    """Choose among all candidates, unless that is done, and cut the shards that are not.
+
+    One pipeline cuts them all, on any runner: it passes on nothing but numbers, and a shard is done when it is written.
+    """
+    left = dict(cut_fingerprints(fingerprints, cut).items() - finished_shards(output).items())
+    if not left:
+        return
+    if not is_chosen(output, choice_digest(fingerprints, cut)):
+        run(ChooseSamples(output, fingerprints, cut), options)
+    run(CutShards(output, layout, left), options)
 
 
 def describe_job(recipe: str, config: Config, models: Mapping[str, str]) -> Job:

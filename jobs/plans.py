@@ -11,6 +11,7 @@ from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig, thresh
 from schemas import blip_diffusion, fastcomposer
 from schemas.dataset import Layout
 from transforms.backgrounds import list_backgrounds
+from transforms.cut import Cut
 from transforms.models.presets import Models
 from transforms.read import Listing
 
@@ -29,7 +30,7 @@ class Plan:
 
     `models` names the checkpoints that run, by what they do; `recipe` takes chunks, `output`, `fingerprints` and
     `progress` and makes the transform that builds their shards; `extra` changes when anything does that is neither
-    source nor config nor checkpoint.
+    source nor config nor checkpoint. `cut` says which of the samples stay, None: all do.
     """
 
     layout: Layout
@@ -37,6 +38,7 @@ class Plan:
     models: Mapping[str, str]
     recipe: Callable[..., beam.PTransform]
     extra: str = ""
+    cut: Cut | None = None
 
 
 def plan(config: Config, models: Models, listing: Listing) -> Plan:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from schemas import fastcomposer
 from schemas.dataset import DatasetInfo, Job, Layout, ModelName
-from schemas.example import Example, Match, Phrase, Segment, Source
+from schemas.example import Example, Match, Object, Phrase, Quality, Segment, Source
 from schemas.masks import Mask
 from schemas.rejects import Reject
 from transforms.batch import Batch
@@ -72,6 +73,15 @@ def example(
         segments=tuple(segments),
         matches=tuple(Match(i, i, 0.5 + 0.1 * i) for i in range(len(subjects))),
     )
+
+
+def scored(one: Example, quality: float, look: int = 0) -> Example:
+    """A matched example as MIP-Adapter's: its subjects are objects, and it has that quality."""
+    objects = tuple(
+        Object(match.phrase, one.segments[match.segment].bbox, 0.9, one.segments[match.segment].mask, quality)
+        for match in one.matches
+    )
+    return replace(one, objects=objects, quality=Quality(quality, 0.0, quality), look=look)
 
 
 def write_dataset(

@@ -1,0 +1,192 @@
+"""Builds whose recipe keeps only the best samples: candidates, the choice, the cut."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.io.filesystems import FileSystems
+from rich.console import Console
+
+import jobs.build
+import jobs.inspect
+from jobs.build import Request, build
+from jobs.inspect import inspect
+from jobs.plans import Plan
+from pipelines.fastcomposer import FastComposerConfig
+from schemas.dataset import Part
+from schemas.example import Example
+from schemas.mip_adapter import LAYOUT
+from tests.datasets import example as matched
+from tests.datasets import jpeg, scored
+from transforms.batch import advance, each
+from transforms.cut import Cut
+from transforms.models.presets import resolve
+from transforms.read import ReadBatches
+from transforms.sources.records import Chunk
+from transforms.write import WriteDataset
+
+MODELS = resolve("sample", {})
+QUIET = Console(quiet=True)
+SHARDS, PER_SHARD = 3, 4
+COUNT = SHARDS * PER_SHARD
+
+
+@dataclass(eq=False)
+class Candidates(beam.PTransform):
+    """A recipe without models: quality and look of a picture are made of its key."""
+
+    chunks: Sequence[Chunk]
+    output: str
+    fingerprints: Mapping[int, str]
+    progress: str = ""
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
+        return (
+            root
+            | ReadBatches(self.chunks, 2)
+            | "score" >> beam.Map(partial(advance, stage="quality", step=each(score)))
+            | WriteDataset(self.output, LAYOUT, self.fingerprints)
+        )
+
+
+def score(example: Example) -> Example:
+    number = int(example.key)
+    told = matched(example.key, size=(example.width, example.height))
+    told = replace(told, caption=example.caption, image=example.image, source=example.source)
+    return scored(told, quality=(number * 5 % 7) / 10, look=(number // 2) * 0x0F0F0F0F0F0F)
+
+
+def plan(config: Any, *_: Any, cut: Cut | None) -> Plan:  # noqa: ANN401
+    return Plan(LAYOUT, config, {}, Candidates, cut=cut)
+
+
+@pytest.fixture(autouse=True)
+def planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.build, "plan", partial(plan, cut=Cut(best=5, distance=3)))
+    monkeypatch.setitem(jobs.inspect.LAYOUTS, LAYOUT.recipe, LAYOUT)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(COUNT):
+        (folder / f"{number:03d}.jpg").write_bytes(jpeg(64, 48, seed=number))
+        (folder / f"{number:03d}.txt").write_text("a dog")
+    return folder
+
+
+def request(pictures: Path, output: Path, **changes: Any) -> Request:  # noqa: ANN401
+    config = FastComposerConfig(samples_per_shard=PER_SHARD)
+    return Request(str(pictures), str(output), **{"config": config, "models": MODELS, **changes})
+
+
+def contents(output: Path) -> dict[str, Any]:
+    """All that must be the same however the dataset came to be."""
+    tars = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(output.glob("*.tar"))}
+    return tars | {name: pq.read_table(output / name) for name in ("index.parquet", "rejects.parquet")}
+
+
+def test_the_best_of_all_shards_are_kept(pictures: Path, tmp_path: Path) -> None:
+    info = build(request(pictures, tmp_path / "out"), QUIET)
+    assert inspect(str(tmp_path / "out")).problems == ()
+    # Of each pair of one look the better one, of these six the best five.
+    quality = {number: number * 5 % 7 for number in range(COUNT)}
+    alone = [max((n, n + 1), key=quality.__getitem__) for n in range(0, COUNT, 2)]
+    best = sorted(alone, key=lambda number: (-quality[number], number))[:5]
+    assert pq.read_table(tmp_path / "out" / "index.parquet")["key"].to_pylist() == [f"{n:03d}" for n in sorted(best)]
+    assert info.counts.rejects == {"best": {"below-cut": 1, "near-duplicate": 6}}
+    assert (info.counts.read, info.counts.written) == (COUNT, 5)
+
+
+def test_without_a_cut_all_stay(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.build, "plan", partial(plan, cut=None))
+    assert build(request(pictures, tmp_path / "out"), QUIET).counts.written == COUNT
+    assert not (tmp_path / "out" / ".subjectloom" / "chosen.parquet").exists()
+
+
+def test_what_is_cut_is_not_made_again(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(request(pictures, tmp_path / "out"), QUIET)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / ".subjectloom" / "chosen.parquet").unlink()  # nobody needs it any more
+    monkeypatch.setattr(jobs.build, "run", lambda *_: pytest.fail("nothing is left to do"))
+    build(request(pictures, tmp_path / "out", resume=True), QUIET)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_shard_that_was_lost_is_made_and_cut_again(pictures: Path, tmp_path: Path, chosen: bool) -> None:
+    output = tmp_path / "out"
+    build(request(pictures, output), QUIET)
+    before = contents(output)
+    times = {path.name: path.stat().st_mtime_ns for path in output.glob("*.tar")}
+    (output / "mip-adapter-000001.tar").unlink()
+    if not chosen:
+        (output / ".subjectloom" / "chosen.parquet").unlink()
+    build(request(pictures, output, resume=True), QUIET)
+    assert contents(output) == before
+    again = {path.name for path in output.glob("*.tar") if times[path.name] != path.stat().st_mtime_ns}
+    assert again == ({"mip-adapter-000001.tar"} if chosen else set(times))
+
+
+def test_more_pictures_are_a_new_choice(pictures: Path, tmp_path: Path) -> None:
+    build(request(pictures, tmp_path / "some", limit=2 * PER_SHARD), QUIET)
+    build(request(pictures, tmp_path / "some", resume=True), QUIET)
+    build(request(pictures, tmp_path / "all"), QUIET)
+    assert contents(tmp_path / "some") == contents(tmp_path / "all")
+
+
+class KilledError(Exception):
+    """Raised where a job would have been killed."""
+
+
+class Files:
+    """Counts the changes to files, and lets none pass after the first `allowed` ones: what a kill leaves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, allowed: int = 10**9) -> None:
+        self.changes: list[str] = []
+        self.allowed = allowed
+        for name in ("create", "rename", "delete"):
+            monkeypatch.setattr(FileSystems, name, partial(self._change, getattr(FileSystems, name)))
+
+    def _change(self, change: Any, path: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        if len(self.changes) >= self.allowed:
+            raise KilledError("killed here")
+        self.changes.append(str(path))
+        return change(path, *arguments, **options)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_while_it_cuts_goes_on_to_the_same_bytes(pictures: Path, tmp_path: Path) -> None:
+    """At any moment: before and after each change to a file, from the choice on to the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        files = Files(patch)
+        build(request(pictures, tmp_path / "whole"), QUIET)
+    expected = contents(tmp_path / "whole")
+    first = next(number for number, path in enumerate(files.changes) if "chosen" in path)
+    assert len(files.changes) - first > 5 * SHARDS
+    for allowed in range(first, len(files.changes)):
+        output = tmp_path / f"killed-{allowed}"
+        with pytest.MonkeyPatch.context() as patch:
+            Files(patch, allowed)
+            with pytest.raises(KilledError, match="killed here"):
+                build(request(pictures, output), QUIET)
+        assert not (output / "dataset.json").exists()
+        build(request(pictures, output, resume=True), QUIET)
+        assert contents(output) == expected
+        assert not list(output.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_two_workers_write_the_same_bytes_as_one(pictures: Path, tmp_path: Path) -> None:
+    options = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    build(request(pictures, tmp_path / "one"), QUIET)
+    build(request(pictures, tmp_path / "two", beam_options=options), QUIET)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    choices = [(tmp_path / name / ".subjectloom" / "chosen.parquet").read_bytes() for name in ("one", "two")]
+    assert choices[0] == choices[1]
