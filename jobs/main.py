@@ -69,7 +69,7 @@ def build(
     kind: Annotated[
         str | None,
         typer.Option(
-            "--source", help="folder, webdataset, parquet, coco-panoptic, coco-instances, open-images; detected."
+            "--source", help="folder, webdataset, parquet, coco-panoptic, coco-instances, open-images, sa-1b; detected."
         ),
     ] = None,
     preset: Annotated[
