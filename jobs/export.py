@@ -2,13 +2,19 @@
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.errors import InputError
 from schemas.shards import Sample, read_tar
 from transforms.output import join, open_file, read_info, read_table
+
+MAX_LABELS = 255
+"""Numbers of a label map that fit into uint8 beside 0."""
 
 
 def read_samples(output: str, recipe: str) -> Iterator[Sample]:
@@ -43,3 +49,16 @@ def new_folder(destination: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def label_map(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Lay masks, each [H, W] bool, over one another, smaller ones in front.
+
+    Returns:
+        [H, W] uint8: the number of the mask (from 1) at each pixel, 0 for none; [0, 0] of no masks.
+    """
+    labels = np.zeros(masks[0].shape if masks else (0, 0), np.uint8)
+    areas = [int(mask.sum()) for mask in masks]
+    for index in sorted(range(len(masks)), key=lambda i: (-areas[i], i)):
+        labels[masks[index]] = index + 1
+    return labels

@@ -28,12 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.export import new_folder, read_samples
+from jobs.export import MAX_LABELS, label_map, new_folder, read_samples
 from schemas.fastcomposer import Record, Subject
 from schemas.images import decode_image
-
-MAX_SUBJECTS = 255
-"""Ids that fit into uint8 beside 0."""
 
 HELD_OUT = 1000
 """Pictures held out for testing, as in the paper; of a small dataset a tenth."""
@@ -143,24 +140,15 @@ def visible(regions: list[Region], dropped: Counter[str]) -> list[Region]:
         best_by_end.setdefault(region.subject.end, region)
     distinct = [best_by_end[end] for end in sorted(best_by_end)]
     dropped["phrase ends with another's"] += len(regions) - len(distinct)
-    dropped["beyond 255 in a picture"] += max(len(distinct) - MAX_SUBJECTS, 0)
-    labels = label_map(distinct[:MAX_SUBJECTS])
+    dropped["beyond 255 in a picture"] += max(len(distinct) - MAX_LABELS, 0)
+    labels = label_map([region.mask for region in distinct[:MAX_LABELS]])
     shown = [
         Region(region.subject, labels == number)
-        for number, region in enumerate(distinct[:MAX_SUBJECTS], start=1)
+        for number, region in enumerate(distinct[:MAX_LABELS], start=1)
         if (labels == number).any()
     ]
-    dropped["covered by others"] += min(len(distinct), MAX_SUBJECTS) - len(shown)
+    dropped["covered by others"] += min(len(distinct), MAX_LABELS) - len(shown)
     return shown
-
-
-def label_map(regions: list[Region]) -> NDArray[np.uint8]:
-    """Return [H, W] uint8: the number of the region (from 1) at each pixel, 0 for none, smaller regions in front."""
-    labels = np.zeros(regions[0].mask.shape if regions else (0, 0), np.uint8)
-    areas = [int(region.mask.sum()) for region in regions]
-    for index in sorted(range(len(regions)), key=lambda i: (-areas[i], i)):
-        labels[regions[index].mask] = index + 1
-    return labels
 
 
 def _cut(image: bytes, record: Record, square: bool, dropped: Counter[str]) -> tuple[bytes, list[Region]]:
@@ -187,7 +175,7 @@ def _write_picture(folder: Path, number: int, image: bytes, record: Record, regi
     }
     path.with_suffix(".jpg").write_bytes(image)
     path.with_suffix(".json").write_text(json.dumps(description), encoding="ascii")
-    np.save(path.with_suffix(".npy"), label_map(regions), allow_pickle=False)
+    np.save(path.with_suffix(".npy"), label_map([region.mask for region in regions]), allow_pickle=False)
 
 
 def _segment(number: int, region: Region) -> dict[str, object]:

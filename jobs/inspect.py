@@ -10,13 +10,15 @@ from apache_beam.io.filesystem import BeamIOError
 from rich.console import Console
 from rich.table import Table
 
-from schemas import blip_diffusion, fastcomposer
+from schemas import blip_diffusion, fastcomposer, mip_adapter
 from schemas.dataset import REJECT_COLUMNS, DatasetInfo, Layout, Row
 from schemas.errors import InputError
 from schemas.shards import Entry, Sample, read_tar
 from transforms.output import join, list_files, open_file, read_info, read_table
 
-LAYOUTS: Mapping[str, Layout] = {layout.recipe: layout for layout in (fastcomposer.LAYOUT, blip_diffusion.LAYOUT)}
+LAYOUTS: Mapping[str, Layout] = {
+    layout.recipe: layout for layout in (fastcomposer.LAYOUT, blip_diffusion.LAYOUT, mip_adapter.LAYOUT)
+}
 """What each recipe writes, by the recipe's name."""
 
 SHOWN = 100

@@ -32,7 +32,7 @@ Config = TypeVar("Config", bound=BaseModel)
 
 RECIPES = ("fastcomposer", "blip-diffusion")
 TRAINED = ("fastcomposer", "blip-diffusion")
-FORMATS = ("fastcomposer", "coco")
+FORMATS = ("fastcomposer", "coco", "mip-adapter")
 
 
 @app.callback()
@@ -69,7 +69,7 @@ def build(
     kind: Annotated[
         str | None,
         typer.Option(
-            "--source", help="folder, webdataset, parquet, coco-panoptic, coco-instances, open-images; detected."
+            "--source", help="folder, webdataset, parquet, coco-panoptic, coco-instances, open-images, sa-1b; detected."
         ),
     ] = None,
     preset: Annotated[
@@ -136,9 +136,11 @@ def inspect(output: Annotated[str, typer.Argument(help="Folder of a dataset.")])
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a FastComposer dataset.")],
+    source: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a dataset.")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    form: Annotated[str, typer.Option("--format", help="fastcomposer (its published trainer's folder) or coco.")],
+    form: Annotated[
+        str, typer.Option("--format", help="fastcomposer or mip-adapter (their published trainers' folders) or coco.")
+    ],
     square: Annotated[
         bool, typer.Option("--square", help="fastcomposer: cut to squares in which the subjects survive its loader.")
     ] = False,
@@ -150,12 +152,11 @@ def export(
     """Write the folder layout that other programs load."""
     from jobs.export_coco import export_coco
     from jobs.export_fastcomposer import export_fastcomposer
+    from jobs.export_mip_adapter import export_mip_adapter
 
     if form == "fastcomposer":
         exported = export_fastcomposer(source, destination, square=square, held_out=held_out, seed=seed)
-        dropped = (
-            ", ".join(f"{count} subjects {why}" for why, count in exported.dropped.items()) or "no subject left out"
-        )
+        dropped = counted(exported.dropped, "subjects") or "no subject left out"
         print_lines(
             f"{exported.written} pictures, {exported.held_out} of them held out for testing, in {destination}",
             f"{exported.without_subject} pictures left without a subject; {dropped}",
@@ -165,8 +166,22 @@ def export(
         print_lines(
             f"{coco.images} pictures, {coco.annotations} annotations of {coco.categories} classes in {destination}"
         )
+    elif form == "mip-adapter":
+        mip = export_mip_adapter(source, destination)
+        refused = [counted(mip.refused_objects, "objects"), counted(mip.refused, "pictures")]
+        print_lines(
+            f"{mip.written} pictures in {destination}, {mip.selected} of them in selected_indexes.pkl",
+            f"{mip.without_object} pictures left without an object; "
+            + (counted(mip.dropped, "objects") or "no object left out"),
+            "its loader's gates: " + ("; ".join(filter(None, refused)) or "all pass"),
+        )
     else:
         raise ConfigError(f"there is no format {form!r}{suggestion(form, FORMATS)}: choose of {', '.join(FORMATS)}")
+
+
+def counted(reasons: Mapping[str, int], things: str) -> str:
+    """Return "3 THINGS REASON, 2 THINGS ..."; nothing where there are no reasons."""
+    return ", ".join(f"{count} {things} {why}" for why, count in reasons.items())
 
 
 @app.command()

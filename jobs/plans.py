@@ -10,6 +10,7 @@ from pipelines.blip_diffusion import BlipDiffusionConfig, BuildBlipDiffusion, wi
 from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig, threshold_of
 from schemas import blip_diffusion, fastcomposer
 from schemas.dataset import Layout
+from schemas.errors import ConfigError
 from transforms.backgrounds import list_backgrounds
 from transforms.cut import Cut
 from transforms.models.presets import Models
@@ -53,6 +54,11 @@ def plan(config: Config, models: Models, listing: Listing) -> Plan:
 
 
 def _plan_fastcomposer(config: FastComposerConfig, models: Models, listing: Listing) -> Plan:
+    if listing.has_segments and not listing.has_labels and config.similarity != "clip":
+        raise ConfigError(
+            f"the segments of {listing.kind} have no class names, which similarity = {config.similarity!r} compares "
+            "with: choose --similarity clip"
+        )
     # A preset's threshold is written down as the number that it was.
     config = config.model_copy(update={"threshold": threshold_of(config, models)})
     models = replace(models, segmenter=None) if listing.has_segments else models
@@ -67,7 +73,9 @@ def _plan_fastcomposer(config: FastComposerConfig, models: Models, listing: List
 def _plan_blip_diffusion(config: BlipDiffusionConfig, models: Models, listing: Listing) -> Plan:
     config = with_thresholds(config, models)
     backgrounds = list_backgrounds(config.backgrounds)
-    annotation = "masks" if listing.has_segments else "boxes" if listing.has_boxes else ""
+    # A mask without a name says nothing of what the subject is called: then the caption does.
+    has_names = listing.has_segments and listing.has_labels
+    annotation = "masks" if has_names else "boxes" if listing.has_boxes else ""
     used = {}
     if models.captioner is not None:
         used["captioner"] = models.captioner

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from jobs import report_figures as figures
 from jobs.report_cards import fastcomposer_card
 from jobs.report_mattes import blip_diffusion_card
+from jobs.report_objects import mip_adapter_card
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError
 from schemas.shards import Sample, read_sample
@@ -31,9 +32,10 @@ class View:
     """How a recipe's dataset is shown.
 
     `title` is its name for people, `lead` a sentence above the samples, `groups` what the chosen ones are called.
-    `card` is the template of one sample, `fill` makes what fills it; `has_layers` says that it has masks, outlines
-    and numbers to switch off. `ranks` gives two numbers per sample to choose by, [N] float64 and [N] int64 (see
-    `choose`), `sections` what the sections on scores and subjects draw.
+    `card` is the template of one sample, `fill` makes what fills it; `layers` are what can be switched off in its
+    picture. `things` and `names` say what a sample has several of, and what it calls them by. `ranks` gives two
+    numbers per sample to choose by, [N] float64 and [N] int64 (see `choose`), `sections` what the sections on scores
+    and subjects draw.
     """
 
     title: str
@@ -41,7 +43,9 @@ class View:
     groups: Mapping[str, str]
     card: str
     fill: Callable[[Sample], dict[str, Any]]
-    has_layers: bool
+    layers: tuple[str, ...]
+    things: str
+    names: str
     ranks: Callable[[pa.Table], tuple[NDArray[np.float64], NDArray[np.int64]]]
     sections: Callable[[pa.Table, DatasetInfo], dict[str, Any]]
 
@@ -97,7 +101,7 @@ def render(info: DatasetInfo, index: pa.Table, rejects: pa.Table, cards: list[di
         .render(
             view=view,
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            figures=figures.headline(info, view.ranks(index)[1]),
+            figures=figures.headline(info, view.ranks(index)[1], view.things),
             balance=figures.balance(info, len(index), len(rejects)),
             written=info.counts.written,
             rejected=info.counts.rejected,
@@ -163,9 +167,33 @@ def _blip_diffusion_sections(index: pa.Table, info: DatasetInfo) -> dict[str, An
     }
     return {
         "measured": "Mattes",
-        "measures": [figures.score_histogram(_numbers(index, name), what, None) for name, what in measures.items()],
+        "measures": [figures.score_histogram(_numbers(index, name), what) for name, what in measures.items()],
         "subjects": None,
         "labels": figures.label_bars(_counted(index["subject"])),
+    }
+
+
+def _mip_adapter_ranks(index: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    return _numbers(index, "quality"), _numbers(index, "objects").astype(np.int64)
+
+
+def _mip_adapter_sections(index: pa.Table, info: DatasetInfo) -> dict[str, Any]:
+    quality = _numbers(index, "quality")
+    # What was cut off is not in the index: the line stands where the rest begins.
+    is_cut = any(info.config.get(name) is not None for name in ("best", "min_quality"))
+    lowest = float(quality.min()) if is_cut and len(quality) else None
+    parts = {
+        "single": "single part, how well the objects fit their phrases",
+        "pair": "pair part, how little they are alike",
+    }
+    return {
+        "measured": "Quality",
+        "measures": [
+            figures.score_histogram(quality, "S, the quality of a sample", lowest, "cut at"),
+            *(figures.score_histogram(_numbers(index, name), what) for name, what in parts.items()),
+        ],
+        "subjects": figures.count_histogram(_numbers(index, "objects").astype(np.int64), "objects in a sample"),
+        "labels": figures.label_bars(_counted(pc.list_flatten(index["names"]))),
     }
 
 
@@ -176,7 +204,9 @@ VIEWS = {
         groups={"low": "Lowest scores", "high": "Highest scores", "many": "Most subjects"},
         card="fastcomposer.html.j2",
         fill=fastcomposer_card,
-        has_layers=True,
+        layers=("masks", "outlines", "numbers"),
+        things="subjects",
+        names="class",
         ranks=_fastcomposer_ranks,
         sections=_fastcomposer_sections,
     ),
@@ -187,9 +217,23 @@ VIEWS = {
         groups={"low": "Least unknown", "high": "Most unknown"},
         card="blip_diffusion.html.j2",
         fill=blip_diffusion_card,
-        has_layers=False,
+        layers=(),
+        things="subjects",
+        names="class",
         ranks=_blip_diffusion_ranks,
         sections=_blip_diffusion_sections,
+    ),
+    "mip-adapter": View(
+        title="MIP-Adapter",
+        lead="Colour and number tie each phrase to its object, the box that was detected and the mask inside.",
+        groups={"low": "Lowest quality", "high": "Highest quality", "many": "Most objects"},
+        card="mip_adapter.html.j2",
+        fill=mip_adapter_card,
+        layers=("masks", "outlines", "boxes", "numbers"),
+        things="objects",
+        names="name",
+        ranks=_mip_adapter_ranks,
+        sections=_mip_adapter_sections,
     ),
 }
 """By recipe."""

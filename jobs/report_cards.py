@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import contourpy
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from schemas.fastcomposer import PhraseField, Record, Subject
+from schemas.fastcomposer import Record, Subject
 from schemas.masks import Mask
+from schemas.mip_adapter import ObjectField
 from schemas.shards import Sample
 
 THUMBNAIL = 640
@@ -25,13 +26,17 @@ _QUALITY = 78
 _GRID = 400  # longest side on which an outline is traced, pixels: finer than a screen shows, a third of the bytes
 _VIEW = 1280  # longest side of the drawing, units: whole numbers are then half pixels of the thumbnail
 
+Span = tuple[int, int]
+"""[start, end) in characters."""
+
 
 def fastcomposer_card(sample: Sample) -> dict[str, Any]:
     """Return what `fastcomposer.html.j2` draws of a sample: its picture, its subjects, its caption in pieces."""
     record = Record.from_sample(sample)
     picture, size = thumbnail(sample.members["jpg"])
-    view = _fit((record.width, record.height), _VIEW)
-    matched = {subject.phrase for subject in record.subjects}
+    view = view_of((record.width, record.height))
+    # Of several subjects of one phrase the first is marked.
+    owners = {subject.phrase: index for index, subject in reversed(list(enumerate(record.subjects)))}
     return {
         "key": sample.key,
         "picture": picture,
@@ -40,9 +45,9 @@ def fastcomposer_card(sample: Sample) -> dict[str, Any]:
         "stored": (record.width, record.height),
         "view": view,
         "subjects": [_subject(index, subject, view) for index, subject in enumerate(record.subjects)],
-        "pieces": list(caption_pieces(record.caption, record.phrases, record.subjects)),
+        "pieces": list(caption_pieces(record.caption, [(p.start, p.end) for p in record.phrases], owners)),
         "original": record.source_caption if record.source_caption != record.caption else "",
-        "loose": sum(index not in matched for index in range(len(record.phrases))),
+        "loose": sum(index not in owners for index in range(len(record.phrases))),
         "unmatched": record.segments_unmatched,
         "source": record.source.uri,
         "license": record.source.license,
@@ -51,19 +56,22 @@ def fastcomposer_card(sample: Sample) -> dict[str, Any]:
 
 
 def _subject(index: int, subject: Subject, view: tuple[int, int]) -> dict[str, Any]:
-    mask = subject.segmentation.to_mask()
+    return drawn(index, subject, view) | {"label": subject.label, "score": f"{subject.score:.2f}"}
+
+
+def drawn(index: int, thing: Subject | ObjectField, view: tuple[int, int]) -> dict[str, Any]:
+    """Return what is drawn and said of every subject or object; `view` is as in `outline`."""
+    mask = thing.segmentation.to_mask()
     height, width = mask.size
     path, at = outline(mask, view)
     return {
         "index": index,
         "number": index + 1,
         "colour": f"c{index % COLOURS}",
-        "text": subject.text,
-        "label": subject.label,
-        "score": f"{subject.score:.2f}",
-        "bbox": ", ".join(map(str, subject.bbox)),
-        "area": subject.area,
-        "share": f"{subject.area / (height * width):.1%}",
+        "text": thing.text,
+        "bbox": ", ".join(map(str, thing.bbox)),
+        "area": thing.area,
+        "share": f"{thing.area / (height * width):.1%}",
         "outline": path,
         "at": at,
     }
@@ -127,25 +135,32 @@ def _ring(line: NDArray[np.int_]) -> str:
     return f"M{ring[0][0]} {ring[0][1]}l{steps}z".replace(" -", "-")
 
 
-def caption_pieces(
-    caption: str, phrases: Sequence[PhraseField], subjects: Sequence[Subject]
-) -> Iterator[dict[str, Any]]:
-    """Cut a caption at its phrases' spans: every character is in one piece, in order.
+def caption_pieces(caption: str, spans: Sequence[Span], owners: Mapping[int, int]) -> Iterator[dict[str, Any]]:
+    """Cut a caption at the spans of its phrases: every character is in one piece, in order.
 
     A piece has `text`, `phrase` (bool), `subject` (its index, or None), and a subject's `number` and `colour`.
     Of phrases that overlap the one that starts first is marked.
+
+    Args:
+        caption: the caption.
+        spans: [start, end) of each phrase.
+        owners: the subject that a phrase names, by the phrase's index; others name none.
     """
-    owners = {subject.phrase: index for index, subject in reversed(list(enumerate(subjects)))}
     at = 0
-    for index, phrase in sorted(enumerate(phrases), key=lambda item: (item[1].start, item[0])):
-        if not at <= phrase.start < phrase.end <= len(caption):
+    for index, (start, end) in sorted(enumerate(spans), key=lambda item: (item[1][0], item[0])):
+        if not at <= start < end <= len(caption):
             continue
-        yield {"text": caption[at : phrase.start], "phrase": False, "subject": None}
+        yield {"text": caption[at:start], "phrase": False, "subject": None}
         subject = owners.get(index)
-        piece = {"text": caption[phrase.start : phrase.end], "phrase": True, "subject": subject}
+        piece = {"text": caption[start:end], "phrase": True, "subject": subject}
         yield piece if subject is None else piece | {"number": subject + 1, "colour": f"c{subject % COLOURS}"}
-        at = phrase.end
+        at = end
     yield {"text": caption[at:], "phrase": False, "subject": None}
+
+
+def view_of(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (width, height) of the drawing over a picture of that size, in units of its own."""
+    return _fit(size, _VIEW)
 
 
 def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:

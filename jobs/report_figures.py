@@ -64,10 +64,10 @@ def choose(
     return sorted(chosen.items(), key=lambda item: int(ranks[item[0]]))
 
 
-def headline(info: DatasetInfo, subjects: NDArray[np.int64]) -> list[Drawn]:
+def headline(info: DatasetInfo, subjects: NDArray[np.int64], things: str) -> list[Drawn]:
     """Return the figures at the head of the page: name, value, unit.
 
-    `subjects` counts those of each sample; zeros: the recipe does not count them.
+    `subjects` counts those of each sample, which the recipe calls `things`; zeros: the recipe does not count them.
     """
     counts, seconds = info.counts, sum(info.seconds.values())
     figures = [
@@ -76,7 +76,7 @@ def headline(info: DatasetInfo, subjects: NDArray[np.int64]) -> list[Drawn]:
         ("Rejected", f"{counts.rejected:,}", ""),
     ]
     if subjects.any():
-        figures.append(("Subjects per sample", f"{subjects.mean():.2f}", ""))
+        figures.append((f"{things.capitalize()} per sample", f"{subjects.mean():.2f}", ""))
     if seconds:
         figures.append(("Images per second", significant(counts.read / seconds), "a worker"))
     return [{"name": name, "value": value, "unit": unit} for name, value, unit in figures]
@@ -116,8 +116,13 @@ def funnel(info: DatasetInfo) -> list[Drawn]:
     ]
 
 
-def score_histogram(scores: NDArray[np.float64], what: str, threshold: float | None) -> Drawn | None:
-    """Count scores in at most 40 bins of a round width; None where there are none."""
+def score_histogram(
+    scores: NDArray[np.float64], what: str, threshold: float | None = None, mark: str = "threshold"
+) -> Drawn | None:
+    """Count scores in at most 40 bins of a round width; None where there are none.
+
+    `mark` is what stands at the line drawn at `threshold`.
+    """
     if not len(scores):
         return None
     marked = scores if threshold is None else np.append(scores, threshold)
@@ -126,16 +131,18 @@ def score_histogram(scores: NDArray[np.float64], what: str, threshold: float | N
     bins = max(8, math.floor(marked.max() / width + 1e-9) - low + 1)
     edges = (low + np.arange(bins + 1)) * width
     counts = np.bincount(np.clip(np.floor(scores / width + 1e-9).astype(int) - low, 0, bins - 1), minlength=bins)
-    span = f"{scores.min():.2f} to {scores.max():.2f}"
-    drawn = _histogram(counts.tolist(), [f"{a:.3g} to {b:.3g}" for a, b in pairwise(edges)])
+    low_text, high_text, middle = (signed(value, ".2f") for value in (scores.min(), scores.max(), np.median(scores)))
+    span = f"{low_text} to {high_text}"
+    texts = [signed(edge, ".3g") for edge in edges]
+    drawn = _histogram(counts.tolist(), [f"{a} to {b}" for a, b in pairwise(texts)])
     step = math.ceil(bins / 8)
-    drawn["ticks"] = [{"at": percent(i, bins), "text": f"{edges[i]:.3g}"} for i in range(0, bins + 1, step)]
+    drawn["ticks"] = [{"at": percent(i, bins), "text": texts[i]} for i in range(0, bins + 1, step)]
     if threshold is not None:
         at = percent(threshold / width - low, bins)
-        drawn["marks"] = [{"at": at, "text": f"threshold {threshold:g}", "left": at > 60}]
+        drawn["marks"] = [{"at": at, "text": f"{mark} {signed(threshold, 'g')}", "left": at > 60}]
     drawn["x"] = what
-    drawn["label"] = f"Histogram of {what}: {len(scores):,} values from {span}, median {np.median(scores):.2f}"
-    drawn["summary"] = f"{len(scores):,} values from {span}; half of them are above {np.median(scores):.2f}."
+    drawn["label"] = f"Histogram of {what}: {len(scores):,} values from {span}, median {middle}"
+    drawn["summary"] = f"{len(scores):,} values from {span}; half of them are above {middle}."
     return drawn
 
 
@@ -227,6 +234,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
 def percent(part: float, whole: float) -> float:
     """Return 100 part / whole with two decimals, 0 where the whole is 0."""
     return round(100 * part / whole, 2) if whole else 0.0
+
+
+def signed(value: float, form: str) -> str:
+    """Write a number in the format `form`, with a true minus sign, and none before a zero."""
+    return f"{value:z{form}}".replace("-", "−")
 
 
 def significant(value: float) -> str:

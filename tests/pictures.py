@@ -1,7 +1,8 @@
 """Made pictures, and what the readers make of a source."""
 
 import io
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,22 @@ def with_orientation(orientation: int) -> dict[str, Any]:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return {"exif": exif}
+
+
+Member = tuple[str, bytes | str]
+"""A file of a tar: its name and what it holds."""
+
+
+def tar(members: Sequence[Member], mode: str = "w") -> bytes:
+    """A tar of these files, in this order."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in members:
+            data = content if isinstance(content, bytes) else content.encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
 
 
 def read_all(listing: Listing) -> list[Record]:

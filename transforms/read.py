@@ -24,12 +24,13 @@ from transforms.sources.folder import is_picture, list_pictures
 from transforms.sources.open_images import is_boxes, list_framed
 from transforms.sources.parquet import list_rows
 from transforms.sources.records import STAGE, Chunk, Item, cut_entries, refuse
+from transforms.sources.sa1b import is_published, list_annotated_tars
 from transforms.sources.webdataset import is_tar, list_tars
 
 BATCH_SIZE = 8
 """Records that go through a model together."""
 
-KINDS = ("folder", "webdataset", "parquet", "coco-panoptic", "coco-instances", "open-images")
+KINDS = ("folder", "webdataset", "parquet", "coco-panoptic", "coco-instances", "open-images", "sa-1b")
 """The kinds of source, by the names that `--source` takes."""
 
 
@@ -42,8 +43,13 @@ class Listing:
 
     @property
     def has_segments(self) -> bool:
-        """Whether the examples come with their true segments, so that no segmenter runs."""
-        return self.kind.startswith("coco-")
+        """Whether the examples come with their segments, so that no segmenter runs."""
+        return self.kind.startswith("coco-") or self.kind == "sa-1b"
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether what is marked in the examples, segments or boxes, is named by its class."""
+        return self.kind.startswith("coco-") or self.kind == "open-images"
 
     @property
     def has_boxes(self) -> bool:
@@ -82,7 +88,8 @@ def list_source(
     if chosen not in KINDS:
         raise InputError(f"there is no kind of source {chosen!r}: choose one of {', '.join(KINDS)}")
     # A file named by hand together with its kind may be called anything.
-    wanted = [file for file in files if _SIGNS[chosen](file) or (kind and file.path == source)]
+    is_wanted = is_tar if chosen in ("webdataset", "sa-1b") else _SIGNS[chosen]
+    wanted = [file for file in files if is_wanted(file) or (kind and file.path == source)]
     if not wanted:
         raise InputError(f"{source}: nothing to read as {chosen} among its {len(files)} files")
     if chosen == "webdataset":
@@ -92,10 +99,14 @@ def list_source(
     is_folder = _is_folder(source, files)
     if chosen == "folder":
         entries = list_pictures(files, files if is_folder else find_beside(files))
-    elif chosen == "open-images":
-        entries = list_framed(files if is_folder else _around(wanted[0]), wanted)
+        return Listing(chosen, tuple(cut_entries(entries[:limit], samples_per_shard, batch_size)))
+    around = files if is_folder else _around(wanted[0])
+    if chosen == "sa-1b":
+        return Listing(chosen, tuple(list_annotated_tars(wanted, around, limit)))
+    if chosen == "open-images":
+        entries = list_framed(around, wanted)
     else:
-        entries = list_annotated(files if is_folder else _around(wanted[0]), wanted, chosen.removeprefix("coco-"))
+        entries = list_annotated(around, wanted, chosen.removeprefix("coco-"))
     return Listing(chosen, tuple(cut_entries(entries[:limit], samples_per_shard, batch_size)))
 
 
@@ -109,8 +120,8 @@ def detect_kind(source: str, files: Sequence[File]) -> str:
     found = {kind: name for kind, name in signs.items() if name is not None}
     if found.keys() & {"coco-panoptic", "coco-instances", "open-images"}:
         found.pop("folder", None)  # the annotated pictures themselves
-    if _are_statistics(files):
-        found.pop("parquet", None)
+    if "sa-1b" in found or _are_statistics(files):
+        found.pop("parquet", None)  # captions, or numbers about tars
     if len(found) > 1:
         examples = ", ".join(f"{kind} ({name})" for kind, name in found.items())
         raise InputError(f"{source} holds several kinds of source, {examples}: choose one with --source")
@@ -175,6 +186,10 @@ def _is_parquet(file: File) -> bool:
     return file.has_extension((".parquet", ".pq"))
 
 
+def _is_other_tar(file: File) -> bool:
+    return is_tar(file) and not is_published(file)
+
+
 def _is_panoptic(file: File) -> bool:
     return is_annotation(file, "panoptic")
 
@@ -185,12 +200,14 @@ def _is_instances(file: File) -> bool:
 
 _SIGNS: dict[str, Callable[[File], bool]] = {
     "folder": is_picture,
-    "webdataset": is_tar,
+    "webdataset": _is_other_tar,
     "parquet": _is_parquet,
     "coco-panoptic": _is_panoptic,
     "coco-instances": _is_instances,
     "open-images": is_boxes,
+    "sa-1b": is_published,
 }
+"""What a kind is detected by."""
 
 
 def _are_statistics(files: Sequence[File]) -> bool:

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
-from jobs.export import new_folder
+from jobs.export import label_map, new_folder
 from jobs.export_coco import export_coco
 from jobs.export_fastcomposer import (
     KEPT_SHARE,
     Exported,
     Region,
     export_fastcomposer,
-    label_map,
     square_window,
     visible,
 )
@@ -174,7 +173,7 @@ def test_where_subjects_overlap_the_smaller_is_in_front_and_boxes_follow_what_is
     made = example("a", [("a house", (0, 0, 40, 40)), ("a door", (30, 10, 10, 30))])
     dropped: Counter[str] = Counter()
     house, door = visible(regions_of(made), dropped)
-    labels = label_map([house, door])
+    labels = label_map([house.mask, door.mask])
     assert labels.dtype == np.uint8
     expected = np.zeros((48, 64), int)
     expected[0:40, 0:40] = 1
@@ -207,7 +206,7 @@ def test_more_subjects_than_a_byte_can_number_are_left_out_and_counted() -> None
     dropped: Counter[str] = Counter()
     shown = visible(regions_of(made), dropped)
     assert [r.subject.text for r in shown] == [f"a {i:03d}" for i in range(255)]
-    assert label_map(shown).max() == 255
+    assert label_map([r.mask for r in shown]).max() == 255
     assert +dropped == Counter({"beyond 255 in a picture": 45})
 
 

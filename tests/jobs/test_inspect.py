@@ -178,7 +178,9 @@ def test_counts_that_do_not_hold_are_named(output: Path, changes: dict[str, Any]
 
 
 def test_a_recipe_of_another_version_is_named() -> None:
-    with pytest.raises(InputError, match=r"recipe is 'telepathy', known are fastcomposer, blip-diffusion: update"):
+    with pytest.raises(
+        InputError, match=r"recipe is 'telepathy', known are fastcomposer, blip-diffusion, mip-adapter: update"
+    ):
         layout_of("telepathy")
 
 

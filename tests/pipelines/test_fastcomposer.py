@@ -23,6 +23,7 @@ from pipelines.fastcomposer import FastComposerConfig
 from schemas.errors import ConfigError, InputError, ModelError
 from schemas.example import Segment
 from schemas.masks import Mask
+from tests.pictures import Member, tar
 from transforms.models.presets import resolve
 
 SAMPLE = resolve("sample", {})
@@ -56,6 +57,24 @@ def test_phrases_are_linked_to_the_objects_they_name(scenes: Path, dataset: Path
     scores = link_scores(dataset, read_truths(scenes))
     assert scores["precision"] >= 0.85
     assert scores["recall"] >= 0.75
+
+
+def test_masks_without_names_are_linked_by_what_is_seen_in_them(scenes: Path, tmp_path: Path) -> None:
+    """The same scenes as SA-1B's tars, with the true masks and no segmenter."""
+    listed: list[Member] = []
+    for key, truth in read_truths(scenes).items():
+        size = truth["objects"][0]["segmentation"]["size"]
+        annotations = [{"segmentation": one["segmentation"], "predicted_iou": 0.9} for one in truth["objects"]]
+        annotation = {"image": {"height": size[0], "width": size[1]}, "annotations": annotations}
+        listed.append((f"./{key}.jpg", (scenes / "images" / f"{key}.jpg").read_bytes()))
+        listed += [(f"./{key}.json", json.dumps(annotation)), (f"./{key}.txt", truth["caption"])]
+    (tmp_path / "sa_000000.tar").write_bytes(tar(listed))
+    info = build(Request(str(tmp_path), str(tmp_path / "out"), FastComposerConfig(), SAMPLE), QUIET)
+    assert set(info.models) == {"parser", "clip"}
+    assert inspect(str(tmp_path / "out")).problems == ()
+    scores = link_scores(tmp_path / "out", read_truths(scenes))
+    assert scores["precision"] >= 0.95
+    assert scores["recall"] >= 0.85
 
 
 def test_the_dataset_is_sound_and_its_books_balance(dataset: Path) -> None:

@@ -1,7 +1,6 @@
 import io
 import json
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,26 +10,12 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from tests.pictures import encode, outcomes, read_all, scene
+from tests.pictures import Member, encode, outcomes, read_all, scene, tar
 from transforms.batch import Record
 from transforms.read import list_source
 
 JPEG = encode(scene(), "JPEG")
 PNG = encode(scene())
-
-
-Member = tuple[str, bytes | str]
-
-
-def tar(members: Sequence[Member], mode: str = "w") -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode=mode) as archive:  # type: ignore[call-overload]
-        for name, content in members:
-            data = content if isinstance(content, bytes) else content.encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return stream.getvalue()
 
 
 def samples(*keys: str) -> list[Member]:
@@ -75,6 +60,11 @@ def test_keys_end_at_the_first_dot_as_in_webdataset(tmp_path: Path) -> None:
     with (tmp_path / "a.tar").open("rb") as stream:
         theirs = [sample["__key__"] for sample in group_by_keys(tar_file_expander([{"url": "a", "stream": stream}]))]
     assert theirs == ["x/1", "y.z/2"]
+
+
+def test_a_tar_of_a_folder_from_within_has_the_keys_of_its_files(tmp_path: Path) -> None:
+    records = read(tmp_path, {"a.tar": tar([("./", b""), *samples("./1", "./x/2")])})
+    assert outcomes(records) == [("1", "caption of ./1"), (clean_key("x/2"), "caption of ./x/2")]
 
 
 @pytest.mark.parametrize("key", ["../../up", "/etc/passwd", "é😀", "a b", "x" * 90])

@@ -19,7 +19,7 @@ from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.output import read_file
-from transforms.sources.coco_masks import InstancesTruth, PanopticTruth, mismatch
+from transforms.sources.coco_masks import InstancesTruth, PanopticTruth, check_size, mismatch
 from transforms.sources.files import File
 from transforms.sources.records import Entry, refuse, to_example
 
@@ -50,13 +50,7 @@ class Annotated:
         image = read_file(self.image.path) if self.image else None
         caption = read_file(self.caption.path) if isinstance(self.caption, File) else self.caption
         example = to_example(self.key, image, caption, Source(self.uri, self.license))
-        if self.size != (example.height, example.width):
-            # Also where only the EXIF orientation differs: whether its masks were drawn before or after turning
-            # the picture, nobody can tell.
-            raise mismatch(
-                f"the picture is {example.width} x {example.height} pixels (upright), "
-                f"its annotation is for {self.size[1]} x {self.size[0]}"
-            )
+        check_size(example, self.size)
         return replace(example, segments=self.truth.segments(self.size))
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from schemas.errors import RecordError
-from schemas.example import Segment
+from schemas.example import Example, Segment
 from schemas.masks import Mask
 from schemas.rejects import Reason
 from transforms.output import read_file
@@ -23,6 +23,19 @@ Categories = Mapping[int, tuple[str, bool]]
 def mismatch(detail: str) -> RecordError:
     """The error of an annotation that does not fit its picture."""
     return RecordError(Reason.MISMATCHED_ANNOTATION, detail)
+
+
+def check_size(example: Example, size: tuple[int, int]) -> None:
+    """Raise MISMATCHED_ANNOTATION unless `size`, (height, width) as the annotation states it, is the picture's.
+
+    Also where only the EXIF orientation differs: whether its masks were drawn before or after turning the picture,
+    nobody can tell.
+    """
+    if size != (example.height, example.width):
+        raise mismatch(
+            f"the picture is {example.width} x {example.height} pixels (upright), "
+            f"its annotation is for {size[1]} x {size[0]}"
+        )
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,12 @@ class Tar:
 
     def read(self) -> Iterator[Record]:
         """Yield a record per sample, and a reject where the tar breaks off."""
-        for sample in islice(self._samples(), self.limit):
+        for sample in self.samples():
             yield sample if isinstance(sample, Reject) else attempt(sample.key, sample.uri, sample.load)
+
+    def samples(self) -> Iterator["TarSample | Reject"]:
+        """Yield the samples as they stand there; a reject for the second of one key, and where the tar breaks off."""
+        return islice(self._samples(), self.limit)
 
     def count(self, limit: int) -> int:
         """Read the tar, without decoding anything, until `limit` records are seen; return how many there were."""
@@ -113,7 +117,7 @@ class TarSample:
         """Make its example; the caption is the .txt, else the one in the .json."""
         fields = parse_metadata(self.members["json"]) if "json" in self.members else {}
         caption = self.members.get("txt", caption_of(fields))
-        return to_example(self.key, _picture(self.members), caption, source_of(fields, self.uri))
+        return to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri))
 
 
 def is_tar(file: File) -> bool:
@@ -127,10 +131,22 @@ def list_tars(files: Sequence[File], limit: int | None) -> list[Chunk]:
     One tar's keys are those of its samples; with several, the tar's name goes before them, so that two samples of one
     key in two tars stay two. With `limit`, as many samples are read here as it asks for, to know where it falls.
     """
-    tars = [Tar(file, prefix) for file, prefix in zip(files, _prefixes(files), strict=True)]
-    if limit is not None:
-        tars = _take(tars, limit)
+    tars = take_tars([Tar(file, prefix) for file, prefix in zip(files, prefixes(files), strict=True)], limit)
     return [Chunk.of(shard, [tar], tar.limit) for shard, tar in enumerate(tars)]
+
+
+def take_tars(tars: Sequence[Tar], limit: int | None) -> list[Tar]:
+    """Return the tars that hold the first `limit` records, and of the last one only those; all where it is None."""
+    if limit is None:
+        return [*tars]
+    taken: list[Tar] = []
+    for tar in tars:
+        if limit == 0:
+            break
+        count = tar.count(limit)
+        taken.append(Tar(tar.file, tar.prefix, count))
+        limit -= count
+    return taken
 
 
 def read_samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
@@ -147,7 +163,8 @@ def read_samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
             content = archive.extractfile(info) if match and info.isfile() else None
             if not match or not content:
                 continue
-            name, kind = match[1], match[2].lower()
+            # "tar -c ." puts "./" before every name.
+            name, kind = match[1].removeprefix("./"), match[2].lower()
             if members and (name != key or kind in members):
                 yield key, members
                 members = {}
@@ -155,19 +172,20 @@ def read_samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
             members[kind] = content.read()
             inside = False
     except _BROKEN:
-        if not inside and _picture(members) and ("txt" in members or "json" in members):
+        if not inside and picture_of(members) and ("txt" in members or "json" in members):
             yield key, members
         raise
     if members:
         yield key, members
 
 
-def _picture(members: Members) -> bytes | None:
+def picture_of(members: Members) -> bytes | None:
+    """The picture of a sample; None where it has none."""
     return next((members[kind] for kind in IMAGE_EXTENSIONS if kind in members), None)
 
 
-def _prefixes(files: Sequence[File]) -> list[str]:
-    """What goes before the keys of each tar."""
+def prefixes(files: Sequence[File]) -> list[str]:
+    """What goes before the keys of each tar: nothing where there is one, else its name."""
     if len(files) == 1:
         return [""]
     stems = [re.sub(r"(\.tar|\.tar\.gz|\.tgz)$", "", file.name, flags=re.IGNORECASE) for file in files]
@@ -176,14 +194,3 @@ def _prefixes(files: Sequence[File]) -> list[str]:
     if starts.intersection(stems) or len(set(stems)) < len(stems):
         return [f"{file.name}/" for file in files]
     return [f"{stem}_" for stem in stems]
-
-
-def _take(tars: Sequence[Tar], limit: int) -> list[Tar]:
-    taken = []
-    for tar in tars:
-        if limit == 0:
-            break
-        count = tar.count(limit)
-        taken.append(Tar(tar.file, tar.prefix, count))
-        limit -= count
-    return taken

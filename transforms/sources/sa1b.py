@@ -1,0 +1,229 @@
+"""SA-1B's tars: pictures with the masks that Segment Anything drew, which name no classes.
+
+    sa_000000.tar    sa_1.jpg   sa_1.json {"image": {"width", "height", ...}, "annotations": [{"segmentation", ...}]}
+    captions/sa_1.txt   or   captions.parquet (columns key, caption), any name: captions that somebody wrote, if any
+
+A tar is read as a stream, as `webdataset` reads it, and becomes one shard. SA-1B has no captions: a .txt beside a
+picture in its tar counts, else what stands beside the first tar; a picture without one has the caption "".
+The format: https://github.com/facebookresearch/segment-anything#dataset.
+"""
+
+import hashlib
+import json
+import math
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+
+from schemas.errors import InputError, RecordError
+from schemas.example import Example, Segment, Source
+from schemas.rejects import Reason, Reject
+from transforms.batch import Record
+from transforms.output import join, open_file, read_file
+from transforms.sources.coco_masks import check_size, decode_segmentation, mismatch
+from transforms.sources.files import File
+from transforms.sources.records import Chunk, attempt, to_example
+from transforms.sources.webdataset import Tar, TarSample, picture_of, prefixes, take_tars
+
+LABEL = "object"
+"""The class of every segment: SA-1B names none."""
+
+_PUBLISHED = re.compile(r"sa_\d+\.tar")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Where the captions beside the tars stand: a Parquet file, a folder of .txt files, or nowhere ("").
+
+    `stamp` changes whenever one of them does.
+    """
+
+    path: str = ""
+    stamp: str = ""
+
+    def of(self, name: str) -> object:
+        """The caption of the picture `name` ("sa_1"), None where there is none.
+
+        Raises:
+            RecordError: UNREADABLE_FILE, the Parquet file broke since it was listed.
+        """
+        if _is_table(self.path):
+            return _read_captions(self.path, self.stamp).get(name)
+        if not self.path:
+            return None
+        path = join(self.path, f"{name}.txt")
+        return read_file(path) if FileSystems.exists(path) else None
+
+
+@dataclass(frozen=True)
+class AnnotatedTar:
+    """An item that is one of SA-1B's tars."""
+
+    tar: Tar
+    captions: Captions
+
+    @property
+    def stamp(self) -> str:
+        """The tar's stamp and the captions'."""
+        return f"{self.tar.stamp} {self.captions.stamp}"
+
+    def read(self) -> Iterator[Record]:
+        """Yield a record per picture, and a reject where the tar breaks off."""
+        for sample in self.tar.samples():
+            yield sample if isinstance(sample, Reject) else self._record(sample)
+
+    def _record(self, sample: TarSample) -> Record:
+        return attempt(sample.key, sample.uri, lambda: load(sample, self.captions))
+
+
+def is_published(file: File) -> bool:
+    """Whether it has the name of one of SA-1B's tars, `sa_000000.tar`."""
+    return bool(_PUBLISHED.fullmatch(posixpath.basename(file.name)))
+
+
+def list_annotated_tars(tars: Sequence[File], beside: Sequence[File], limit: int | None) -> list[Chunk]:
+    """Make a chunk per tar, in the order of their names.
+
+    Keys are those of the samples: SA-1B numbers its pictures through all tars. Where these do not have their
+    published names, or two have the same one, the tar's name goes before the keys.
+
+    Args:
+        tars: the tars.
+        beside: files among which captions may be found.
+        limit: take only the first records.
+
+    Raises:
+        InputError: captions stand in several places, or their Parquet file cannot be read.
+    """
+    captions = find_captions(tars, beside)
+    names = {posixpath.basename(tar.name) for tar in tars}
+    is_numbered = len(names) == len(tars) and all(map(is_published, tars))
+    before = [""] * len(tars) if is_numbered else prefixes(tars)
+    taken = take_tars([Tar(file, prefix) for file, prefix in zip(tars, before, strict=True)], limit)
+    return [Chunk.of(shard, [AnnotatedTar(tar, captions)], tar.limit) for shard, tar in enumerate(taken)]
+
+
+def find_captions(tars: Sequence[File], beside: Sequence[File]) -> Captions:
+    """Find a Parquet file beside one of the tars, or a folder `captions` of .txt files.
+
+    Raises:
+        InputError: there are several of these, or the Parquet file cannot be read or lacks a column.
+    """
+    folders = {_folder(tar.path) for tar in tars}
+    found = {file.path: file.stamp for file in beside if _is_table(file.path) and _folder(file.path) in folders}
+    # A listing is sorted by name, so the digest is of the folder's files in that order.
+    texts: dict[str, Any] = {}
+    for file in beside:
+        folder = posixpath.dirname(file.path)
+        is_beside = posixpath.basename(folder) == "captions" and _folder(folder) in folders
+        if is_beside and file.has_extension((".txt",)):
+            texts.setdefault(folder, hashlib.sha256()).update(f"{file.stamp}\n".encode("utf-8", "surrogatepass"))
+    found.update({folder: digest.hexdigest() for folder, digest in texts.items()})
+    if len(found) > 1:
+        raise InputError(f"captions stand in several places beside the tars, {', '.join(sorted(found))}: keep one")
+    for path, stamp in found.items():
+        if _is_table(path):
+            _check_table(path)
+        return Captions(path, stamp)
+    return Captions()
+
+
+def load(sample: TarSample, captions: Captions) -> Example:
+    """Make the example of a picture and its annotation.
+
+    Raises:
+        RecordError: MISSING_IMAGE; MISMATCHED_ANNOTATION, the annotation is missing or malformed, or is for another
+            size; or what `to_example` raises.
+    """
+    image = picture_of(sample.members)
+    if image is None:
+        raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the annotation")
+    if "json" not in sample.members:
+        raise mismatch("there is no annotation (.json) with the picture")
+    # The name's last part alone: a member called "../x" must not lead out of the folder of captions.
+    caption = sample.members["txt"] if "txt" in sample.members else captions.of(posixpath.basename(sample.uri))
+    example = to_example(sample.key, image, caption, Source(sample.uri))
+    size, annotations = read_annotation(sample.members["json"])
+    check_size(example, size)
+    return replace(example, segments=segments_of(annotations, size))
+
+
+def read_annotation(content: bytes) -> tuple[tuple[int, int], list[Any]]:
+    """Return the (height, width) in pixels and the annotations of a picture's JSON.
+
+    Raises:
+        RecordError: MISMATCHED_ANNOTATION, it is no annotation of SA-1B.
+    """
+    try:
+        fields = json.loads(content)
+        size, annotations = (fields["image"]["height"], fields["image"]["width"]), fields["annotations"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        detail = f"its JSON is no annotation of SA-1B ({type(error).__name__} {error})"
+        raise mismatch(f"{detail}: other tars are read with --source webdataset") from error
+    if not isinstance(annotations, list):
+        raise mismatch(f"its JSON has a {type(annotations).__name__} of annotations instead of a list")
+    return size, annotations
+
+
+def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[Segment, ...]:
+    """Return a segment per annotation that covers anything; its score is `predicted_iou`, cut to [0, 1].
+
+    Args:
+        annotations: as they stand in the JSON.
+        size: (height, width) of the picture in pixels.
+
+    Raises:
+        RecordError: MISMATCHED_ANNOTATION, a mask is malformed or of another size.
+    """
+    segments = []
+    for number, annotation in enumerate(annotations):
+        try:
+            mask = decode_segmentation(annotation["segmentation"], size)
+            score = float(annotation["predicted_iou"])
+            if math.isnan(score):
+                raise ValueError("its predicted_iou is no number")
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise mismatch(f"annotation {number} is malformed: {type(error).__name__} {error}") from error
+        if mask.area:
+            segments.append(Segment(LABEL, min(max(score, 0.0), 1.0), mask))
+    return tuple(segments)
+
+
+def _is_table(path: str) -> bool:
+    return path.lower().endswith((".parquet", ".pq"))
+
+
+def _folder(path: str) -> str:
+    return posixpath.normpath(posixpath.dirname(path))
+
+
+def _check_table(path: str) -> None:
+    try:
+        with open_file(path) as stream:
+            schema = pq.read_schema(stream)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: the captions cannot be read: {error}") from error
+    for name in ("key", "caption"):
+        kind = schema.field(name).type if name in schema.names else None
+        if kind not in (pa.string(), pa.large_string()):
+            problem = f"column {name} holds {kind}, not text" if kind else f"there is no column {name}"
+            raise InputError(f"{path}: {problem}: captions stand in the columns key (sa_1) and caption")
+
+
+@lru_cache(maxsize=1)
+def _read_captions(path: str, stamp: str) -> dict[str, str | None]:  # noqa: ARG001 - another file under the same path
+    """Read all captions, by picture; of several of one picture the first counts."""
+    try:
+        with open_file(path) as stream:
+            table = pq.read_table(stream, columns=["key", "caption"])
+    except (OSError, pa.ArrowException) as error:
+        raise RecordError(Reason.UNREADABLE_FILE, f"the captions in {path} cannot be read: {error}") from error
+    rows = zip(reversed(table["key"].to_pylist()), reversed(table["caption"].to_pylist()), strict=True)
+    return dict(rows)
