@@ -31,7 +31,7 @@ err = Console(stderr=True)
 Config = TypeVar("Config", bound=BaseModel)
 
 RECIPES = ("fastcomposer", "blip-diffusion")
-TRAINED = ("fastcomposer", "blip-diffusion")
+TRAINED = ("fastcomposer", "blip-diffusion", "mip-adapter")
 FORMATS = ("fastcomposer", "coco")
 
 
@@ -171,7 +171,7 @@ def export(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer or blip-diffusion.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer, blip-diffusion or mip-adapter.")],
     data: Annotated[str, typer.Option(help="Folder of a dataset, or its tars by path or address, braces for many.")],
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[
