@@ -167,7 +167,7 @@ class MipAdapter(nn.Module):
             nothing.
     """
 
-    losses = ("loss", "noise")
+    losses: tuple[str, ...] = ("loss", "noise")
 
     def __init__(self, parts: MipParts, *, merge: MergeName = "code", train_encoders: bool = False) -> None:
         super().__init__()
