@@ -30,8 +30,7 @@ err = Console(stderr=True)
 
 Config = TypeVar("Config", bound=BaseModel)
 
-RECIPES = ("fastcomposer", "blip-diffusion")
-TRAINED = ("fastcomposer", "blip-diffusion")
+RECIPES = ("fastcomposer", "blip-diffusion", "mip-adapter")
 FORMATS = ("fastcomposer", "coco", "mip-adapter")
 
 
@@ -61,7 +60,7 @@ def scenes(
 @app.command(context_settings={"allow_extra_args": True})
 def build(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer or blip-diffusion.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer, blip-diffusion or mip-adapter.")],
     source: Annotated[
         str, typer.Option("--input", help="Folder, tars, Parquet or COCO JSON; a path, address or glob.")
     ],
@@ -77,10 +76,15 @@ def build(
     ] = "sample",
     model: Annotated[
         list[str] | None,
-        typer.Option(help="One model alone: segmenter=PATH_OR_NAME; parser, clip, clipseg, captioner likewise."),
+        typer.Option(
+            help="One model alone: segmenter=PATH_OR_NAME; parser, clip, clipseg, captioner, sam, detector likewise."
+        ),
     ] = None,
     similarity: Annotated[
-        str | None, typer.Option(help="fastcomposer: of phrase and segment: clip, clip-label, label.")
+        str | None, typer.Option(help="Of phrase and segment: clip, clip-label (fastcomposer), label.")
+    ] = None,
+    segmenter: Annotated[
+        str | None, typer.Option(help="fastcomposer: what finds segments: panoptic, or sam (everything, unnamed).")
     ] = None,
     expand_plurals: Annotated[
         bool | None,
@@ -89,6 +93,8 @@ def build(
     backgrounds: Annotated[
         str | None, typer.Option(help="blip-diffusion: folder, glob or tars of background pictures; painted if none.")
     ] = None,
+    best: Annotated[int | None, typer.Option(help="mip-adapter: keep the N samples of highest quality.", min=1)] = None,
+    min_quality: Annotated[float | None, typer.Option(help="mip-adapter: lowest quality of a sample.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first N records.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Make only what is missing or out of date.")] = False,
@@ -102,7 +108,14 @@ def build(
     from transforms.models.presets import resolve
 
     check_recipe(recipe)
-    given = {"similarity": similarity, "expand_plurals": expand_plurals, "backgrounds": backgrounds}
+    given = {
+        "similarity": similarity,
+        "segmenter": segmenter,
+        "expand_plurals": expand_plurals,
+        "backgrounds": backgrounds,
+        "best": best,
+        "min_quality": min_quality,
+    }
     request = Request(
         source,
         output,
@@ -186,7 +199,7 @@ def counted(reasons: Mapping[str, int], things: str) -> str:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer or blip-diffusion.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer, blip-diffusion or mip-adapter.")],
     data: Annotated[str, typer.Option(help="Folder of a dataset, or its tars by path or address, braces for many.")],
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[
@@ -203,7 +216,7 @@ def train(
     from jobs.train import CONFIGS, PRESETS, run_training
     from training.train import this_process
 
-    check_recipe(recipe, TRAINED)
+    check_recipe(recipe)
     presets = PRESETS[recipe]
     if preset not in presets:
         raise ConfigError(f"there is no preset {preset!r}{suggestion(preset, list(presets))}: choose of sample, hub")
@@ -237,10 +250,10 @@ def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) 
     out.print(str(write_report(output)), soft_wrap=True)
 
 
-def check_recipe(recipe: str, known: tuple[str, ...] = RECIPES) -> None:
+def check_recipe(recipe: str) -> None:
     """Refuse a recipe that does not exist."""
-    if recipe not in known:
-        raise ConfigError(f"there is no recipe {recipe!r}{suggestion(recipe, known)}: choose of {', '.join(known)}")
+    if recipe not in RECIPES:
+        raise ConfigError(f"there is no recipe {recipe!r}{suggestion(recipe, RECIPES)}: choose of {', '.join(RECIPES)}")
 
 
 def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:

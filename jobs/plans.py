@@ -8,7 +8,8 @@ import apache_beam as beam
 
 from pipelines.blip_diffusion import BlipDiffusionConfig, BuildBlipDiffusion, with_thresholds
 from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig, threshold_of
-from schemas import blip_diffusion, fastcomposer
+from pipelines.mip_adapter import BuildMipAdapter, MipAdapterConfig, mask_threshold
+from schemas import blip_diffusion, fastcomposer, mip_adapter
 from schemas.dataset import Layout
 from schemas.errors import ConfigError
 from transforms.backgrounds import list_backgrounds
@@ -16,11 +17,12 @@ from transforms.cut import Cut
 from transforms.models.presets import Models
 from transforms.read import Listing
 
-Config = FastComposerConfig | BlipDiffusionConfig
+Config = FastComposerConfig | BlipDiffusionConfig | MipAdapterConfig
 
 CONFIGS: Mapping[str, type[Config]] = {
     fastcomposer.LAYOUT.recipe: FastComposerConfig,
     blip_diffusion.LAYOUT.recipe: BlipDiffusionConfig,
+    mip_adapter.LAYOUT.recipe: MipAdapterConfig,
 }
 """The config of each recipe, by its name."""
 
@@ -50,21 +52,20 @@ def plan(config: Config, models: Models, listing: Listing) -> Plan:
     """
     if isinstance(config, FastComposerConfig):
         return _plan_fastcomposer(config, models, listing)
+    if isinstance(config, MipAdapterConfig):
+        return _plan_mip_adapter(config, models, listing)
     return _plan_blip_diffusion(config, models, listing)
 
 
 def _plan_fastcomposer(config: FastComposerConfig, models: Models, listing: Listing) -> Plan:
-    if listing.has_segments and not listing.has_labels and config.similarity != "clip":
-        raise ConfigError(
-            f"the segments of {listing.kind} have no class names, which similarity = {config.similarity!r} compares "
-            "with: choose --similarity clip"
-        )
+    is_named = listing.has_labels if listing.has_segments else config.segmenter == "panoptic"
+    _check_similarity(config.similarity, listing.kind if listing.has_segments else "SAM", is_named=is_named)
     # A preset's threshold is written down as the number that it was.
     config = config.model_copy(update={"threshold": threshold_of(config, models)})
     models = replace(models, segmenter=None) if listing.has_segments else models
     used = {"parser": models.parser}
     if models.segmenter is not None:
-        used["segmenter"] = models.segmenter
+        used |= {"sam": models.sam} if config.segmenter == "sam" else {"segmenter": models.segmenter}
     if config.similarity != "label":
         used["clip"] = models.clip
     return Plan(fastcomposer.LAYOUT, config, used, partial(BuildFastComposer, config=config, models=models))
@@ -87,3 +88,34 @@ def _plan_blip_diffusion(config: BlipDiffusionConfig, models: Models, listing: L
         BuildBlipDiffusion, config=config, models=models, backgrounds=backgrounds.names, annotation=annotation
     )
     return Plan(blip_diffusion.LAYOUT, config, used, recipe, backgrounds.fingerprint)
+
+
+def _plan_mip_adapter(config: MipAdapterConfig, models: Models, listing: Listing) -> Plan:
+    grounding = config.grounding or ("detector" if models.detector is not None else "masks")
+    if grounding == "detector" and models.detector is None:
+        raise ConfigError("grounding = detector needs one: choose --preset hub, or --model detector=FOLDER_OR_NAME")
+    is_annotated = listing.has_segments
+    update: dict[str, object] = {"grounding": grounding}
+    used = {"parser": models.parser, "clip": models.clip}
+    if models.captioner is not None:
+        used["captioner"] = models.captioner
+    if grounding == "detector" and models.detector is not None:
+        used["detector"] = models.detector
+    else:
+        named = is_annotated and listing.has_labels
+        _check_similarity(config.similarity, listing.kind if is_annotated else "SAM", is_named=named)
+        update["threshold"] = mask_threshold(config, models)
+    if not is_annotated:
+        used["sam"] = models.sam
+    config = config.model_copy(update=update)
+    recipe = partial(BuildMipAdapter, config=config, models=models, is_annotated=is_annotated)
+    return Plan(mip_adapter.LAYOUT, config, used, recipe, cut=Cut(config.best, config.duplicates))
+
+
+def _check_similarity(similarity: str, origin: str, *, is_named: bool) -> None:
+    """Refuse to compare class names where the segments, which come from `origin`, have none."""
+    if similarity != "clip" and not is_named:
+        raise ConfigError(
+            f"the segments of {origin} have no class names, which similarity = {similarity!r} compares with: "
+            "choose --similarity clip"
+        )

@@ -14,13 +14,25 @@ from training.blip_diffusion import BlipDiffusion, BlipParts, load_blip_parts, w
 from training.curves import write_curves
 from training.data import Shards, batches, find_shards, read_captions
 from training.fastcomposer import FastComposer, Parts, load_parts
-from training.small import SIDE, small_blip_parts, small_parts
-from training.train import BlipTrainConfig, Metrics, Model, RunConfig, TrainConfig, this_process, train
+from training.mip_adapter import MipAdapter, MipParts, load_mip_parts
+from training.mip_data import object_batches, read_texts
+from training.small import SIDE, small_blip_parts, small_mip_parts, small_parts
+from training.train import (
+    BlipTrainConfig,
+    Metrics,
+    MipTrainConfig,
+    Model,
+    RunConfig,
+    TrainConfig,
+    this_process,
+    train,
+)
 from transforms.models.presets import SAMPLE
 
-CONFIGS: Mapping[str, type[TrainConfig | BlipTrainConfig]] = {
+CONFIGS: Mapping[str, type[TrainConfig | BlipTrainConfig | MipTrainConfig]] = {
     "fastcomposer": TrainConfig,
     "blip-diffusion": BlipTrainConfig,
+    "mip-adapter": MipTrainConfig,
 }
 """What can be chosen about the training of each recipe."""
 
@@ -41,6 +53,7 @@ _LARGE: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "fastcomposer": {"sample": {**_SMALL, "localization_weight": 1e-2}, "hub": _LARGE},
     "blip-diffusion": {"sample": {**_SMALL, "unconditional": 0.1}, "hub": _LARGE},
+    "mip-adapter": {"sample": {**_SMALL, "batch": 16}, "hub": _LARGE},
 }
 """What the presets of each recipe say of its config; `hub` is the published run, as it fits one large GPU."""
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -67,6 +80,8 @@ def run_training(
     shards = find_shards(data, recipe)
     if isinstance(config, BlipTrainConfig):
         trained, read = bind_blip_diffusion(shards, config, load_blip(preset, model, shards, config.seed))
+    elif isinstance(config, MipTrainConfig):
+        trained, read = bind_mip_adapter(shards, config, load_mip(preset, model, shards, config.seed))
     else:
         assert isinstance(config, TrainConfig)
         trained, read = bind_fastcomposer(shards, config, load_model(preset, model, shards, config.seed))
@@ -101,6 +116,12 @@ def bind_blip_diffusion(shards: Shards, config: BlipTrainConfig, parts: BlipPart
     return model, partial(pairs, shards, model.tokenizer, model.subject_tokenizer)
 
 
+def bind_mip_adapter(shards: Shards, config: MipTrainConfig, parts: MipParts) -> tuple[Model, Read]:
+    """Make a MIP-Adapter model and what reads its batches."""
+    model = MipAdapter(parts, merge=config.merge, train_encoders=config.train_encoders)
+    return model, partial(object_batches, shards, model.tokenizer)
+
+
 def load_model(preset: str, model: str | None, shards: Shards, seed: int) -> Parts:
     """Load the networks that a FastComposer run starts from."""
     if model:
@@ -116,3 +137,10 @@ def load_blip(preset: str, model: str | None, shards: Shards, seed: int) -> Blip
     if model or preset == "hub":
         return load_blip_parts(model or BLIP_DIFFUSION)
     return small_blip_parts(SAMPLE / "autoencoder", read_prompts(shards), seed)
+
+
+def load_mip(preset: str, model: str | None, shards: Shards, seed: int) -> MipParts:
+    """Load the networks that a MIP-Adapter run starts from."""
+    if model or preset == "hub":
+        return load_mip_parts(model or STABLE_DIFFUSION)
+    return small_mip_parts(SAMPLE / "autoencoder", read_texts(shards), seed)

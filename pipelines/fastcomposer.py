@@ -24,6 +24,7 @@ from transforms.phrases import ExtractPhrases
 from transforms.progress import CountRecords
 from transforms.read import ReadBatches
 from transforms.segment import SegmentPictures
+from transforms.segment_everything import SegmentEverything
 from transforms.similarity import ScoreSimilarity
 from transforms.sources.records import Chunk
 from transforms.write import WriteDataset
@@ -37,6 +38,11 @@ class FastComposerConfig(StrictModel):
         default="clip",
         description="of a phrase and a segment: clip (phrase and crop), clip-label (the paper's product of that and "
         "of phrase and class name), label (head noun and class name, no model)",
+    )
+    segmenter: Literal["panoptic", "sam"] = Field(
+        default="panoptic",
+        description="what finds the segments: a panoptic model (section 5.1), or SAM's automatic masks, which have no "
+        "class names",
     )
     threshold: float | None = Field(
         default=None, description="lowest similarity of a match, -1 to 1; none: the preset's (the paper does not say)"
@@ -65,11 +71,15 @@ class BuildFastComposer(beam.PTransform):
         """Chain the steps in the order in which the paper tells them."""
         config, models = self.config, self.models
         expected = {chunk.shard: chunk.expected for chunk in self.chunks if chunk.expected is not None}
+        if config.segmenter == "sam" and models.segmenter is not None:
+            segment: beam.PTransform = SegmentEverything(models.sam, models.everything, config.min_area)
+        else:
+            segment = SegmentPictures(models.segmenter, config.min_area)
         return (
             root
             | "read" >> ReadBatches(self.chunks, config.batch_size)
             | "phrases" >> ExtractPhrases(models.parser, config.expand_plurals)
-            | "segments" >> SegmentPictures(models.segmenter, config.min_area)
+            | "segments" >> segment
             | "similarity" >> ScoreSimilarity(config.similarity, models.clip)
             | "matches" >> MatchPhrases(threshold_of(config, models))
             | "count" >> CountRecords(self.progress)

@@ -22,15 +22,12 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from schemas.blip_diffusion import PlacementField, Record
 from training.data import Batch, LoadConfig, Raw, Shards, load, read_samples, rng_of, stack
-from training.geometry import Square, decode, open_jpeg, reduction
+from training.geometry import Box, Window, decode, open_jpeg, reduction, window_of
 
 QUERIES = 16
 """Embeddings of a subject prompt: of 32 the paper says that they overwhelm the text."""
 SUBJECT_LENGTH = 16
 """Tokens of a subject's text that the Q-Former reads, marks included."""
-
-Box = tuple[float, float, float, float]
-"""[x, y, w, h] in pixels."""
 
 
 class PairConfig(LoadConfig):
@@ -208,6 +205,8 @@ def placed(box: Box, placement: PlacementField, width: int) -> Box:
 def show(data: bytes, size: tuple[int, int], box: Box, side: int) -> NDArray[np.uint8]:
     """Show the window of a JPEG that holds its subject in a square: [side, side, 3] uint8.
 
+    The published trainer cuts out the middle, whatever is there.
+
     Args:
         data: the JPEG.
         size: what its record says of it, (width, height) in pixels.
@@ -220,25 +219,10 @@ def show(data: bytes, size: tuple[int, int], box: Box, side: int) -> NDArray[np.
     width, height = size
     opened = open_jpeg(data, width, height)
     x, y, length = window_of(width, height, box)
-    picture = decode(opened, Square(width, height, side, mirrored=False), [(x, y, length, length)], side)
+    picture = decode(opened, Window(height, x, y, length, side, mirrored=False), [], side)
     scale = reduction(height, picture.height)
     window = x / scale, y / scale, (x + length) / scale, (y + length) / scale
     return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC, box=window))
-
-
-def window_of(width: int, height: int, box: Box) -> tuple[int, int, int]:
-    """The largest square of a picture, as near its middle as lets it hold the subject: x, y and side in pixels.
-
-    A subject longer than the square fills it. (The published trainer cuts out the middle, whatever is there.)
-    """
-    length = min(width, height)
-    x, y, w, h = box
-    return _start(width, length, x, w), _start(height, length, y, h), length
-
-
-def _start(whole: int, length: int, start: float, extent: float) -> int:
-    low, high = sorted((start + extent - length, start))
-    return min(max(round(min(max((whole - length) / 2, low), high)), 0), whole - length)
 
 
 def _record(raw: Raw) -> Record:

@@ -31,9 +31,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPTokenizer
 from webdataset import tariterators
 
+from schemas import mip_adapter
 from schemas.dataset import StrictModel
 from schemas.errors import InputError, RecordError
 from schemas.fastcomposer import Record, Subject
+from schemas.mip_adapter import ObjectField
 from schemas.rejects import Reason
 from training.geometry import Square, decode, open_jpeg, to_pixels
 from training.references import cut_out, disturb, to_square
@@ -366,8 +368,8 @@ def rng_of(seed: int, epoch: int, key: str) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, int.from_bytes(digest, "big")])
 
 
-def check(subject: Subject, record: Record) -> None:
-    """Raise a RecordError where a subject does not fit the caption or the picture of its record."""
+def check(subject: Subject | ObjectField, record: Record | mip_adapter.Record) -> None:
+    """Raise a RecordError where a subject or object does not fit the caption or the picture of its record."""
     if record.caption[subject.start : subject.end] != subject.text:
         where = f"{subject.start} to {subject.end} of the caption"
         raise RecordError(Reason.MISMATCHED_ANNOTATION, f"{subject.text!r} does not stand at {where}")

@@ -14,6 +14,9 @@ from schemas.errors import RecordError
 from schemas.masks import Mask
 from schemas.rejects import Reason
 
+Box = tuple[float, float, float, float]
+"""[x, y, w, h] in pixels."""
+
 
 @dataclass(frozen=True)
 class Square:
@@ -27,6 +30,11 @@ class Square:
     height: int
     side: int
     mirrored: bool
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the square for each of the picture."""
+        return self.side / self.height
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -62,6 +70,63 @@ class Square:
         return square[:, ::-1] if self.mirrored else square
 
 
+@dataclass(frozen=True)
+class Window:
+    """How the square of `length` pixels at (`x`, `y`) of a picture, which is `height` pixels high, becomes `side`."""
+
+    height: int
+    x: int
+    y: int
+    length: int
+    side: int
+    mirrored: bool
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the square for each of the picture."""
+        return self.side / self.length
+
+    def of_picture(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """Show a picture, decoded whole or reduced, in the square: [side, side, 3] uint8."""
+        scale = reduction(self.height, picture.height)
+        seen = self.x / scale, self.y / scale, (self.x + self.length) / scale, (self.y + self.length) / scale
+        square = np.asarray(picture.resize((self.side, self.side), Image.Resampling.BILINEAR, box=seen))
+        return square[:, ::-1] if self.mirrored else square
+
+    def of_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Show a mask [H, W] bool in the square, [side, side] bool: the nearest pixel, so that it stays a mask."""
+        places = ((np.arange(self.side) + 0.5) / self.scale).astype(int)
+        square = mask[(self.y + places)[:, None], self.x + places]
+        return square[:, ::-1] if self.mirrored else square
+
+    def of_box(self, box: Box) -> Box:
+        """Show a box, what is seen of it, in pixels of the square; its width or height is 0 where nothing is."""
+        x, y, w, h = box
+        edges = np.array([x - self.x, y - self.y, x + w - self.x, y + h - self.y]) * self.scale
+        left, top, right, bottom = edges.clip(0, self.side).tolist()
+        if self.mirrored:
+            left, right = self.side - right, self.side - left
+        return left, top, right - left, bottom - top
+
+
+def window_of(width: int, height: int, box: Box, rng: np.random.Generator | None = None) -> tuple[int, int, int]:
+    """The largest square of a picture, as near its middle as lets it hold `box`: x, y and side in pixels.
+
+    A box longer than the square fills it. With `rng` any square that holds the box, or is filled by it, is as likely.
+    """
+    length = min(width, height)
+    x, y, w, h = box
+    return _start(width, length, x, w, rng), _start(height, length, y, h, rng), length
+
+
+def _start(whole: int, length: int, start: float, extent: float, rng: np.random.Generator | None) -> int:
+    low, high = sorted((start + extent - length, start))
+    if rng is not None:
+        first, last = max(0, math.ceil(low)), min(whole - length, math.floor(high))
+        return int(rng.integers(first, max(first, last), endpoint=True))
+    return min(max(round(min(max((whole - length) / 2, low), high)), 0), whole - length)
+
+
 def reduction(length: int, decoded: int) -> int:
     """By how much a JPEG's side of `length` pixels was reduced when it was decoded to `decoded`: 1, 2, 4 or 8.
 
@@ -89,18 +154,18 @@ def open_jpeg(data: bytes, width: int, height: int) -> Image.Image:
 
 
 def decode(
-    picture: Image.Image, square: Square, boxes: Sequence[tuple[int, int, int, int]], reference: int
+    picture: Image.Image, square: Square | Window, boxes: Sequence[tuple[int, int, int, int]], reference: int
 ) -> Image.Image:
     """Decode an opened JPEG no larger than needed: it gives a half, a quarter or an eighth of the size for less work.
 
-    Needed is the height of the square, and of each box [x, y, w, h] as many pixels as its reference has.
+    Needed is what the square shows, and of each box [x, y, w, h] as many pixels as its reference has.
 
     Raises:
         RecordError: its data are damaged.
     """
-    scale = max([square.side / square.height, *(reference / max(box[2:]) for box in boxes)])
+    scale = max([square.scale, *(reference / max(box[2:]) for box in boxes)])
     if scale < 1:
-        picture.draft("RGB", (int(np.ceil(square.width * scale)), int(np.ceil(square.height * scale))))
+        picture.draft("RGB", (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
     try:
         return picture.convert("RGB")
     except (OSError, SyntaxError, IndexError, struct.error) as error:  # by where the bytes stop making sense

@@ -117,12 +117,17 @@ def localize(unet: UNet2DConditionModel, blocks: int = 5) -> None:
     for name, layer in unet.named_modules():
         if not isinstance(layer, Attention):
             continue
-        unusual = [kind for kind in ("spatial_norm", "group_norm", "norm_q", "norm_k") if getattr(layer, kind, None)]
+        unusual = unusual_parts(layer)
         if name in chosen and type(layer.to_out[0]) is not nn.Linear:
             unusual.append(f"{type(layer.to_out[0]).__name__} for its output")
         if name in chosen and unusual:
             raise ModelError(f"layer {name} of the U-Net has a {unusual[0]}: its attention cannot be localized")
         layer.set_processor(SubjectAttention(name if name in chosen else None))
+
+
+def unusual_parts(layer: Attention) -> list[str]:
+    """Name the parts that attention can have in diffusers and has not in the text-to-image U-Nets."""
+    return [kind for kind in ("spatial_norm", "group_norm", "norm_q", "norm_k") if getattr(layer, kind, None)]
 
 
 class SubjectAttention(AttnProcessor2_0):

@@ -18,25 +18,26 @@ WARP, KNOTS = 1.0, 18
 Between the knots they are as large and as smooth as those of torchvision's ElasticTransform (white noise of alpha 50,
 blurred with sigma 5), for a hundredth of its time.
 """
+WHITE = 255
 
 
 def cut_out(
-    pixels: NDArray[np.uint8], mask: NDArray[np.bool_], bbox: tuple[int, int, int, int], rng: np.random.Generator
+    pixels: NDArray[np.uint8], mask: NDArray[np.bool_], bbox: tuple[int, int, int, int], rng: np.random.Generator | None
 ) -> NDArray[np.uint8]:
-    """Cut a subject out of its picture, noise around it: [h, w, 3] uint8.
+    """Cut a subject out of its picture, noise or white around it: [h, w, 3] uint8.
 
     Args:
         pixels: the picture, whole or reduced, [h', w', 3] uint8.
         mask: the subject, [H, W] bool, at full size.
         bbox: [x, y, w, h] in pixels of the mask.
-        rng: draws the noise, uniform over all bytes.
+        rng: draws the noise, uniform over all bytes; without it all around is white.
     """
     x, y, width, height = bbox
     scale = reduction(mask.shape[0], pixels.shape[0])
     rows, columns = _cover(y, height, scale), _cover(x, width, scale)
     crop = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     inside = mask[_middle(rows, scale, mask.shape[0])[:, None], _middle(columns, scale, mask.shape[1])][..., None]
-    return np.where(inside, crop, rng.integers(0, 256, crop.shape, np.uint8))
+    return np.where(inside, crop, np.uint8(WHITE) if rng is None else rng.integers(0, 256, crop.shape, np.uint8))
 
 
 def _cover(start: int, length: int, scale: int) -> NDArray[np.intp]:
@@ -49,12 +50,12 @@ def _middle(reduced: NDArray[np.intp], scale: int, length: int) -> NDArray[np.in
     return np.minimum(reduced * scale + scale // 2, length - 1)
 
 
-def to_square(crop: NDArray[np.uint8], side: int) -> Image.Image:
-    """Scale a crop into the middle of a black square of `side` pixels."""
+def to_square(crop: NDArray[np.uint8], side: int, grey: int = 0) -> Image.Image:
+    """Scale a crop into the middle of a square of `side` pixels, of one `grey` from black, 0, to `WHITE`."""
     height, width = crop.shape[:2]
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    square = Image.new("RGB", (side, side))
+    square = Image.new("RGB", (side, side), (grey, grey, grey))
     square.paste(
         Image.fromarray(crop).resize(size, Image.Resampling.BILINEAR), ((side - size[0]) // 2, (side - size[1]) // 2)
     )

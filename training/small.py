@@ -21,6 +21,7 @@ from transformers import (
 
 from training.blip_diffusion import BlipParts, Prompter
 from training.fastcomposer import Fuser, Parts
+from training.mip_adapter import Adapter, MipParts
 from training.tokenizer import small_tokenizer
 
 SIDE = 64
@@ -86,6 +87,30 @@ def small_blip_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> Blip
             ),
             prompter=Prompter(WIDTH),
             unet=_unet(vae.config.latent_channels),
+            vae=vae,
+            scheduler=_scheduler(),
+        )
+
+
+def small_mip_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> MipParts:
+    """Make MIP-Adapter's networks, their weights a function of `seed`, for the words of `texts`.
+
+    Args:
+        autoencoder: folder of an `AutoencoderKL` for pictures of `SIDE` pixels.
+        texts: what the tokenizer's vocabulary is made from: captions and names.
+        seed: of the fresh weights.
+    """
+    tokenizer = small_tokenizer(texts)
+    vae = AutoencoderKL.from_pretrained(autoencoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = _unet(vae.config.latent_channels)
+        return MipParts(
+            tokenizer=tokenizer,
+            text_encoder=_text_encoder(len(tokenizer), tokenizer),
+            image_encoder=CLIPVisionModelWithProjection(_image_config()),
+            adapter=Adapter(unet, WIDTH),
+            unet=unet,
             vae=vae,
             scheduler=_scheduler(),
         )

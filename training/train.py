@@ -45,6 +45,8 @@ from training.checkpoint import (
 )
 from training.data import DataConfig, LoadConfig
 from training.diffusion import Batch, Draws
+from training.merge import MergeName
+from training.mip_data import ObjectConfig
 
 
 class RunConfig(LoadConfig):
@@ -93,8 +95,23 @@ class BlipTrainConfig(PairConfig, RunConfig):
     )
 
 
+class MipTrainConfig(ObjectConfig, RunConfig):
+    """How to train a MIP-Adapter model. The defaults are the published run's, in each of its 8 processes."""
+
+    steps: int = Field(default=12_000, gt=0, description="optimizer steps")
+    learning_rate: float = Field(default=1e-4, gt=0, description="of AdamW, constant")
+    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0; the published: 0")
+    merge: MergeName = Field(
+        default="code", description="the published code's weighted merge, the paper's, or a plain sum of references"
+    )
+    train_encoders: bool = Field(
+        default=False,
+        description="image projection, U-Net and both encoders learn too: for one that starts from nothing",
+    )
+
+
 class Model(Protocol):
-    """What can be trained, a `torch.nn.Module`: `FastComposer`, `BlipDiffusion`."""
+    """What can be trained, a `torch.nn.Module`: `FastComposer`, `BlipDiffusion`, `MipAdapter`."""
 
     unet: Any
 

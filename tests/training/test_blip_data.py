@@ -25,9 +25,9 @@ from training.blip_data import (
     pairs,
     placed,
     read_prompts,
-    window_of,
 )
 from training.data import Batch, find_shards
+from training.geometry import window_of
 from training.tokenizer import small_tokenizer
 
 TOKENIZER = small_tokenizer(PROMPTS)

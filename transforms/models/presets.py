@@ -11,6 +11,7 @@ from huggingface_hub import hf_hub_download
 
 from schemas.errors import ConfigError
 from transforms.models.clip import hub_repository
+from transforms.models.sam import Everything
 
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -22,6 +23,7 @@ class Models:
     A model of transformers from the hub may be NAME@REVISION.
     No `segmenter`: the source's own annotations are the segments. No `captioner`: the source's own captions are all.
     `trimap` holds the confidence below which a pixel is background, and that above which it is the subject's.
+    No `detector`: phrases are grounded by SAM's masks and CLIP. `everything` is how SAM looks for all masks.
     """
 
     parser: str
@@ -29,6 +31,9 @@ class Models:
     clip: str
     clipseg: str
     captioner: str | None
+    detector: str | None
+    sam: str
+    everything: Everything
     thresholds: Mapping[str, float]
     trimap: tuple[float, float]
 
@@ -41,6 +46,9 @@ PRESETS = {
         clip=str(SAMPLE / "clip"),
         clipseg=str(SAMPLE / "clipseg"),
         captioner=None,
+        detector=None,
+        sam=str(SAMPLE / "sam"),
+        everything=Everything(points=16),
         # On held-out scenes 99 % of the true pairs lie above 0.56 and 99 % of the others below 0.44.
         thresholds={"clip": 0.5, "clip-label": 0.14, "label": 0.5},
         trimap=(0.1, 0.9),
@@ -52,11 +60,14 @@ PRESETS = {
         clip="ViT-L-14/openai",
         clipseg="CIDAS/clipseg-rd64-refined",
         captioner="Salesforce/blip2-opt-6.7b",
+        detector="IDEA-Research/grounding-dino-base",
+        sam="ybelkada/segment-anything/checkpoints/sam_vit_h_4b8939.pth",
+        everything=Everything(),
         thresholds={"clip": 0.2, "clip-label": 0.15, "label": 0.5},
         trimap=(0.1, 0.5),
     ),
 }
-KINDS = ("parser", "segmenter", "clip", "clipseg", "captioner")
+KINDS = ("parser", "segmenter", "clip", "clipseg", "captioner", "detector", "sam")
 
 
 def resolve(preset: str, overrides: Mapping[str, str]) -> Models:

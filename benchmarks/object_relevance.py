@@ -1,0 +1,246 @@
+"""Does relevance know where an object is? MIP-Adapter's object relevance score, on a small model or on a real one.
+
+    python -m benchmarks.object_relevance [--steps 800] [--seeds 3]
+    python -m benchmarks.object_relevance --model FOLDER [--data DATASET]
+
+The paper's measure: noise is added to `Z_text`, what each cross-attention layer finds in the text, everywhere alike or
+in proportion to an object's relevance; the score is the mean over pictures of the mean absolute change of the pixels
+inside the object's box over that outside it. Relevance that knows where the object is changes it more than the rest.
+
+Each picture is hidden in noise up to step `TIME` of the schedule and drawn again from its caption, with the same noise
+throughout: undisturbed, disturbed alike, disturbed by relevance. So its boxes are known, and no detector has to find
+the objects in what was drawn. No reference is shown: relevance depends on text and picture alone.
+
+Stable Diffusion's attention knows words. That of a small model after a few hundred steps does not, and its relevance is
+chance. So the small model is taught words here, by the localization loss on the objects' names, each encoded alone as
+for relevance, on scenes with exact truth; it is measured on other scenes. `--model` measures a folder as
+`subjectloom train mip-adapter --model` takes it.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+import typer
+from diffusers import DDIMScheduler
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks import localization
+from jobs.train import PRESETS
+from schemas import mip_adapter
+from schemas.example import Example, Object, Quality
+from tests.datasets import write_dataset
+from training.data import find_shards
+from training.diffusion import Batch, Draws, encode_pictures, noise_loss, noise_target
+from training.localization import Subjects, localize
+from training.merge import Predict, adapt, over_mean
+from training.mip_adapter import MipAdapter, MipParts, load_mip_parts
+from training.mip_data import NAME_LENGTH, ObjectConfig, object_batches, read_texts
+from training.small import small_mip_parts
+from training.train import MipTrainConfig, this_process, to_device, train
+from transforms.models.presets import SAMPLE
+
+SETTINGS = {**PRESETS["mip-adapter"]["sample"], "batch": 8, "augment": False, "workers": 0}
+TRAINING, HELD_OUT = 4000, 4001
+"""Seeds of scenes."""
+TIME, STEPS = 600, 20
+"""Of 1,000 steps of the noise schedule, where pictures are drawn again from; and in how many of how many steps."""
+STRENGTH = 1.0
+"""Spread of the added noise, in that of the layer's `Z_text`."""
+
+Scores = NDArray[np.float64]
+"""[N, 2] float64, for each object the score of its relevance and that of even noise."""
+
+
+def examples_of(seed: int, count: int, size: int = 128) -> list[Example]:
+    """Make `count` examples of scenes with two objects or more, boxes and masks from the scenes' truth."""
+    return [
+        replace(
+            one,
+            objects=tuple(
+                Object(match.phrase, one.segments[match.segment].bbox, 1.0, one.segments[match.segment].mask, 1.0)
+                for match in one.matches
+            ),
+            quality=Quality(1.0, 0.0, 1.0),
+        )
+        for one in localization.examples_of(seed, count, size)
+    ]
+
+
+class Words(MipAdapter):
+    """The small model while it is taught words: its U-Net reads the caption and, behind it, each name alone."""
+
+    losses = ("loss", "noise", "localization")
+
+    def __init__(self, parts: MipParts) -> None:
+        super().__init__(parts, train_encoders=True)
+        self.image_encoder.requires_grad_(False)
+        self.adapter.requires_grad_(False)
+        localize(self.unet)
+
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """Compute the noise loss, and the localization loss of each name's first word."""
+        latents = encode_pictures(self.vae, batch["pixel_values"], draws.latent_noise)
+        noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
+        caption = self.read(batch["input_ids"])
+        names = [self.read(ids) for ids in batch["object_input_ids"].unbind(1)]
+        first = caption.shape[1] + 1 + NAME_LENGTH * torch.arange(len(names), device=caption.device)
+        subjects = Subjects(first.expand(len(caption), -1), batch["object_mask"])
+        prediction = self.unet(
+            noisy, draws.timesteps, torch.cat([caption, *names], dim=1), cross_attention_kwargs={"subjects": subjects}
+        ).sample
+        noise = noise_loss(prediction, noise_target(self.scheduler, latents, draws))
+        where = subjects.loss(batch["object_segmentation"])
+        return {"loss": noise + localization.WEIGHT * where, "noise": noise, "localization": where}
+
+
+def teach(data: Path, output: Path, seed: int, steps: int) -> MipParts:
+    """Teach a small model words, on one thread."""
+    torch.set_num_threads(1)
+    config = MipTrainConfig(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
+    shards = find_shards(str(data), "mip-adapter")
+    model = Words(small_mip_parts(SAMPLE / "autoencoder", read_texts(shards), seed))
+    for _ in train(model, lambda done: object_batches(shards, model.tokenizer, config, done), config, output):
+        pass
+    return load_mip_parts(output / "model")
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """In place of a merge: adds noise to `Z_text`, alike everywhere or by the relevance of object `chosen`.
+
+    The noise is a function of the order of the calls: two passes through a U-Net add the same. A strength of 0 adds
+    none.
+    """
+
+    generator: torch.Generator
+    strength: float = STRENGTH
+    chosen: int | None = None
+
+    def __call__(self, text: Tensor, _images: Tensor, relevances: Tensor, _predict: Predict) -> Tensor:
+        """Add the noise."""
+        noise = torch.randn(text.shape, generator=self.generator).to(text) * self.strength * text.std()
+        if self.chosen is None:
+            return text + noise
+        return text + noise * over_mean(relevances[:, self.chosen])[..., None]
+
+
+@torch.no_grad()
+def redraw(model: MipAdapter, batch: dict[str, Any], disturbed: Disturbed) -> Tensor:
+    """Hide a batch's pictures in noise up to step `TIME` and draw them again: [B, 3, H, W] float32 in [-1, 1]."""
+    adapt(model.unet, model.adapter.layers, disturbed)
+    draws = model.draw(batch, np.random.default_rng(TIME)).to(model.unet.device)
+    latents = encode_pictures(model.vae, batch["pixel_values"], torch.zeros_like(draws.latent_noise))
+    schedule = DDIMScheduler.from_config(model.scheduler.config)
+    schedule.set_timesteps(STEPS, device=latents.device)
+    times = [time for time in schedule.timesteps if time <= TIME]
+    latents = schedule.add_noise(latents, draws.noise, times[0].expand(len(latents)))
+    text, told = model.read(batch["input_ids"]), {"references": model.refer(batch)}
+    for time in times:
+        prediction = model.unet(latents, time, text, cross_attention_kwargs=told).sample
+        latents = schedule.step(prediction, time, latents).prev_sample
+    return model.vae.decode(latents / model.vae.config.scaling_factor).sample.float().clamp(-1, 1)
+
+
+def measure(model: MipAdapter, batches: Iterator[dict[str, Any]]) -> Scores:
+    """Score the objects of some batches; those whose box leaves nothing inside or outside are left out."""
+    rows = []
+    for seed, batch in enumerate(batches):
+        pictures = {
+            chosen: redraw(model, batch, Disturbed(torch.Generator().manual_seed(seed), chosen=chosen))
+            for chosen in (None, *range(batch["object_mask"].shape[1]))
+        }
+        plain = redraw(model, batch, Disturbed(torch.Generator(), strength=0.0))
+        alike, *by_relevance = [(one - plain).abs().mean(1).double().cpu().numpy() for one in pictures.values()]
+        for j, change in enumerate(by_relevance):
+            boxes = batch["object_bbox"][:, j].double().cpu().numpy()
+            scores = np.stack([scores_of(one, boxes) for one in (change, alike)], axis=1)
+            rows.append(scores[batch["object_mask"][:, j].cpu().numpy()])
+    found = np.concatenate(rows)
+    return found[np.isfinite(found).all(1)]
+
+
+def scores_of(change: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide the mean change inside a box by that outside it: [N] float64; NaN where one of them has no pixel.
+
+    Args:
+        change: absolute, of each pixel of N pictures, [N, H, W] float64.
+        boxes: [N, 4] float64, xywh, pixels of the pictures; a pixel is inside where its middle is.
+    """
+    x, y, w, h = boxes.T[:, :, None, None]
+    rows, columns = (np.arange(length) + 0.5 for length in change.shape[1:])
+    inside = (x <= columns) & (columns < x + w) & (y <= rows[:, None]) & (rows[:, None] < y + h)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        within, without = ((change * region).sum((1, 2)) / region.sum((1, 2)) for region in (inside, ~inside))
+    return np.where(inside.any((1, 2)) & ~inside.all((1, 2)), within / without, np.nan)
+
+
+def score(parts: MipParts, data: Path, count: int, batch: int) -> Scores:
+    """Score a model on `count` samples of a dataset."""
+    model = MipAdapter(parts).to(this_process().device)
+    side = parts.unet.config.sample_size * 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    seen = min(side, parts.image_encoder.config.image_size)
+    config = ObjectConfig(resolution=side, reference=seen, batch=batch, workers=0).plain()
+    stream = object_batches(find_shards(str(data), "mip-adapter"), model.tokenizer, config)
+    return measure(model, (to_device(one, model.unet.device) for one in islice(stream, count // batch)))
+
+
+def _teach_and_score(job: tuple[Path, int, int, int]) -> Scores:
+    folder, seed, steps, held_out = job
+    for library in (diffusers, transformers):  # loading and saving narrate their progress
+        library.utils.logging.disable_progress_bar()
+    parts = teach(folder / "training", folder / f"seed{seed}", seed, steps)
+    return score(parts, folder / "held-out", held_out, 16)
+
+
+def show(console: Console, title: str, scores: list[Scores]) -> None:
+    """Print a row for each model."""
+    table = Table(title=title)
+    for name in ("seed", "objects", "noise alike", "noise by relevance", "by relevance is higher"):
+        table.add_column(name, justify="right")
+    for seed, one in enumerate(scores):
+        means, spread = one.mean(0), one.std(0, ddof=1) / np.sqrt(len(one))
+        told = (f"{means[i]:.3f} ± {spread[i]:.3f}" for i in (1, 0))
+        table.add_row(str(seed), str(len(one)), *told, f"{(one[:, 0] > one[:, 1]).mean():.0%}")
+    console.print(table)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="A new folder, for data and runs.")] = Path("runs/object-relevance"),
+    model: Annotated[str | None, typer.Option(help="Measure the model in this folder instead of small ones.")] = None,
+    data: Annotated[Path | None, typer.Option(help="With --model: a mip-adapter dataset; scenes if none.")] = None,
+    steps: Annotated[int, typer.Option(help="Of each training.")] = 800,
+    seeds: Annotated[int, typer.Option(help="Trainings.")] = 3,
+    scenes: Annotated[int, typer.Option(help="To train on.")] = 1500,
+    held_out: Annotated[int, typer.Option(help="Pictures to measure on.")] = 160,
+    processes: Annotated[int, typer.Option(help="Trainings at a time, a thread each.")] = 2,
+) -> None:
+    """Compare even noise with noise by relevance."""
+    console = Console()
+    if data is None:
+        data = output / "held-out"
+        write_dataset(data, [examples_of(HELD_OUT, held_out, 512 if model else 128)], layout=mip_adapter.LAYOUT)
+    if model:
+        show(console, f"object relevance score of {model}", [score(load_mip_parts(model), data, held_out, 1)])
+        return
+    write_dataset(output / "training", [examples_of(TRAINING, scenes)], layout=mip_adapter.LAYOUT)
+    jobs = [(output, seed, steps, held_out) for seed in range(seeds)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        show(console, f"object relevance score, {steps} steps of training", list(pool.map(_teach_and_score, jobs)))
+
+
+if __name__ == "__main__":
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    typer.run(main)

@@ -1,0 +1,109 @@
+"""MIP-Adapter samples, made; datasets of them; a model small enough for tests, and batches for it."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from schemas import mip_adapter
+from schemas.example import Example, Object, Phrase, Quality, Source
+from schemas.masks import Mask
+from schemas.mip_adapter import to_sample
+from tests.datasets import box_mask, write_dataset
+from tests.training.models import save_tiny_autoencoder
+from tests.training.pairs import jpeg_of, pixels_of
+from training.mip_adapter import MipParts
+from training.mip_data import name_tokens
+from training.small import SIDE, small_mip_parts
+
+Box = tuple[int, int, int, int]
+TWO = (("a red ball", (4, 6, 20, 16)), ("a cup", (30, 10, 20, 24)))
+"""Phrases and boxes of a sample's objects."""
+
+
+def example(
+    key: str,
+    objects: Sequence[tuple[str, Box]] = TWO,
+    size: tuple[int, int] = (60, 40),
+    scores: Sequence[float] | None = None,
+    blue: int = 128,
+) -> Example:
+    """A scored example of `size` (width, height) whose objects fill their boxes, less a pixel on each side.
+
+    The caption joins the phrases with " and "; a name is the last word of its phrase. Red tells the column of a pixel,
+    green its row.
+    """
+    width, height = size
+    phrases, start = [], 0
+    for text, _ in objects:
+        phrases.append(Phrase(text, start, start + len(text), text.split()[-1], (start, start + len(text))))
+        start += len(text) + len(" and ")
+    caption = " and ".join(text for text, _ in objects)
+    inner = [(x + 1, y + 1, w - 2, h - 2) for _, (x, y, w, h) in objects]
+    return Example(
+        key,
+        jpeg_of(pixels_of(width, height, blue)),
+        width,
+        height,
+        caption,
+        Source(f"{key}.jpg"),
+        caption,
+        phrases=tuple(phrases),
+        objects=tuple(
+            Object(number, box, score, Mask.from_array(box_mask(width, height, inside)), 0.25)
+            for number, ((_, box), inside, score) in enumerate(
+                zip(objects, inner, scores or [0.9] * len(objects), strict=True)
+            )
+        ),
+        quality=Quality(0.25, -0.5, -0.25),
+    )
+
+
+def raw_of(one: Example) -> dict[str, Any]:
+    """An example as webdataset reads it."""
+    return {"__key__": one.key, **to_sample(one).members}
+
+
+def write_objects(folder: Path, sizes: Sequence[int]) -> Path:
+    """Write a dataset with shards of that many samples."""
+    numbers = itertools.count()
+    shards = [[example(f"key{next(numbers):03d}") for _ in range(size)] for size in sizes]
+    write_dataset(folder, shards, layout=mip_adapter.LAYOUT)
+    return folder
+
+
+def tiny_mip_parts(folder: Path, seed: int = 0) -> MipParts:
+    """The small model with an untrained autoencoder, which is left in `folder`."""
+    save_tiny_autoencoder(folder)
+    return small_mip_parts(folder, ["a red ball and a cup", "ball", "cup"], seed)
+
+
+def tiny_objects(
+    parts: MipParts, valid: list[list[bool]], kept: Sequence[bool] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """A batch of captions "a red ball and a cup", its objects left and right; `kept` says where references are seen."""
+    rng = np.random.default_rng(seed)
+    count = len(valid)
+    ids = parts.tokenizer(["a red ball and a cup"] * count, padding="max_length", max_length=77, return_tensors="pt")
+    names, words = name_tokens(["ball", "cup"], parts.tokenizer)
+    there = torch.tensor(valid)
+    masks = torch.zeros(count, 2, SIDE, SIDE)
+    masks[:, 0, :, : SIDE // 2] = 1
+    masks[:, 1, :, SIDE // 2 :] = 1
+    boxes = torch.tensor([[0.0, 0, SIDE / 2, SIDE], [SIDE / 2, 0, SIDE / 2, SIDE]])
+    return {
+        "keys": [f"key{i}" for i in range(count)],
+        "pixel_values": torch.from_numpy(rng.uniform(-1, 1, (count, 3, SIDE, SIDE)).astype(np.float32)),
+        "input_ids": ids.input_ids,
+        "image_kept": torch.tensor(kept or [True] * count),
+        "object_mask": there,
+        "object_pixel_values": torch.from_numpy(rng.random((count, 2, 3, SIDE, SIDE), np.float32)),
+        "object_input_ids": names.expand(count, -1, -1),
+        "object_token_mask": words & there[..., None],
+        "object_segmentation": masks * there[:, :, None, None],
+        "object_bbox": boxes * there[..., None],
+        "skipped": [],
+    }

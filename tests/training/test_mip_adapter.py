@@ -1,0 +1,389 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from schemas.errors import ModelError
+from tests.training.objects import tiny_mip_parts, tiny_objects
+from training.merge import MergeName, cross_attention_layers
+from training.mip_adapter import (
+    WEIGHTS,
+    ImageProjection,
+    MipAdapter,
+    MipParts,
+    load_mip_parts,
+    save_mip_parts,
+)
+from training.train import MipTrainConfig, train
+
+CONFIG = MipTrainConfig(
+    steps=6, batch=2, learning_rate=1e-3, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
+)
+BOTH = [[True, True], [True, False]]
+NOISE = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> MipParts:
+    return tiny_mip_parts(tmp_path / "vae")
+
+
+def loss_of(model: MipAdapter, batch: dict[str, Any]) -> float:
+    with torch.no_grad():
+        return float(model(batch, model.draw(batch, np.random.default_rng(1)))["loss"])
+
+
+def test_the_projection_by_hand() -> None:
+    """Two tokens of width 2 out of an embedding of width 1: (3, 6) and (9, -3), normalised."""
+    projection = ImageProjection(1, 2, 2)
+    with torch.no_grad():
+        projection.proj.weight.copy_(torch.tensor([[1.0], [2.0], [3.0], [-1.0]]))
+        projection.proj.bias.zero_()
+    tokens = projection(torch.full((1, 2, 1), 3.0))
+    assert tokens.shape == (1, 2, 2, 2)
+    torch.testing.assert_close(tokens[0, 1], torch.tensor([[-1.0, 1.0], [1.0, -1.0]]))
+
+
+@pytest.mark.parametrize("merge", ["code", "paper", "uniform"])
+def test_the_forward_pass_is_its_steps_one_by_one(parts: MipParts, merge: MergeName) -> None:
+    model = MipAdapter(parts, merge=merge)
+    for layer in parts.adapter.layers:
+        torch.nn.init.normal_(layer.predictor.weight)
+    batch = tiny_objects(parts, BOTH, kept=[False, True])
+    draws = model.draw(batch, np.random.default_rng(1))
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    with torch.no_grad():
+        posterior = parts.vae.encode(batch["pixel_values"]).latent_dist
+        latents = (posterior.mean + posterior.std * draws.latent_noise) * parts.vae.config.scaling_factor
+        a = parts.scheduler.alphas_cumprod[draws.timesteps].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * latents + (1 - a).sqrt() * draws.noise
+        names = [
+            parts.text_encoder(parts.tokenizer(name, return_tensors="pt").input_ids).last_hidden_state[0, 1:-1]
+            for name in ("ball", "cup")
+        ]
+        modules = dict(parts.unet.named_modules())
+        errors = []
+        for row in range(2):  # each sample alone, with as many references as it has
+            seen = parts.image_encoder((batch["object_pixel_values"][row] - mean) / std).image_embeds
+            tokens = parts.adapter.image_proj(seen if row else torch.zeros_like(seen))
+            count = 1 if row else 2
+
+            def merged(
+                attn: Any,  # noqa: ANN401
+                x: torch.Tensor,
+                text: torch.Tensor | None = None,
+                *_: object,
+                tokens: torch.Tensor = tokens,
+                count: int = count,
+            ) -> torch.Tensor:
+                def heads(values: torch.Tensor) -> torch.Tensor:
+                    return values.unflatten(-1, (attn.heads, -1)).transpose(0, 1)
+
+                def found(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+                    shares = (heads(attn.to_q(x[0])) @ heads(key).mT * attn.scale).softmax(-1)
+                    return (shares @ heads(value)).transpose(0, 1).flatten(1)
+
+                assert text is not None
+                z = found(attn.to_k(text[0]), attn.to_v(text[0]))
+                layer = attn.adapter_layer
+                f = torch.sigmoid(layer.predictor(z))
+                pictures = torch.zeros_like(z)
+                for i in range(count):
+                    scores = heads(attn.to_k(names[i])) @ heads(attn.to_q(x[0])).mT * attn.scale
+                    about = scores.softmax(-1).mean((0, 1))[:, None]
+                    weight = torch.ones_like(about) if merge == "uniform" else about / about.mean()
+                    pictures += weight * found(layer.to_k_ip(tokens[i]), layer.to_v_ip(tokens[i]))
+                z_new = {
+                    "code": z + f / f.mean() * pictures,
+                    "paper": f / f.mean() * z + pictures,
+                    "uniform": z + pictures,
+                }[merge]
+                return attn.to_out[0](z_new)[None]
+
+            processors = {}
+            for name, layer in zip(cross_attention_layers(parts.unet), parts.adapter.layers, strict=True):
+                processors[name] = modules[name].forward
+                modules[name].__dict__["adapter_layer"] = layer
+                modules[name].forward = _bound(merged, modules[name])
+            text = parts.text_encoder(batch["input_ids"][row : row + 1]).last_hidden_state
+            predicted = parts.unet(noisy[row : row + 1], draws.timesteps[row], text).sample
+            for name, forward in processors.items():
+                modules[name].forward = forward
+            errors.append((predicted[0] - draws.noise[row]).square().mean())
+    losses = model(batch, draws)
+    assert losses["loss"].item() == losses["noise"].item()
+    assert losses["loss"].item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
+
+
+def _bound(function: Callable[..., torch.Tensor], attention: torch.nn.Module) -> Callable[..., torch.Tensor]:
+    def forward(x: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+        return function(attention, x, encoder_hidden_states)
+
+    return forward
+
+
+def test_the_three_merges_differ_only_where_relevance_does(parts: MipParts) -> None:
+    batch = tiny_objects(parts, BOTH)
+    losses = [loss_of(MipAdapter(parts, merge=merge), batch) for merge in ("code", "paper", "uniform")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # an untrained f is a constant
+    assert abs(losses[0] - losses[2]) > 1e-6
+
+
+def test_a_reference_that_is_missing_and_one_that_is_dropped(parts: MipParts) -> None:
+    model = MipAdapter(parts)
+    plain, other = (tiny_objects(parts, [[True, True]], seed=seed) for seed in (0, 1))
+    swapped = {**plain, "object_pixel_values": other["object_pixel_values"]}
+    unseen = {**plain, "image_kept": torch.tensor([False])}
+    none = {**plain, "object_mask": torch.tensor([[False, False]])}
+    assert loss_of(model, swapped) != loss_of(model, plain)
+    for changed in ({**swapped, "image_kept": torch.tensor([False])}, {**none, **unseen}):
+        assert loss_of(model, changed) != loss_of(model, plain)
+    assert loss_of(model, {**swapped, "image_kept": torch.tensor([False])}) == loss_of(model, unseen)
+    assert loss_of(model, {**swapped, "object_mask": none["object_mask"]}) == loss_of(model, none)
+    with torch.no_grad():
+        text = model.read(plain["input_ids"])
+        bare = parts.unet(NOISE, 10, text).sample
+        told = {"references": model.refer(none)}
+        torch.testing.assert_close(parts.unet(NOISE, 10, text, cross_attention_kwargs=told).sample, bare)
+
+
+def trained(model: MipAdapter) -> set[str]:
+    """Whose parameters are trained; of the adapter, which."""
+    names = [name.split(".") for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {
+        parts[-2] if parts[1] == "ip_adapter" else parts[1] if parts[0] == "adapter" else parts[0] for parts in names
+    }
+
+
+def test_only_the_adapters_layers_are_trained(parts: MipParts) -> None:
+    layers = {"to_k_ip", "to_v_ip"}
+    assert trained(MipAdapter(parts)) == trained(MipAdapter(parts, merge="paper")) == {*layers, "predictor"}
+    assert trained(MipAdapter(parts, merge="uniform")) == layers
+    whole = {*layers, "predictor", "image_proj", "unet", "text_encoder", "image_encoder"}
+    assert trained(MipAdapter(parts, train_encoders=True)) == whole
+    assert trained(MipAdapter(parts)) == {*layers, "predictor"}
+
+
+@pytest.mark.parametrize("valid", [[True, True], [False, False]])
+@pytest.mark.parametrize("merge", ["code", "paper", "uniform"])
+@pytest.mark.parametrize("train_encoders", [False, True])
+def test_every_trained_parameter_has_a_gradient_and_no_frozen_one(
+    parts: MipParts, valid: list[bool], merge: MergeName, train_encoders: bool
+) -> None:
+    model = MipAdapter(parts, merge=merge, train_encoders=train_encoders)
+    batch = tiny_objects(parts, [valid])
+    model(batch, model.draw(batch, np.random.default_rng(0)))["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    gradient = parts.adapter.layers[0].to_v_ip.weight.grad
+    assert gradient is not None
+    assert bool(gradient.any()) == valid[0]
+
+
+@pytest.mark.parametrize("train_encoders", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(parts: MipParts, train_encoders: bool) -> None:
+    model = MipAdapter(parts, train_encoders=train_encoders)
+    batch = tiny_objects(parts, BOTH)
+    draws = model.draw(batch, np.random.default_rng(0))
+    gradients = []
+    for again in (False, True):
+        if again:
+            model.unet.enable_gradient_checkpointing()
+        model.zero_grad()
+        model(batch, draws)["loss"].backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: MipParts, tmp_path: Path) -> None:
+    for layer in parts.adapter.layers:
+        torch.nn.init.normal_(layer.predictor.weight)
+    batch = tiny_objects(parts, BOTH)
+    model = MipAdapter(parts)
+    model.save(tmp_path / "model")
+    again = load_mip_parts(tmp_path / "model")
+    assert loss_of(MipAdapter(again), batch) == pytest.approx(loss_of(model, batch), rel=1e-6)
+    assert not list((tmp_path / "model").rglob("*.bin"))
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a cup", num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
+
+
+def test_diffusers_loads_what_was_trained_as_a_plain_ip_adapter(parts: MipParts, tmp_path: Path) -> None:
+    save_mip_parts(parts, tmp_path / "model")
+    batch = tiny_objects(parts, [[True, False]])
+    model = MipAdapter(parts, merge="uniform")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    pipeline.load_ip_adapter(str(tmp_path / "model"), subfolder="", weight_name=WEIGHTS, image_encoder_folder=None)
+    with torch.no_grad():
+        text = model.read(batch["input_ids"])
+        told = {"references": model.refer(batch)}
+        ours = parts.unet(NOISE, 10, text, cross_attention_kwargs=told).sample
+        seen = model.see(batch["object_pixel_values"][:, 0])
+        theirs = pipeline.unet(NOISE, 10, text, added_cond_kwargs={"image_embeds": [seen[:, None]]}).sample
+    torch.testing.assert_close(ours, theirs)
+
+
+def plain_stable_diffusion(parts: MipParts, folder: Path) -> tuple[Path, Path]:
+    """A Stable Diffusion, and a published IP-Adapter, which knows of no predictor, elsewhere."""
+    save_mip_parts(parts, folder / "sd")
+    models = folder / "ip" / "models"
+    models.mkdir(parents=True)
+    (folder / "sd" / "image_encoder").rename(models / "image_encoder")
+    (folder / "sd" / WEIGHTS).rename(models / WEIGHTS)
+    weights = load_file(models / WEIGHTS)
+    save_file({name: value for name, value in weights.items() if "predictor" not in name}, models / WEIGHTS)
+    return folder / "sd", folder / "ip"
+
+
+def test_a_plain_stable_diffusion_gets_a_published_ip_adapter(parts: MipParts, tmp_path: Path) -> None:
+    batch = tiny_objects(parts, BOTH)
+    expected = loss_of(MipAdapter(parts), batch)
+    folder, published = plain_stable_diffusion(parts, tmp_path)
+    assert loss_of(MipAdapter(load_mip_parts(folder, published)), batch) == pytest.approx(expected, rel=1e-6)
+    assert loss_of(MipAdapter(load_mip_parts(folder, published / "models")), batch) == pytest.approx(expected, rel=1e-6)
+    for one in ("image_encoder", WEIGHTS):
+        (published / "models" / one).rename(folder / one)
+    assert loss_of(MipAdapter(load_mip_parts(folder, "nowhere")), batch) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_published_names(parts: MipParts, tmp_path: Path) -> None:
+    save_mip_parts(parts, tmp_path)
+    layers = [
+        f"ip_adapter.{number}.{one}.weight"
+        for number in range(1, 2 * len(cross_attention_layers(parts.unet)), 2)
+        for one in ("to_k_ip", "to_v_ip")
+    ]
+    projection = [f"image_proj.{one}.{kind}" for one in ("proj", "norm") for kind in ("weight", "bias")]
+    names = {name for name in load_file(tmp_path / WEIGHTS) if "predictor" not in name}
+    assert names == {*layers, *projection}
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda weights: weights.pop("ip_adapter.3.to_v_ip.weight"), "ip_adapter.3.to_v_ip.weight"),
+        (lambda weights: weights.update(more=torch.zeros(1)), "more"),
+        (lambda weights: weights.clear(), "image_proj.norm.bias"),
+        (
+            lambda weights: weights.update({"ip_adapter.1.to_k_ip.weight": torch.ones(2, 2)}),
+            "ip_adapter.1.to_k_ip.weight",
+        ),
+    ],
+)
+def test_weights_of_another_kind_are_told(
+    parts: MipParts, tmp_path: Path, change: Callable[[dict[str, Any]], Any], name: str
+) -> None:
+    save_mip_parts(parts, tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    change(weights)
+    save_file(weights, tmp_path / WEIGHTS)
+    with pytest.raises(ModelError, match=rf"no model in .*: {name} is missing, unknown or of a size that does not fit"):
+        load_mip_parts(tmp_path)
+
+
+def test_damaged_and_missing_weights_are_told(parts: MipParts, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"no model in {tmp_path / 'none'}: .*Stable Diffusion 1.5's layout"):
+        load_mip_parts(tmp_path / "none", tmp_path)
+    save_mip_parts(parts, tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"nothing")
+    with pytest.raises(ModelError, match=f"{WEIGHTS} cannot be read"):
+        load_mip_parts(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(ModelError, match=rf"with IP-Adapter's {WEIGHTS} and image_encoder/ in it or in {tmp_path}"):
+        load_mip_parts(tmp_path, tmp_path)
+
+
+def test_sampling_is_a_function_of_noise_text_and_references(parts: MipParts) -> None:
+    model = MipAdapter(parts)
+    batch = tiny_objects(parts, [[True, True]])
+    first = model.sample(batch, NOISE, steps=3)
+    assert first.shape == (1, 3, 64, 64)
+    assert 0 <= first.min() <= first.max() <= 1
+    assert torch.equal(first, model.sample({**batch, "pixel_values": None}, NOISE, steps=3))
+    mirrored = {**batch, "object_pixel_values": batch["object_pixel_values"].flip(-1)}
+    assert not torch.equal(first, model.sample(mirrored, NOISE, steps=3))
+    assert model.references(batch).shape == (1, 2, 3, 64, 64)
+
+
+def test_guidance_leads_away_from_no_caption_and_no_picture(parts: MipParts) -> None:
+    model = MipAdapter(parts)
+    batch = tiny_objects(parts, [[True, True]])
+    with torch.no_grad():
+        empty = {**batch, "image_kept": torch.tensor([False])}
+        halves = [
+            parts.unet(NOISE, 961, model.read(ids), cross_attention_kwargs={"references": model.refer(told)}).sample
+            for ids, told in ((model.tokenize([""]), empty), (batch["input_ids"], batch))
+        ]
+    seen: list[torch.Tensor] = []
+    forward = parts.unet.forward
+
+    def spy(*arguments: object, **named: object) -> Any:  # noqa: ANN401
+        result = forward(*arguments, **named)
+        seen.append(result.sample)
+        return result
+
+    parts.unet.forward = spy
+    model.sample(batch, NOISE, steps=25)
+    torch.testing.assert_close(seen[0], torch.cat(halves), atol=1e-5, rtol=1e-4)
+
+
+def batches_of(parts: MipParts) -> Callable[[int], Iterator[dict[str, Any]]]:
+    """Batches that are a function of their number."""
+
+    def batches(done: int) -> Iterator[dict[str, Any]]:
+        while True:
+            yield tiny_objects(parts, BOTH, kept=[True, done % 3 != 0], seed=done)
+            done += 1
+
+    return batches
+
+
+def new_model(folder: Path, **options: Any) -> MipAdapter:  # noqa: ANN401
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return MipAdapter(tiny_mip_parts(folder / "vae"), **options)
+
+
+def losses(metrics: list[dict[str, float]]) -> list[tuple[float, ...]]:
+    return [(m["step"], m["loss"], m["gradient_norm"]) for m in metrics]
+
+
+def test_a_broken_run_goes_on_to_the_same_numbers_and_weights(tmp_path: Path) -> None:
+    model = new_model(tmp_path, train_encoders=True)
+    whole = list(train(model, batches_of(model.parts), CONFIG, tmp_path / "whole"))
+    model = new_model(tmp_path, train_encoders=True)
+    running = train(model, batches_of(model.parts), CONFIG, tmp_path / "broken")
+    first = [next(running) for _ in range(3)]
+    running.close()
+    model = new_model(tmp_path, train_encoders=True)
+    rest = list(train(model, batches_of(model.parts), CONFIG, tmp_path / "broken", resume=True))
+    assert losses([*first[:2], *rest]) == losses(whole)
+    one, other = (load_file(tmp_path / which / "model" / WEIGHTS) for which in ("whole", "broken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_the_adapter_lowers_the_loss_and_touches_nothing_else(tmp_path: Path) -> None:
+    model = new_model(tmp_path)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    batch = tiny_objects(model.parts, [[True, True]])
+    start = loss_of(model, batch)
+    config = CONFIG.model_copy(update={"steps": 15, "average": 0.0, "learning_rate": 1e-2, "train_encoders": False})
+
+    def same(_: int) -> Iterator[dict[str, Any]]:
+        while True:
+            yield batch
+
+    list(train(model, same, config, tmp_path / "run"))
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(name.startswith("adapter.ip_adapter.") for name in changed)
+    assert loss_of(model, batch) < start

@@ -1,0 +1,327 @@
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.example import Example
+from schemas.mip_adapter import Record, to_sample
+from schemas.shards import Sample, write_tar
+from tests.training.objects import TWO, example, raw_of, write_objects
+from training.data import Batch, find_shards
+from training.geometry import Window, window_of
+from training.mip_data import (
+    ObjectConfig,
+    as_floats,
+    drop,
+    make_objects,
+    name_tokens,
+    object_batches,
+    read_texts,
+    surest,
+    union,
+)
+from training.tokenizer import small_tokenizer
+
+TOKENIZER = small_tokenizer(["a red ball and a cup", "teddy bear"])
+CONFIG = ObjectConfig(resolution=32, reference=16, batch=3, workers=0, seed=1)
+BALL = ("a red ball", (4, 6, 20, 16))
+
+
+def one_view(one: Example, config: ObjectConfig = CONFIG) -> Batch:
+    return as_floats(make_objects([(0, raw_of(one))], TOKENIZER, config))
+
+
+def plain_view(one: Example, **fields: int) -> Batch:
+    return one_view(one, CONFIG.plain().model_copy(update=fields))
+
+
+def take(data: Path, count: int, done: int = 0, config: ObjectConfig = CONFIG, **where: int) -> list[Batch]:
+    shards = find_shards(str(data), "mip-adapter")
+    return list(itertools.islice(object_batches(shards, TOKENIZER, config, done, **where), count))
+
+
+def same(one: Batch, other: Batch) -> bool:
+    tensors = [name for name, value in one.items() if isinstance(value, torch.Tensor)]
+    rest = one.keys() - set(tensors)
+    equal = all(torch.equal(one[name], other[name]) for name in tensors)
+    return equal and all(one[name] == other[name] for name in rest)
+
+
+def number(word: str) -> int:
+    (token,) = TOKENIZER(word, add_special_tokens=False).input_ids
+    return int(token)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_objects(tmp_path_factory.mktemp("data") / "mip", [4, 1, 5, 2])
+
+
+def test_the_batch_has_the_promised_tensors(dataset: Path) -> None:
+    (batch,) = take(dataset, 1)
+    expected = {
+        "pixel_values": ((3, 3, 32, 32), torch.float32),
+        "input_ids": ((3, 77), torch.int64),
+        "image_kept": ((3,), torch.bool),
+        "object_mask": ((3, 2), torch.bool),
+        "object_pixel_values": ((3, 2, 3, 16, 16), torch.float32),
+        "object_input_ids": ((3, 2, 16), torch.int64),
+        "object_token_mask": ((3, 2, 16), torch.bool),
+        "object_segmentation": ((3, 2, 32, 32), torch.float32),
+        "object_bbox": ((3, 2, 4), torch.float32),
+    }
+    assert {n: (tuple(v.shape), v.dtype) for n, v in batch.items() if isinstance(v, torch.Tensor)} == expected
+    assert -1 <= batch["pixel_values"].min() < -0.9
+    assert 0.9 < batch["object_pixel_values"].max() <= 1
+
+
+def test_names_are_told_alone_and_their_words_without_marks() -> None:
+    ids, words = name_tokens(["ball", "teddy bear", ""], TOKENIZER)
+    start, end = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
+    assert ids[0, :3].tolist() == [start, number("ball"), end]
+    assert ids[1, :4].tolist() == [start, number("teddy"), number("bear"), end]
+    assert ids[2, :2].tolist() == [start, end]
+    places = [[place for place, is_word in enumerate(row) if is_word] for row in words.tolist()]
+    assert places == [[1], [1, 2], []]
+
+
+def test_a_long_name_is_cut_and_keeps_its_marks() -> None:
+    ids, words = name_tokens([" ".join(["ball"] * 40)], TOKENIZER)
+    assert ids[0].tolist() == [TOKENIZER.bos_token_id, *[number("ball")] * 14, TOKENIZER.eos_token_id]
+    assert words[0].tolist() == [False, *[True] * 14, False]
+
+
+def test_an_objects_text_is_its_name() -> None:
+    batch = plain_view(example("key"))
+    assert batch["object_input_ids"][0, :, 1].tolist() == [number("ball"), number("cup")]
+    assert batch["object_token_mask"][0].sum(1).tolist() == [1, 1]
+    caption = TOKENIZER("a red ball and a cup", padding="max_length", max_length=77).input_ids
+    assert batch["input_ids"][0].tolist() == caption
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_objects_up_to_the_most(count: int) -> None:
+    three = [("a ball", (2, 2, 10, 10)), ("a cup", (14, 2, 10, 10)), ("a bear", (28, 2, 8, 10))][:count]
+    batch = plain_view(example("key", three), max_objects=3)
+    assert batch["object_mask"][0].tolist() == [True] * count + [False] * (3 - count)
+    for name in ("object_segmentation", "object_bbox", "object_pixel_values", "object_token_mask"):
+        held = batch[name][0].flatten(1).any(1)
+        assert held.tolist() == batch["object_mask"][0].tolist(), name
+
+
+def test_of_more_objects_the_surest_stay_in_their_order() -> None:
+    three = [("a ball", (2, 2, 10, 10)), ("a cup", (14, 2, 10, 10)), ("a bear", (28, 2, 8, 10))]
+    record = Record.from_example(example("key", three, scores=[0.6, 0.5, 0.9]))
+    assert [one.name for one in surest(record.objects, 2)] == ["ball", "bear"]
+    assert [one.name for one in surest(record.objects, 1)] == ["bear"]
+    assert [one.name for one in surest(record.objects, 9)] == ["ball", "cup", "bear"]
+    equal = Record.from_example(example("key", three))
+    assert [one.name for one in surest(equal.objects, 2)] == ["ball", "cup"]
+
+
+def test_the_union_of_boxes() -> None:
+    assert union([(4, 6, 20, 16), (30, 10, 20, 24)]) == (4, 6, 46, 28)
+    assert union([(4, 6, 20, 16)]) == (4, 6, 20, 16)
+
+
+def test_a_reference_is_its_object_on_white_in_the_middle_of_a_square() -> None:
+    """The mask is 18 x 9 pixels from (5, 7), so 16 x 8 of 16; its blue is that of the picture, 51."""
+    batch = plain_view(example("key", [("a ball", (4, 6, 20, 11))], blue=51))
+    reference = (batch["object_pixel_values"][0, 0] * 255).round()
+    assert (reference[:, :4] == 255).all()
+    assert (reference[:, 12:] == 255).all()
+    assert (reference[2, 4:12] - 51).abs().max() <= 2
+    columns = reference[0, 4:12] / 255 * 59
+    assert columns.mean(0)[[0, -1]].tolist() == pytest.approx([5 + 0.06, 22 - 0.06], abs=0.7)
+    rows = reference[1, 4:12] / 255 * 39
+    assert rows.mean(1)[[0, -1]].tolist() == pytest.approx([7, 15], abs=0.7)
+
+
+def test_around_a_mask_that_is_no_box_all_is_white() -> None:
+    made = example("key", [("a ball", (4, 6, 22, 22))])
+    mask = made.objects[0].mask.to_array()
+    mask[8:17, 6:15] = False
+    ring = replace(made.objects[0], mask=type(made.objects[0].mask).from_array(mask))
+    batch = plain_view(replace(made, objects=(ring,)))
+    reference = batch["object_pixel_values"][0, 0]
+    assert (reference[:, 2:6, 2:6] == 1).all()
+    assert (reference[2, 9:, 9:] < 0.6).all()
+
+
+def test_references_are_mirrored_half_of_the_time_each_for_itself() -> None:
+    falls = []
+    for epoch in range(60):
+        batch = as_floats(make_objects([(epoch, raw_of(example("key")))], TOKENIZER, CONFIG))
+        falls.append([bool(one[0, 8, 4] > one[0, 8, 11]) for one in batch["object_pixel_values"][0]])
+    shares = np.mean(falls, axis=0)
+    assert (np.abs(shares - 0.5) < 0.2).all()
+    assert {tuple(pair) for pair in falls} == set(itertools.product([True, False], repeat=2))
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60), (40, 40), (640, 480), (479, 643)])
+def test_picture_mask_and_box_move_together(size: tuple[int, int]) -> None:
+    """In a picture that tells its coordinates, what the mask shows is what it was drawn around, and so is the box."""
+    width, height = size
+    box = (width // 4, height // 4, width // 4, height // 3)
+    mirrored, lefts = set(), set()
+    for epoch in range(12):
+        batch = as_floats(make_objects([(epoch, raw_of(example("key", [("a ball", box)], size)))], TOKENIZER, CONFIG))
+        picture = (batch["pixel_values"][0].numpy() + 1) / 2
+        columns, rows = picture[0] * (width - 1), picture[1] * (height - 1)
+        shown = batch["object_segmentation"][0, 0].numpy() > 0
+        slack = min(width, height) / 32 + 1
+        assert columns[shown].min() == pytest.approx(box[0] + 1, abs=slack)
+        assert columns[shown].max() == pytest.approx(box[0] + box[2] - 2, abs=slack)
+        assert rows[shown].min() == pytest.approx(box[1] + 1, abs=slack)
+        assert rows[shown].max() == pytest.approx(box[1] + box[3] - 2, abs=slack)
+        x, y, w, h = batch["object_bbox"][0, 0].tolist()
+        places = np.argwhere(shown)
+        inner = 32 / min(width, height)  # the mask is a pixel less on each side
+        assert [y, x] == pytest.approx((places.min(0) - inner).tolist(), abs=1)
+        assert [y + h, x + w] == pytest.approx((places.max(0) + 1 + inner).tolist(), abs=1)
+        mirrored.add(bool(columns[0, 0] > columns[0, -1]))
+        lefts.add(round(float(columns.min())))
+    assert mirrored == {True, False}
+    assert (len(lefts) > 3) == (width > height)
+
+
+@given(st.data())
+def test_every_window_that_holds_the_box_is_drawn_and_no_other(data: st.DataObject) -> None:
+    width, height = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
+    side = min(width, height)
+
+    def fits(start: int, low: int, extent: int) -> bool:
+        inside = start <= low and low + extent <= start + side
+        return inside or (low <= start and start + side <= low + extent)
+
+    expected = {
+        (a, b, side)
+        for a, b in itertools.product(range(width - side + 1), range(height - side + 1))
+        if fits(a, x, w) and fits(b, y, h)
+    }
+    drawn = {window_of(width, height, (x, y, w, h), np.random.default_rng(seed)) for seed in range(80)}
+    assert drawn == expected
+
+
+def test_a_box_in_a_window_by_hand() -> None:
+    """Of a window of 20 pixels at (10, 5), shown in 40."""
+    window = Window(100, 10, 5, 20, 40, mirrored=False)
+    assert window.of_box((12, 10, 4, 6)) == (4, 10, 8, 12)
+    assert window.of_box((5, 0, 10, 10)) == (0, 0, 10, 10)
+    assert window.of_box((0, 0, 10, 100)) == (0, 0, 0, 40)
+    assert Window(100, 10, 5, 20, 40, mirrored=True).of_box((12, 10, 4, 6)) == (28, 10, 8, 12)
+
+
+def test_an_object_that_the_window_misses_is_none_of_the_samples() -> None:
+    """In 120 x 20 pixels two things at the ends: no square of 20 holds both, the middle one neither."""
+    wide = example("key", [("a ball", (0, 2, 12, 12)), ("a cup", (104, 2, 12, 12))], (120, 20))
+    batch = plain_view(wide)
+    assert not batch["object_mask"].any()
+    assert not batch["object_token_mask"].any()
+    near = example("key", [("a ball", (0, 2, 12, 12)), ("a cup", (52, 2, 12, 12))], (120, 20))
+    batch = plain_view(near)
+    assert batch["object_mask"][0].tolist() == [True, False]
+    assert batch["object_input_ids"][0, 0, 1] == number("cup")
+
+
+def drawn(config: ObjectConfig, count: int = 4000) -> list[tuple[str, bool]]:
+    return [drop("a ball", config, np.random.default_rng([1, i])) for i in range(count)]
+
+
+def test_pictures_and_texts_are_dropped_at_their_rates() -> None:
+    config = ObjectConfig(image_dropped=0.1, text_dropped=0.2, both_dropped=0.3)
+    results = drawn(config)
+    shares = {kind: results.count(kind) / len(results) for kind in set(results)}
+    expected = {("a ball", False): 0.1, ("", True): 0.2, ("", False): 0.3, ("a ball", True): 0.4}
+    assert shares == pytest.approx(expected, abs=0.03)
+    published = drawn(ObjectConfig())
+    assert np.mean([caption == "" for caption, _ in published]) == pytest.approx(0.1, abs=0.02)
+    assert np.mean([not kept for _, kept in published]) == pytest.approx(0.1, abs=0.02)
+
+
+def test_what_is_dropped_is_missing_from_the_batch() -> None:
+    empty = TOKENIZER("", padding="max_length", max_length=77).input_ids
+    dropped = CONFIG.model_copy(update={"image_dropped": 0.0, "text_dropped": 0.0, "both_dropped": 1.0})
+    batch = one_view(example("key"), dropped)
+    assert batch["input_ids"][0].tolist() == empty
+    assert batch["image_kept"].tolist() == [False]
+    assert batch["object_mask"].all()
+    batch = one_view(example("key"), dropped.plain())
+    assert batch["input_ids"][0].tolist() != empty
+    assert batch["image_kept"].tolist() == [True]
+
+
+def test_the_plain_view_is_the_same_in_all_epochs() -> None:
+    raw = raw_of(example("key"))
+    views = [make_objects([(epoch, raw)], TOKENIZER, CONFIG.plain()) for epoch in range(5)]
+    assert all(same(views[0], other) for other in views[1:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(dataset: Path, workers: int) -> None:
+    config = CONFIG.model_copy(update={"workers": workers, "text_dropped": 0.3})
+    whole = take(dataset, 9, config=config)
+    for done in range(9) if workers == 0 else (5,):
+        assert all(same(a, b) for a, b in zip(whole[done:], take(dataset, 9 - done, done, config), strict=True))
+
+
+def test_processes_read_shards_of_their_own(dataset: Path) -> None:
+    config = CONFIG.model_copy(update={"batch": 1})
+    firsts = [take(dataset, 3, config=config, rank=rank, world=2) for rank in range(2)]
+    keys = [{batch["keys"][0] for batch in batches} for batches in firsts]
+    assert not keys[0] & keys[1]
+
+
+def in_object(**fields: object) -> Callable[[dict[str, Any]], Any]:
+    def damage(raw: dict[str, Any]) -> None:
+        record = json.loads(raw["json"])
+        record["objects"][0].update(fields)
+        raw["json"] = json.dumps(record).encode()
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda raw: raw.pop("jpg"), "no JPEG"),
+        (lambda raw: raw.pop("json"), "Invalid JSON"),
+        (lambda raw: raw.update(jpg=raw["jpg"][: len(raw["jpg"]) // 2]), "truncated"),
+        (in_object(text="a cat"), "'a cat' does not stand at 0 to 10 of the caption"),
+        (in_object(area=3), "a mask has 252 pixels, its record says 3"),
+        (
+            in_object(segmentation={"size": [20, 60], "counts": "0"}),
+            "the mask of 'a red ball' has 60 x 20 pixels, the picture 60 x 40",
+        ),
+        (in_object(name=3), "name"),
+    ],
+)
+def test_each_damage_of_a_sample_is_told_and_the_batch_is_smaller(
+    damage: Callable[[dict[str, Any]], Any], why: str
+) -> None:
+    good, bad = raw_of(example("good")), raw_of(example("bad"))
+    damage(bad)
+    batch = make_objects([(0, good), (0, bad)], TOKENIZER, CONFIG)
+    (line,) = batch["skipped"]
+    assert line.startswith("bad: ")
+    assert why in line
+    assert batch["keys"] == ["good"]
+
+
+def test_captions_and_names_are_read_and_damaged_ones_left_out(tmp_path: Path) -> None:
+    samples = [to_sample(example(f"key{i}", [BALL] if i else TWO)) for i in range(4)]
+    samples[1] = Sample("key1", {**samples[1].members, "json": b"{"})
+    with (tmp_path / "mip-adapter-000000.tar").open("wb") as tar:
+        write_tar(tar, samples)
+    texts = read_texts(find_shards(str(tmp_path), "mip-adapter"), limit=3)
+    assert texts == ["a red ball and a cup", "ball", "cup", "a red ball", "ball"]

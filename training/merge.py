@@ -1,0 +1,218 @@
+"""MIP-Adapter's merge: what several references say at a position, weighed by how much it is about their objects.
+
+Huang et al., "Resolving Multi-Condition Confusion for Finetuning-Free Personalized Image Generation" (2024). IP-Adapter
+(Ye et al., 2023) gives each cross-attention layer a second one beside it, whose keys and values come from a picture:
+`Z_text` is what the layer finds in the text, `Z_i,img` what the other one finds in reference i. A plain sum of several
+`Z_i,img` has each reference speak everywhere. Instead
+
+    A_i = mean over the tokens of reference i's text of Softmax(K_i,text Q^T / sqrt(d))
+
+says where the picture is about object i. The softmax runs over the positions of the picture, not over the tokens; keys
+and queries are the frozen text layer's; heads are averaged, and no gradient flows. With a trained predictor f of text
+that is about no object, one linear layer and a sigmoid on `Z_text`, the published code computes (`merge_as_code`)
+
+    Z_new = Z_text + f(Z_text)/mean(f(Z_text)) * sum_i A_i/mean(A_i) * Z_i,img
+
+and the paper writes (`merge_as_paper`)
+
+    Z_new = f(Z_text)/mean(f(Z_text)) * Z_text + sum_i A_i/mean(A_i) * Z_i,img
+
+with all means over the positions. In one thing the code differs from both: it divides A_i at each position by the sum
+over the references, so that two references share each position, and a single one speaks everywhere alike. Here A_i is
+divided by its own mean, as in the paper's formula.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+
+from schemas.errors import ModelError
+from training.localization import unusual_parts
+
+Predict = Callable[[Tensor], Tensor]
+"""The predictor f: of `Z_text` [B, P, C], [B, P] in (0, 1)."""
+Merge = Callable[[Tensor, Tensor, Tensor, Predict], Tensor]
+"""Merges `Z_text` [B, P, C], all `Z_i,img` [B, M, P, C] and all A_i [B, M, P], with f, into `Z_new` [B, P, C].
+
+`Z_i,img` is 0 where there is no reference i.
+"""
+MergeName = Literal["code", "paper", "uniform"]
+
+
+def relevance(query: Tensor, key: Tensor, words: Tensor, scale: float) -> Tensor:
+    """Compute A_i of each reference: [B, M, P] float32, or float64 where `query` is that.
+
+    Each sums to 1 over the positions; that of a reference without a word is 0.
+
+    Args:
+        query: of the picture's P positions, [B, heads, P, d].
+        key: of the references' texts, each encoded alone, [B, M, heads, S, d].
+        words: which of the S tokens are words, [B, M, S] bool: no marks, no padding.
+        scale: of the products, 1 / sqrt(d).
+    """
+    products = torch.einsum("bhpd, bmhsd -> bmhsp", _exact(query), _exact(key)) * scale
+    shares = products.softmax(-1).mean(2).masked_fill(~words[..., None], 0)
+    return shares.sum(2) / words.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In single precision at least: sums over thousands of positions need it."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def over_mean(weights: Tensor) -> Tensor:
+    """Divide weights [..., P] by their mean over the positions; where all are 0, they stay 0."""
+    mean = weights.mean(-1, keepdim=True)
+    return weights / mean.masked_fill(mean == 0, 1)
+
+
+def merge_as_code(text: Tensor, images: Tensor, relevances: Tensor, predict: Predict) -> Tensor:
+    """Merge as the published code does: f weighs the references."""
+    return text + over_mean(predict(text))[..., None] * _weighed(images, relevances)
+
+
+def merge_as_paper(text: Tensor, images: Tensor, relevances: Tensor, predict: Predict) -> Tensor:
+    """Merge as the paper writes: f weighs the text."""
+    return over_mean(predict(text))[..., None] * text + _weighed(images, relevances)
+
+
+def merge_uniformly(text: Tensor, images: Tensor, _relevances: Tensor, _predict: Predict) -> Tensor:
+    """Sum as IP-Adapter does, each reference everywhere: what the two others are compared with."""
+    return text + images.sum(1)
+
+
+def _weighed(images: Tensor, relevances: Tensor) -> Tensor:
+    return (over_mean(relevances)[..., None] * images).sum(1)
+
+
+MERGES: Mapping[MergeName, Merge] = {"code": merge_as_code, "paper": merge_as_paper, "uniform": merge_uniformly}
+
+
+@dataclass(frozen=True)
+class References:
+    """What a pass through the U-Net is told of the references, up to M of each sample.
+
+    `tokens` [B, M, T, D] float are their pictures' tokens, `texts` [B, M, S, D] float their texts, each encoded alone,
+    `words` [B, M, S] bool which of its tokens are words; `valid` [B, M] bool says which of the M there are.
+    """
+
+    tokens: Tensor
+    texts: Tensor
+    words: Tensor
+    valid: Tensor
+
+
+class AdapterLayer(nn.Module):
+    """What is trained beside a cross-attention layer: keys and values of pictures, and the predictor f.
+
+    f starts as a constant: untrained, it changes nothing.
+    """
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.to_k_ip = nn.Linear(text_width, width, bias=False)
+        self.to_v_ip = nn.Linear(text_width, width, bias=False)
+        self.predictor = nn.Linear(width, 1)
+        nn.init.zeros_(self.predictor.weight)
+        nn.init.zeros_(self.predictor.bias)
+
+    def predict(self, text: Tensor) -> Tensor:
+        """Compute f of `Z_text` [B, P, C]: [B, P] in (0, 1)."""
+        return torch.sigmoid(_exact(self.predictor(text)[..., 0]))
+
+
+def cross_attention_layers(unet: UNet2DConditionModel) -> list[str]:
+    """Name the layers that read the text, in diffusers' order: down, up, middle."""
+    return [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
+
+
+def adapt(unet: UNet2DConditionModel, layers: Sequence[AdapterLayer], merge: Merge) -> None:
+    """Let the U-Net's cross-attention layers, in their order, look at references when it is called with `references`.
+
+    Raises:
+        ModelError: a layer is of a kind that the text-to-image U-Nets do not have.
+    """
+    chosen = dict(zip(cross_attention_layers(unet), layers, strict=True))
+    for name, attention in unet.named_modules():
+        if not isinstance(attention, Attention):
+            continue
+        unusual = unusual_parts(attention) if name in chosen else []
+        if unusual:
+            raise ModelError(f"layer {name} of the U-Net has a {unusual[0]}: it cannot look at references")
+        attention.set_processor(MergedAttention(chosen.get(name), merge))
+
+
+class MergedAttention(AttnProcessor2_0):
+    """Attention as diffusers computes it, with what references show merged into what the text says.
+
+    It holds nothing of a step, and its layer's weights belong to the adapter: the U-Net's stay as they are.
+    """
+
+    def __init__(self, layer: AdapterLayer | None, merge: Merge) -> None:
+        super().__init__()
+        self.layer, self.merge = layer, merge
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        references: References | None = None,
+    ) -> Tensor:
+        """Attend; `hidden_states` [B, P, C], `encoder_hidden_states` [B, L, D], `attention_mask` None."""
+        if references is None or self.layer is None or encoder_hidden_states is None:
+            plain: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return plain
+        assert attention_mask is None, "Stable Diffusion's text needs no mask"
+        caption, texts = (
+            attn.norm_encoder_hidden_states(one) if attn.norm_cross else one
+            for one in (encoder_hidden_states, references.texts)
+        )
+        query, key, value = (
+            _split(projected, attn.heads)
+            for projected in (attn.to_q(hidden_states), attn.to_k(caption), attn.to_v(caption))
+        )
+        text = _join(F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
+        with torch.no_grad():
+            relevances = relevance(query, _split(attn.to_k(texts), attn.heads), references.words, attn.scale)
+        images = look(query, references.tokens, self.layer, attn.scale)
+        images = images.masked_fill(~references.valid[..., None, None], 0)
+        merged = self.merge(text, images, relevances, self.layer.predict).to(text.dtype)
+        project, dropout = attn.to_out
+        output: Tensor = dropout(project(merged))
+        if attn.residual_connection:
+            output = output + hidden_states
+        return output / attn.rescale_output_factor
+
+
+def look(query: Tensor, tokens: Tensor, layer: AdapterLayer, scale: float) -> Tensor:
+    """Attend to each reference alone: `Z_i,img`, [B, M, P, C].
+
+    Args:
+        query: [B, heads, P, d].
+        tokens: of the pictures, [B, M, T, D].
+        layer: makes their keys and values.
+        scale: of the products, 1 / sqrt(d).
+    """
+    count, heads = tokens.shape[1], query.shape[1]
+    key, value = (_split(projection(tokens), heads).flatten(0, 1) for projection in (layer.to_k_ip, layer.to_v_ip))
+    repeated = query[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
+    return _join(F.scaled_dot_product_attention(repeated, key, value, scale=scale)).unflatten(0, (-1, count))
+
+
+def _split(projected: Tensor, heads: int) -> Tensor:
+    """Split [..., P, C] over the heads: [..., heads, P, C / heads]."""
+    return projected.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def _join(split: Tensor) -> Tensor:
+    """Join the heads again: [..., P, C]."""
+    return split.transpose(-3, -2).flatten(-2)
