@@ -47,7 +47,9 @@ def load_detector(checkpoint: str | Path) -> Detector:
         kind = GroundingDinoConfig.get_config_dict(**place)[0].get("model_type")
         if kind != "grounding-dino":
             raise ModelError(f"{checkpoint} is a model of type {kind}, not Grounding DINO")
-        model = GroundingDinoForObjectDetection.from_pretrained(**place, dtype=torch.float32)
+        model, loaded = GroundingDinoForObjectDetection.from_pretrained(
+            **place, dtype=torch.float32, output_loading_info=True
+        )
         processor = GroundingDinoImageProcessor.from_pretrained(**place)
         tokenizer = AutoTokenizer.from_pretrained(**place)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -55,6 +57,11 @@ def load_detector(checkpoint: str | Path) -> Detector:
             f"no Grounding DINO {checkpoint}: looked for a folder of that name and on the Hugging Face hub "
             f"({shorten(str(error), 120)}). Give --model detector=FOLDER, or go online once so that it is downloaded"
         ) from error
+    if loaded["missing_keys"]:
+        raise ModelError(
+            f"the Grounding DINO {checkpoint} lacks {len(loaded['missing_keys'])} of its weights, "
+            f"such as {min(loaded['missing_keys'])}: it is incomplete"
+        )
     return Detector(model.eval().to(device), processor, tokenizer, device)
 
 

@@ -1,6 +1,7 @@
 """SAM with segment-anything: masks of boxes, and of everything in a picture."""
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -109,8 +110,12 @@ def _published(checkpoint: str) -> Sam:
         owner, repository, *name = checkpoint.split("/")
         path = hf_hub_download(f"{owner}/{repository}", "/".join(name))
     sam = sam_model_registry[sizes[0]]()
-    # The registry itself would unpickle whatever the file holds.
-    sam.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        # The registry itself would unpickle whatever the file holds.
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("it holds other things than weights, and these are never loaded") from error
+    sam.load_state_dict(weights)
     return sam
 
 

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.train_sam import (
+    SHAPE,
+    Pool,
+    _render,
+    batch_loss,
+    draw_box,
+    draw_point,
+    intersection_over_union,
+    mask_losses,
+)
+from transforms.models.sam import new_sam
+from transforms.scenes import make_scene
+
+
+def test_a_rendered_scene_tells_which_object_owns_each_pixel() -> None:
+    image, owners, count = _render(3)
+    scene = make_scene(np.random.default_rng([1, 3]))
+    assert (image == scene.image).all()
+    assert count == len(scene.objects)
+    for j, thing in enumerate(scene.objects):
+        assert (owners == j + 1).sum() >= 0.95 * thing.mask.sum()
+    assert (owners[~np.any([thing.mask for thing in scene.objects], axis=0)] == 0).all()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_prompts_point_into_the_mask_and_frame_it_by_a_tenth(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((SHAPE.side, SHAPE.side), bool)
+    mask[40:140, 60:100] = True
+    x, y = draw_point(mask, rng)
+    assert mask[int(y), int(x)]
+    left, top, right, bottom = draw_box(mask, rng)
+    assert abs(left - 60) <= 4
+    assert abs(right - 100) <= 4
+    assert abs(top - 40) <= 10
+    assert abs(bottom - 140) <= 10
+
+
+def test_losses_and_iou_are_those_worked_out_by_hand() -> None:
+    logits, target = torch.tensor([[[0.0, 0.0]]]), torch.tensor([[[1.0, 0.0]]])
+    # Both probabilities are 1/2: focal (1/4 + 3/4) / 2 * 1/4 * ln 2, dice 1 - (2 * 1/2 + 1) / (1 + 1 + 1).
+    expected = 20 * 0.5 * 0.25 * np.log(2) + 1 - 2 / 3
+    assert mask_losses(logits, target).item() == pytest.approx(expected, rel=1e-6)
+    perfect = torch.where(target > 0, 50.0, -50.0)
+    assert mask_losses(perfect, target).item() == pytest.approx(0, abs=1e-6)
+    half = torch.tensor([[1.0, 1.0, -1.0]])[None]
+    assert intersection_over_union(half, torch.tensor([[1.0, 0.0, 0.0]])[None]).item() == 0.5
+
+
+def test_training_lowers_the_loss_of_its_own_scenes() -> None:
+    pool = Pool(*(np.stack(arrays) for arrays in zip(*map(_render, range(1)), strict=True)))
+    torch.manual_seed(0)
+    sam = new_sam(SHAPE)
+    optimizer = torch.optim.AdamW(sam.parameters(), lr=1e-3)
+    losses = []
+    for step in range(7):
+        loss = batch_loss(sam, pool, np.random.default_rng(step), 1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(parameter.grad is not None for name, parameter in sam.image_encoder.named_parameters())
