@@ -1,11 +1,12 @@
 """Does relevance know where an object is? MIP-Adapter's object relevance score, on a small model or on a real one.
 
-    python -m benchmarks.object_relevance [--steps 800] [--seeds 3]
+    python -m benchmarks.object_relevance [--steps 400] [--seeds 3]
     python -m benchmarks.object_relevance --model FOLDER [--data DATASET]
 
 The paper's measure: noise is added to `Z_text`, what each cross-attention layer finds in the text, everywhere alike or
 in proportion to an object's relevance; the score is the mean over pictures of the mean absolute change of the pixels
 inside the object's box over that outside it. Relevance that knows where the object is changes it more than the rest.
+Relevance of another object of the picture tells whether it also knows which one.
 
 Each picture is hidden in noise up to step `TIME` of the schedule and drawn again from its caption, with the same noise
 throughout: undisturbed, disturbed alike, disturbed by relevance. So its boxes are known, and no detector has to find
@@ -60,7 +61,7 @@ STRENGTH = 1.0
 """Spread of the added noise, in that of the layer's `Z_text`."""
 
 Scores = NDArray[np.float64]
-"""[N, 2] float64, for each object the score of its relevance and that of even noise."""
+"""[N, 3] float64, for each object the score of its own relevance, of another object's, and of even noise."""
 
 
 def examples_of(seed: int, count: int, size: int = 128) -> list[Example]:
@@ -154,7 +155,7 @@ def redraw(model: MipAdapter, batch: dict[str, Any], disturbed: Disturbed) -> Te
 
 
 def measure(model: MipAdapter, batches: Iterator[dict[str, Any]]) -> Scores:
-    """Score the objects of some batches; those whose box leaves nothing inside or outside are left out."""
+    """Score the objects of some batches; one that is alone in its picture, or whose box is all of it, is left out."""
     rows = []
     for seed, batch in enumerate(batches):
         pictures = {
@@ -163,16 +164,18 @@ def measure(model: MipAdapter, batches: Iterator[dict[str, Any]]) -> Scores:
         }
         plain = redraw(model, batch, Disturbed(torch.Generator(), strength=0.0))
         alike, *by_relevance = [(one - plain).abs().mean(1).double().cpu().numpy() for one in pictures.values()]
+        there = batch["object_mask"].cpu().numpy()
         for j, change in enumerate(by_relevance):
+            other = (j + 1) % len(by_relevance)
             boxes = batch["object_bbox"][:, j].double().cpu().numpy()
-            scores = np.stack([scores_of(one, boxes) for one in (change, alike)], axis=1)
-            rows.append(scores[batch["object_mask"][:, j].cpu().numpy()])
+            scores = np.stack([scores_of(one, boxes) for one in (change, by_relevance[other], alike)], axis=1)
+            rows.append(scores[there[:, j] & there[:, other]])
     found = np.concatenate(rows)
     return found[np.isfinite(found).all(1)]
 
 
 def scores_of(change: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide the mean change inside a box by that outside it: [N] float64; NaN where one of them has no pixel.
+    """Divide the mean change inside a box by that outside it: [N] float64; NaN where one side has no pixel.
 
     Args:
         change: absolute, of each pixel of N pictures, [N, H, W] float64.
@@ -183,7 +186,7 @@ def scores_of(change: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArra
     inside = (x <= columns) & (columns < x + w) & (y <= rows[:, None]) & (rows[:, None] < y + h)
     with np.errstate(invalid="ignore", divide="ignore"):
         within, without = ((change * region).sum((1, 2)) / region.sum((1, 2)) for region in (inside, ~inside))
-    return np.where(inside.any((1, 2)) & ~inside.all((1, 2)), within / without, np.nan)
+        return within / without
 
 
 def score(parts: MipParts, data: Path, count: int, batch: int) -> Scores:
@@ -207,12 +210,12 @@ def _teach_and_score(job: tuple[Path, int, int, int]) -> Scores:
 def show(console: Console, title: str, scores: list[Scores]) -> None:
     """Print a row for each model."""
     table = Table(title=title)
-    for name in ("seed", "objects", "noise alike", "noise by relevance", "by relevance is higher"):
+    for name in ("seed", "objects", "noise alike", "by its relevance", "by another's", "its own above alike"):
         table.add_column(name, justify="right")
     for seed, one in enumerate(scores):
-        means, spread = one.mean(0), one.std(0, ddof=1) / np.sqrt(len(one))
-        told = (f"{means[i]:.3f} ± {spread[i]:.3f}" for i in (1, 0))
-        table.add_row(str(seed), str(len(one)), *told, f"{(one[:, 0] > one[:, 1]).mean():.0%}")
+        means, errors = one.mean(0), one.std(0, ddof=1) / np.sqrt(len(one))
+        told = (f"{means[i]:.3f} ± {errors[i]:.3f}" for i in (2, 0, 1))
+        table.add_row(str(seed), str(len(one)), *told, f"{(one[:, 0] > one[:, 2]).mean():.0%}")
     console.print(table)
 
 
@@ -220,7 +223,7 @@ def main(
     output: Annotated[Path, typer.Option(help="A new folder, for data and runs.")] = Path("runs/object-relevance"),
     model: Annotated[str | None, typer.Option(help="Measure the model in this folder instead of small ones.")] = None,
     data: Annotated[Path | None, typer.Option(help="With --model: a mip-adapter dataset; scenes if none.")] = None,
-    steps: Annotated[int, typer.Option(help="Of each training.")] = 800,
+    steps: Annotated[int, typer.Option(help="Of each training.")] = 400,
     seeds: Annotated[int, typer.Option(help="Trainings.")] = 3,
     scenes: Annotated[int, typer.Option(help="To train on.")] = 1500,
     held_out: Annotated[int, typer.Option(help="Pictures to measure on.")] = 160,

@@ -180,7 +180,8 @@ def _mip_adapter_ranks(index: pa.Table) -> tuple[NDArray[np.float64], NDArray[np
 def _mip_adapter_sections(index: pa.Table, info: DatasetInfo) -> dict[str, Any]:
     quality = _numbers(index, "quality")
     # What was cut off is not in the index: the line stands where the rest begins.
-    is_cut = any(info.config.get(name) is not None for name in ("best", "min_quality"))
+    best, least = info.config.get("best"), info.config.get("min_quality")
+    is_cut = least is not None or (best is not None and len(index) >= best)
     lowest = float(quality.min()) if is_cut and len(quality) else None
     parts = {
         "single": "single part, how well the objects fit their phrases",

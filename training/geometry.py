@@ -122,8 +122,8 @@ def window_of(width: int, height: int, box: Box, rng: np.random.Generator | None
 def _start(whole: int, length: int, start: float, extent: float, rng: np.random.Generator | None) -> int:
     low, high = sorted((start + extent - length, start))
     if rng is not None:
-        first, last = max(0, math.ceil(low)), min(whole - length, math.floor(high))
-        return int(rng.integers(first, max(first, last), endpoint=True))
+        first, last = (min(max(edge, 0), whole - length) for edge in (math.ceil(low), math.floor(high)))
+        return int(rng.integers(first, last, endpoint=True))
     return min(max(round(min(max((whole - length) / 2, low), high)), 0), whole - length)
 
 

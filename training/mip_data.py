@@ -113,11 +113,11 @@ def view(raw: Raw, epoch: int, tokenizer: CLIPTokenizer, config: ObjectConfig) -
     caption, image_kept = drop(record.caption, config, rng)
     kept = [found for one in objects if (found := _find(one, record, window)) is not None]
     picture = decode(opened, window, [one.bbox for one in kept], config.reference)
-    texts = {"max_length": tokenizer.model_max_length, "padding": "max_length", "truncation": True}
+    ids = tokenizer(caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
     shown = np.ascontiguousarray(window.of_picture(picture).transpose(2, 0, 1))
     return {
         "pixel_values": torch.from_numpy(shown),
-        "input_ids": torch.tensor(tokenizer(caption, **texts).input_ids),
+        "input_ids": torch.tensor(ids),
         "image_kept": torch.tensor(image_kept),
         **_object_tensors(kept, np.asarray(picture), tokenizer, config, moved),
     }

@@ -101,9 +101,15 @@ def test_two_objects_of_one_phrase_share_its_place_in_the_caption() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "is_marked"), [({}, False), ({"best": None, "min_quality": None}, False), ({"best": 9}, True),
-                              ({"min_quality": -1.0}, True)],
-)  # fmt: skip
+    ("config", "is_marked"),
+    [
+        ({}, False),
+        ({"best": None, "min_quality": None}, False),
+        ({"best": 9}, True),
+        ({"best": 10_000}, False),
+        ({"min_quality": -1.0}, True),
+    ],
+)
 def test_the_cut_is_drawn_where_there_was_one(folder: Path, config: dict[str, Any], is_marked: bool) -> None:
     info = read_info(str(folder)).model_copy(update={"config": config})
     index, rejects = read_table(str(folder), "index.parquet"), read_table(str(folder), "rejects.parquet")

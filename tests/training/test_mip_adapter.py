@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from schemas.errors import ModelError
@@ -14,6 +14,7 @@ from tests.training.objects import tiny_mip_parts, tiny_objects
 from training.merge import MergeName, cross_attention_layers
 from training.mip_adapter import (
     WEIGHTS,
+    Adapter,
     ImageProjection,
     MipAdapter,
     MipParts,
@@ -256,6 +257,18 @@ def test_a_plain_stable_diffusion_gets_a_published_ip_adapter(parts: MipParts, t
     assert loss_of(MipAdapter(load_mip_parts(folder, "nowhere")), batch) == pytest.approx(expected, rel=1e-6)
 
 
+def test_sizes_are_those_of_the_published_weights() -> None:
+    with torch.device("meta"):
+        adapter = Adapter(UNet2DConditionModel(cross_attention_dim=768), 1024)
+    sizes = {name: tuple(value.shape) for name, value in adapter.state_dict().items()}
+    assert sizes["image_proj.proj.weight"] == (3072, 1024)
+    assert sizes["image_proj.norm.weight"] == (768,)
+    assert sizes["ip_adapter.1.to_k_ip.weight"] == sizes["ip_adapter.3.to_v_ip.weight"] == (320, 768)
+    assert sizes["ip_adapter.31.to_k_ip.weight"] == (1280, 768)
+    assert sizes["ip_adapter.31.predictor.weight"] == (1, 1280)
+    assert len(adapter.layers) == 16
+
+
 def test_the_published_names(parts: MipParts, tmp_path: Path) -> None:
     save_mip_parts(parts, tmp_path)
     layers = [
@@ -369,6 +382,16 @@ def test_a_broken_run_goes_on_to_the_same_numbers_and_weights(tmp_path: Path) ->
     assert losses([*first[:2], *rest]) == losses(whole)
     one, other = (load_file(tmp_path / which / "model" / WEIGHTS) for which in ("whole", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_half_precision_stays_near(tmp_path: Path) -> None:
+    runs = []
+    for precision in ("no", "bf16"):
+        model = new_model(tmp_path, merge="paper")
+        config = CONFIG.model_copy(update={"steps": 2, "precision": precision})
+        runs.append(list(train(model, batches_of(model.parts), config, tmp_path / precision)))
+    for plain, cheap in zip(*runs, strict=True):
+        assert cheap["loss"] == pytest.approx(plain["loss"], rel=0.03)
 
 
 def test_training_the_adapter_lowers_the_loss_and_touches_nothing_else(tmp_path: Path) -> None:

@@ -234,6 +234,15 @@ def test_an_object_that_the_window_misses_is_none_of_the_samples() -> None:
     assert batch["object_input_ids"][0, 0, 1] == number("cup")
 
 
+def test_a_box_that_lies_outside_its_picture_spoils_nothing_else() -> None:
+    raw = raw_of(example("key", [BALL]))
+    in_object(bbox=(900, -50, 20, 16))(raw)
+    for config in (CONFIG, CONFIG.plain()):
+        batch = as_floats(make_objects([(0, raw)], TOKENIZER, config))
+        assert batch["keys"] == ["key"]
+        assert not batch["object_bbox"][..., 2].any()
+
+
 def drawn(config: ObjectConfig, count: int = 4000) -> list[tuple[str, bool]]:
     return [drop("a ball", config, np.random.default_rng([1, i])) for i in range(count)]
 
