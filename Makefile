@@ -50,6 +50,8 @@ bench: env  ## accuracy against the scenes' truth, speed, and what the localizat
 	$(BIN)/python -m benchmarks.localization_cost
 	$(BIN)/python -m benchmarks.localization
 	$(BIN)/python -m benchmarks.blip_diffusion
+	$(BIN)/python -m benchmarks.object_quality
+	$(BIN)/python -m benchmarks.best_k
 
 lock: env  ## resolve the newest versions into constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.11 --extra dev setup.py -o constraints.txt

@@ -1,0 +1,42 @@
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from benchmarks.best_k import COPIED, PER_SHARD, candidates_of, choose, measure
+from transforms.best import Candidate, rank
+from transforms.look import hamming
+
+
+def made(count: int) -> list[Candidate]:
+    return [one for shard in range(count // PER_SHARD) for one in candidates_of(shard)]
+
+
+def test_every_tenth_candidate_looks_like_the_one_before() -> None:
+    candidates = made(2 * PER_SHARD)
+    assert len({one.key for one in candidates}) == 2 * PER_SHARD
+    near = [hamming(a.look, b.look) <= 3 for a, b in pairwise(candidates)]
+    assert [i + 2 for i, is_near in enumerate(near) if is_near] == list(range(COPIED, 2 * PER_SHARD + 1, COPIED))
+
+
+@pytest.mark.parametrize("distance", [None, 3])
+def test_what_is_measured_is_the_right_choice(tmp_path: Path, distance: int | None) -> None:
+    candidates = made(3 * PER_SHARD)
+    if distance is not None:
+        worse = {
+            max(pair, key=rank).key
+            for pair in zip(candidates[COPIED - 2 :: COPIED], candidates[COPIED - 1 :: COPIED], strict=True)
+        }
+        candidates = [one for one in candidates if one.key not in worse]
+    expected = [one.key for one in sorted(candidates, key=rank)[:100]]
+    cost = choose(3 * PER_SHARD, 100, distance, str(tmp_path / "chosen"))
+    assert cost.chosen == 100
+    assert sorted((tmp_path / "chosen").read_text().split()) == sorted(expected)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_candidates() -> None:
+    cost = measure(200_000, 1000, None)
+    assert cost.chosen == 1000
+    assert cost.peak < cost.before + 30
+    assert measure(200_000, 1000, 3).peak < 500
