@@ -24,10 +24,14 @@ Single precision is enough for what only has to be near."""
 
 EPSILON = 1e-7
 """Weight of smoothness in a window whose colours say nothing (the paper's epsilon; PyMatting's default)."""
-STILL, FADING = 1e-4, 0.6
-"""The solver stops where a step's mean change of alpha, with what faded of those before, is as small.
-
-The residual would say less: in a wide band of one colour a small one leaves alpha far off."""
+STILL = 5e-4
+"""The solver stops where the alphas will change by no more than this, in the mean: what a step changes says how much,
+and how fast that fades, how much is to come. The residual would say less: in a wide band of one colour a small one
+leaves alpha far off."""
+ROUGH = 4
+"""A coarse picture is only a start: it is solved to so many times `STILL`."""
+FADING, LOOK_BACK = 0.7, 6
+"""Changes are smoothed by this factor from step to step, and compared with those of so many steps before."""
 MOST_STEPS = 2000
 """Of the solver: only for what has no one solution, as an island that no colour ties to anything."""
 FIRST_SHIFT = 4e-3
@@ -56,7 +60,7 @@ def closed_form_alpha(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
     _check(image, trimap)
     if (trimap == 128).all():
         return np.full(trimap.shape, 0.5)
-    return _solve(np.ascontiguousarray(image), trimap)
+    return _solve(np.ascontiguousarray(image), trimap, STILL)
 
 
 def _check(image: Floats, trimap: NDArray[np.uint8]) -> None:
@@ -71,7 +75,7 @@ def _check(image: Floats, trimap: NDArray[np.uint8]) -> None:
         raise ValueError(f"the trimap holds {strange[0]}: its values are 0, 128 and 255")
 
 
-def _solve(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
+def _solve(image: Floats, trimap: NDArray[np.uint8], still: float) -> Floats:
     alpha = np.where(trimap == 255, 1.0, 0.0)
     unknown = trimap == 128
     count = int(np.count_nonzero(unknown))
@@ -87,7 +91,7 @@ def _solve(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
     shift = FIRST_SHIFT
     while not _factor(rows, before, shift, lower, pivots):
         shift *= 4
-    _conjugate_gradients(rows, right, (lower, pivots, before), solution)
+    _conjugate_gradients(rows, right, (lower, pivots, before), still, solution)
     alpha[unknown] = np.clip(solution, 0, 1)
     return alpha
 
@@ -97,7 +101,7 @@ def _start(image: Floats, trimap: NDArray[np.uint8], places: NDArray[np.int32]) 
     if len(places) > COARSEST and min(trimap.shape) >= 8:
         small, half = _halve(image, trimap)
         if (half == 0).any() and (half == 255).any():
-            return _enlarge(_solve(small, half), places)
+            return _enlarge(_solve(small, half, ROUGH * STILL), places)
     return _nearest(trimap)[places[:, 0], places[:, 1]]
 
 
@@ -323,8 +327,8 @@ def _precondition(factor: Factor, vector: Floats, result: NDArray[np.float32]) -
 
 
 @njit(cache=True, fastmath=FREE)
-def _conjugate_gradients(rows: Floats, right: Floats, factor: Factor, solution: Floats) -> None:
-    """Improve `solution` [N] in place until it is `STILL`."""
+def _conjugate_gradients(rows: Floats, right: Floats, factor: Factor, still: float, solution: Floats) -> None:
+    """Improve `solution` [N] in place until it will change by no more than `still` in the mean."""
     count = len(right)
     product, residual, better = np.empty(count), np.empty(count), np.zeros(count, np.float32)
     _apply(rows, factor[2], solution, product)
@@ -333,8 +337,8 @@ def _conjugate_gradients(rows: Floats, right: Floats, factor: Factor, solution: 
     _precondition(factor, residual, better)
     direction = better.astype(np.float64)
     gain = _dot(residual, better)
-    recent = 0.0
-    for _ in range(MOST_STEPS):
+    changes = np.empty(MOST_STEPS)
+    for step in range(MOST_STEPS):
         _apply(rows, factor[2], direction, product)
         curvature = _dot(direction, product)
         if gain <= 0 or curvature <= 0:
@@ -345,9 +349,12 @@ def _conjugate_gradients(rows: Floats, right: Floats, factor: Factor, solution: 
             change += abs(direction[i])
             solution[i] += length * direction[i]
             residual[i] -= length * product[i]
-        recent = FADING * recent + length * change / count
-        if recent <= STILL:
-            return
+        change *= length / count
+        changes[step] = FADING * changes[step - 1] + (1 - FADING) * change if step else change
+        if step >= LOOK_BACK:
+            rate = min((changes[step] / changes[step - LOOK_BACK]) ** (1 / LOOK_BACK), 0.995)
+            if changes[step] * rate <= still * (1 - rate):
+                return
         _precondition(factor, residual, better)
         again = _dot(residual, better)
         for i in range(count):
