@@ -31,7 +31,7 @@ from transforms.scenes import Scene
 MODELS = resolve("sample", {})
 QUIET = Console(quiet=True)
 COUNT, SEED = 40, 91
-WIDE = {"min_area": 0.01, "min_aspect": 0.1, "max_aspect": 10.0, "fill": 0.2}
+WIDE: dict[str, Any] = {"min_area": 0.01, "min_aspect": 0.1, "max_aspect": 10.0, "fill": 0.2}
 """Gates that let the scenes' small and slender objects pass."""
 
 needs_sam = pytest.mark.skipif(not (SAMPLE / "sam").is_dir(), reason="no sample SAM in this checkout")
@@ -178,7 +178,7 @@ def test_what_contradicts_itself_is_refused_before_anything_runs(source: Path) -
     listing = list_source(str(source))
     with pytest.raises(ConfigError, match="grounding = detector needs one: choose --preset hub"):
         plan(MipAdapterConfig(grounding="detector"), MODELS, listing)
-    with pytest.raises(ConfigError, match="sa-1b have no class names.*choose --similarity clip"):
+    with pytest.raises(ConfigError, match=r"sa-1b have no class names.*choose --similarity clip"):
         plan(MipAdapterConfig(similarity="label"), MODELS, listing)
 
 
