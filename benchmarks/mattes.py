@@ -1,6 +1,7 @@
 """How right the sample CLIPSeg and the mattes drawn from it are, against the exact alpha of scenes it never saw.
 
     python -m benchmarks.mattes [--count 300]
+    python -m benchmarks.mattes --sweep [--count 60]    what other confidences than the preset's would give
 
 The subject of a scene is its largest object that the caption names, in a phrase of its own or of several alike; all
 that the phrase is true of counts. Its text goes through the steps that `subjectloom build blip-diffusion` runs,
@@ -25,13 +26,16 @@ from benchmarks.metrics import intersection_over_union
 from jobs.scenes import write_scenes
 from pipelines.blip_diffusion import BlipDiffusionConfig, confidences_of, with_thresholds
 from schemas.images import decode_image
-from transforms.matte import enlarge
+from transforms.matte import Confidences, enlarge
 from transforms.matting import closed_form_alpha
 from transforms.models.clipseg import ClipSeg, find_texts, load_clipseg
 from transforms.models.presets import resolve
 from transforms.trimap import UNKNOWN, trimap_of_confidence
 
 BATCH = 8
+SWEPT = SEED + 500
+"""Seed of the scenes that confidences are chosen on."""
+LOWER, UPPER = (0.02, 0.05, 0.1, 0.2, 0.3), (0.5, 0.7, 0.8, 0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -67,20 +71,31 @@ def confidences(clipseg: ClipSeg, subjects: list[Subject]) -> Iterator[NDArray[n
             yield enlarge(found[0], subject.alpha.shape)
 
 
+def make_subjects(seed: int, count: int) -> list[Subject]:
+    """Render `count` scenes and take their subjects."""
+    with tempfile.TemporaryDirectory() as folder:
+        scenes = Path(folder) / "scenes"
+        list(write_scenes(scenes, count, seed))
+        return list(subjects_of(scenes, read_truths(scenes)))
+
+
+def draw(confidence: NDArray[np.float32], sure: Confidences, band: int) -> NDArray[np.uint8] | None:
+    """Draw the trimap [H, W] of a confidence [H, W]; None where it has no sure pixel of either kind."""
+    trimap = trimap_of_confidence(confidence, sure.lower, sure.upper, band)
+    return trimap if {0, 255} <= set(np.unique(trimap).tolist()) else None
+
+
 def measure(count: int) -> dict[str, float]:
     """Measure on `count` scenes."""
     models = resolve("sample", {})
     config = with_thresholds(BlipDiffusionConfig(), models)
     sure = confidences_of(config)
-    with tempfile.TemporaryDirectory() as folder:
-        scenes = Path(folder) / "scenes"
-        list(write_scenes(scenes, count, SEED))
-        subjects = list(subjects_of(scenes, read_truths(scenes)))
+    subjects = make_subjects(SEED, count)
     overlaps, errors, bands, peers, unsure = [], [], [], [], 0
     for subject, confidence in zip(subjects, confidences(load_clipseg(models.clipseg), subjects), strict=True):
         overlaps.append(intersection_over_union(confidence >= (sure.lower + sure.upper) / 2, subject.alpha >= 0.5))
-        trimap = trimap_of_confidence(confidence, sure.lower, sure.upper, config.band)
-        if not {0, 255} <= set(np.unique(trimap).tolist()):
+        trimap = draw(confidence, sure, config.band)
+        if trimap is None:
             unsure += 1
             continue
         image, unknown = subject.image / 255, trimap == UNKNOWN
@@ -100,9 +115,32 @@ def measure(count: int) -> dict[str, float]:
     }
 
 
-def main(count: Annotated[int, typer.Option(help="Scenes to measure on.")] = 300) -> None:
+def sweep(count: int) -> Iterator[tuple[Confidences, float, int]]:
+    """Yield confidences with alpha's mean error on `count` scenes, and how many of these have no sure pixel."""
+    models = resolve("sample", {})
+    subjects = make_subjects(SWEPT, count)
+    found = list(confidences(load_clipseg(models.clipseg), subjects))
+    for sure in (Confidences(lower, upper) for lower in LOWER for upper in UPPER):
+        trimaps = [draw(confidence, sure, BlipDiffusionConfig().band) for confidence in found]
+        errors = [
+            np.abs(closed_form_alpha(subject.image / 255, trimap) - subject.alpha).mean()
+            for subject, trimap in zip(subjects, trimaps, strict=True)
+            if trimap is not None
+        ]
+        yield sure, float(np.mean(errors)), len(subjects) - len(errors)
+
+
+def main(
+    count: Annotated[int, typer.Option(help="Scenes to measure on.")] = 300,
+    swept: Annotated[bool, typer.Option("--sweep", help="Try other confidences, on other scenes.")] = False,
+) -> None:
     """Print how right subjects and mattes are."""
     console = Console()
+    if swept:
+        for sure, error, unsure in sweep(count):
+            told = f"error of alpha {error:.4f}, {unsure} without a sure pixel"
+            console.print(f"below {sure.lower}, above {sure.upper}: {told}", highlight=False)
+        return
     for name, value in measure(count).items():
         console.print(f"{name:22} {value:.4g}", highlight=False)
 
