@@ -56,7 +56,7 @@ SETTINGS = {**PRESETS["mip-adapter"]["sample"], "batch": 8, "augment": False, "w
 TRAINING, HELD_OUT = 4000, 4001
 """Seeds of scenes."""
 TIME, STEPS = 600, 20
-"""Of 1,000 steps of the noise schedule, where pictures are drawn again from; and in how many of how many steps."""
+"""Where pictures are drawn again from, of the noise schedule's 1,000 steps; and how many steps all of it would take."""
 STRENGTH = 1.0
 """Spread of the added noise, in that of the layer's `Z_text`."""
 
@@ -211,7 +211,7 @@ def show(console: Console, title: str, scores: list[Scores]) -> None:
     """Print a row for each model."""
     table = Table(title=title)
     for name in ("seed", "objects", "noise alike", "by its relevance", "by another's", "its own above alike"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for seed, one in enumerate(scores):
         means, errors = one.mean(0), one.std(0, ddof=1) / np.sqrt(len(one))
         told = (f"{means[i]:.3f} ± {errors[i]:.3f}" for i in (2, 0, 1))
