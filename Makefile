@@ -50,6 +50,7 @@ bench: env  ## accuracy against the scenes' truth, speed, and what the localizat
 	$(BIN)/python -m benchmarks.localization_cost
 	$(BIN)/python -m benchmarks.localization
 	$(BIN)/python -m benchmarks.blip_diffusion
+	$(BIN)/python -m benchmarks.object_relevance
 	$(BIN)/python -m benchmarks.object_quality
 	$(BIN)/python -m benchmarks.best_k
 
