@@ -7,7 +7,6 @@ KEY.trimap.png    8 bits, 0 background, 128 unknown, 255 subject: what the alpha
 KEY.json          a `Record`
 """
 
-import json
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
@@ -19,9 +18,9 @@ from pydantic import AfterValidator, ValidationError
 from schemas.dataset import Layout, Row, StrictModel
 from schemas.errors import RecordError
 from schemas.example import Example
-from schemas.fastcomposer import SourceField
 from schemas.images import decode_grey, decode_image
 from schemas.masks import BBox
+from schemas.record import SampleRecord, SourceField, row_problems, unreadable
 from schemas.shards import Sample
 
 Share = Annotated[float, AfterValidator(lambda share: round(share, 4))]
@@ -43,7 +42,7 @@ class PlacementField(StrictModel):
     flip: bool
 
 
-class Record(StrictModel):
+class Record(SampleRecord):
     """The contents of `KEY.json`.
 
     `subject` says what the subject is, a class or a head noun; `phrase` holds the caption's words for it, "" where an
@@ -92,19 +91,6 @@ class Record(StrictModel):
             source=SourceField(uri=example.source.uri, license=example.source.license),
         )
 
-    @classmethod
-    def from_sample(cls, sample: Sample) -> Self:
-        """Read the record of a sample.
-
-        Raises:
-            pydantic.ValidationError: its JSON is not that of a BLIP-Diffusion sample.
-        """
-        return cls.model_validate_json(sample.members["json"])
-
-    def to_json(self) -> bytes:
-        """Encode as compact JSON in UTF-8, fields in the order of this class: the same record, the same bytes."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).encode()
-
 
 def bbox_of(alpha: NDArray[np.uint8]) -> BBox:
     """The smallest box [x, y, w, h] around alphas of one half or more; all zeros where there are none."""
@@ -148,10 +134,8 @@ def problems_of(sample: Sample, row: Row) -> list[str]:
     try:
         record = Record.from_sample(sample)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"])
-        return [f"{sample.key}.json is not a BLIP-Diffusion record: {where}: {first['msg']}".replace(": : ", ": ")]
-    return [*_picture_problems(sample, record), *_row_problems(record, row)]
+        return [unreadable(sample.key, "BLIP-Diffusion", error)]
+    return [*_picture_problems(sample, record), *row_problems(_columns_of(record), row)]
 
 
 def _picture_problems(sample: Sample, record: Record) -> Iterator[str]:
@@ -191,8 +175,9 @@ def _matte_problems(alpha: NDArray[np.uint8], trimap: NDArray[np.uint8], record:
             yield f"the JSON says {name}_fraction {stated}, the matte {share:.4f}"
 
 
-def _row_problems(record: Record, row: Row) -> Iterator[str]:
-    truth = {
+def _columns_of(record: Record) -> Row:
+    """The index's columns that the record tells."""
+    return {
         "caption": record.caption,
         "width": record.width,
         "height": record.height,
@@ -200,9 +185,6 @@ def _row_problems(record: Record, row: Row) -> Iterator[str]:
         "license": record.source.license,
         **{name: getattr(record, name) for name in COLUMNS.names},
     }
-    for column, value in truth.items():
-        if row[column] != value:
-            yield f"the index says {column} {row[column]!r}, the record {value!r}"
 
 
 LAYOUT = Layout(

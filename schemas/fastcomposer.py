@@ -1,30 +1,27 @@
 """What a FastComposer sample is: `KEY.jpg`, and `KEY.json` as a `Record`."""
 
-import json
 from collections.abc import Iterator
 from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from schemas.dataset import Layout, Row, StrictModel
 from schemas.errors import RecordError
 from schemas.example import Example, Match, Phrase, Segment, Source
-from schemas.images import decode_image
-from schemas.masks import BBox, Mask
+from schemas.masks import BBox
+from schemas.record import (
+    SampleRecord,
+    Score,
+    Segmentation,
+    SourceField,
+    picture_problems,
+    row_problems,
+    unreadable,
+)
 from schemas.rejects import Reason
 from schemas.shards import Sample
-
-Score = Annotated[float, AfterValidator(lambda score: round(score, 4))]
-"""A similarity or a confidence; four decimals, so that the text is short and the same everywhere."""
-
-
-class SourceField(StrictModel):
-    """Address of the picture at its source, and the licence stated there ("" if none)."""
-
-    uri: str
-    license: str
 
 
 class PhraseField(StrictModel):
@@ -38,17 +35,6 @@ class PhraseField(StrictModel):
     end: int
     root: str
     origin: tuple[int, int]
-
-
-class Segmentation(StrictModel):
-    """A mask as COCO's compressed run lengths; `size` is [height, width]."""
-
-    size: tuple[int, int]
-    counts: str
-
-    def to_mask(self) -> Mask:
-        """Return the mask as a value."""
-        return Mask(self.size, self.counts)
 
 
 class Subject(StrictModel):
@@ -70,7 +56,7 @@ class Subject(StrictModel):
     segmentation: Segmentation
 
 
-class Record(StrictModel):
+class Record(SampleRecord):
     """The contents of `KEY.json`.
 
     Spans point into `caption`. `source_caption` is the caption as the source gave it: another text only where
@@ -111,15 +97,6 @@ class Record(StrictModel):
             segments_unmatched=len(example.segments) - len(example.matches),
         )
 
-    @classmethod
-    def from_sample(cls, sample: Sample) -> Self:
-        """Read the record of a sample.
-
-        Raises:
-            pydantic.ValidationError: its JSON is not that of a FastComposer sample.
-        """
-        return cls.model_validate_json(sample.members["json"])
-
     def to_example(self, image: bytes) -> Example:
         """Return the example that this record describes.
 
@@ -137,10 +114,6 @@ class Record(StrictModel):
             segments=tuple(Segment(s.label, 1.0, s.segmentation.to_mask()) for s in self.subjects),
             matches=tuple(Match(s.phrase, index, s.score) for index, s in enumerate(self.subjects)),
         )
-
-    def to_json(self) -> bytes:
-        """Encode as compact JSON in UTF-8, fields in the order of this class: the same record, the same bytes."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _subject(example: Example, match: Match) -> Subject:
@@ -199,20 +172,13 @@ def problems_of(sample: Sample, row: Row) -> list[str]:
     try:
         record = Record.from_sample(sample)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"])
-        return [f"{sample.key}.json is not a FastComposer record: {where}: {first['msg']}".replace(": : ", ": ")]
-    return [*_picture_problems(sample, record), *_record_problems(record), *_row_problems(record, row)]
-
-
-def _picture_problems(sample: Sample, record: Record) -> Iterator[str]:
-    try:
-        height, width = decode_image(sample.members["jpg"]).shape[:2]
-    except RecordError as error:
-        yield f"{sample.key}.jpg cannot be decoded: {error.detail}"
-        return
-    if (width, height) != (record.width, record.height):
-        yield f"{sample.key}.jpg is {width} x {height} pixels, its JSON says {record.width} x {record.height}"
+        return [unreadable(sample.key, "FastComposer", error)]
+    return [
+        *picture_problems(sample, record.width, record.height),
+        *_record_problems(record),
+        *row_problems(_columns_of(record), row),
+        *_score_problems(record, row),
+    ]
 
 
 def _record_problems(record: Record) -> Iterator[str]:
@@ -247,9 +213,9 @@ def _subject_problems(subject: Subject, record: Record) -> Iterator[str]:
         yield f"has bbox {list(subject.bbox)}, its mask {list(mask.bbox)}"
 
 
-def _row_problems(record: Record, row: Row) -> Iterator[str]:
-    scores = [subject.score for subject in record.subjects]
-    truth = {
+def _columns_of(record: Record) -> Row:
+    """The index's columns that the record tells."""
+    return {
         "caption": record.caption,
         "width": record.width,
         "height": record.height,
@@ -259,9 +225,10 @@ def _row_problems(record: Record, row: Row) -> Iterator[str]:
         "subjects": len(record.subjects),
         "segments_unmatched": record.segments_unmatched,
     }
-    for column, value in truth.items():
-        if row[column] != value:
-            yield f"the index says {column} {row[column]!r}, the record {value!r}"
+
+
+def _score_problems(record: Record, row: Row) -> Iterator[str]:
+    scores = [subject.score for subject in record.subjects]
     # Scores were rounded before and after the mean was taken.
     if abs(row["score_min"] - min(scores)) > 1e-4 or abs(row["score_mean"] - float(np.mean(scores))) > 2e-4:
         yield f"the index says scores {row['score_min']} to mean {row['score_mean']}, the record {scores}"

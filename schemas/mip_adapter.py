@@ -1,6 +1,5 @@
 """What a MIP-Adapter sample is: `KEY.jpg`, and `KEY.json` as a `Record`: objects with boxes and masks, a quality."""
 
-import json
 from collections.abc import Iterator
 from typing import Annotated, Self
 
@@ -8,11 +7,17 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from schemas.dataset import Layout, Row, StrictModel
-from schemas.errors import RecordError
 from schemas.example import Example, Object
-from schemas.fastcomposer import Score, Segmentation, SourceField
-from schemas.images import decode_image
 from schemas.masks import BBox
+from schemas.record import (
+    SampleRecord,
+    Score,
+    Segmentation,
+    SourceField,
+    picture_problems,
+    row_problems,
+    unreadable,
+)
 from schemas.shards import Sample
 
 
@@ -42,7 +47,7 @@ class QualityField(StrictModel):
     total: Score
 
 
-class Record(StrictModel):
+class Record(SampleRecord):
     """The contents of `KEY.json`; objects stand in the order of their phrases."""
 
     key: str
@@ -69,19 +74,6 @@ class Record(StrictModel):
             objects=[_object(example, one) for one in sorted(example.objects, key=lambda one: one.phrase)],
             quality=QualityField(single=quality.single, pair=quality.pair, total=quality.total),
         )
-
-    @classmethod
-    def from_sample(cls, sample: Sample) -> Self:
-        """Read the record of a sample.
-
-        Raises:
-            pydantic.ValidationError: its JSON is not that of a MIP-Adapter sample.
-        """
-        return cls.model_validate_json(sample.members["json"])
-
-    def to_json(self) -> bytes:
-        """Encode as compact JSON in UTF-8, fields in the order of this class: the same record, the same bytes."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _object(example: Example, one: Object) -> ObjectField:
@@ -136,20 +128,12 @@ def problems_of(sample: Sample, row: Row) -> list[str]:
     try:
         record = Record.from_sample(sample)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"])
-        return [f"{sample.key}.json is not a MIP-Adapter record: {where}: {first['msg']}".replace(": : ", ": ")]
-    return [*_picture_problems(sample, record), *_record_problems(record), *_row_problems(record, row)]
-
-
-def _picture_problems(sample: Sample, record: Record) -> Iterator[str]:
-    try:
-        height, width = decode_image(sample.members["jpg"]).shape[:2]
-    except RecordError as error:
-        yield f"{sample.key}.jpg cannot be decoded: {error.detail}"
-        return
-    if (width, height) != (record.width, record.height):
-        yield f"{sample.key}.jpg is {width} x {height} pixels, its JSON says {record.width} x {record.height}"
+        return [unreadable(sample.key, "MIP-Adapter", error)]
+    return [
+        *picture_problems(sample, record.width, record.height),
+        *_record_problems(record),
+        *row_problems(_columns_of(record), row),
+    ]
 
 
 def _record_problems(record: Record) -> Iterator[str]:
@@ -185,8 +169,9 @@ def _object_problems(one: ObjectField, record: Record) -> Iterator[str]:
         yield "has an empty mask"
 
 
-def _row_problems(record: Record, row: Row) -> Iterator[str]:
-    truth = {
+def _columns_of(record: Record) -> Row:
+    """The index's columns that the record tells."""
+    return {
         "caption": record.caption,
         "width": record.width,
         "height": record.height,
@@ -199,9 +184,6 @@ def _row_problems(record: Record, row: Row) -> Iterator[str]:
         "pair": record.quality.pair,
         "quality": record.quality.total,
     }
-    for column, value in truth.items():
-        if row[column] != value:
-            yield f"the index says {column} {row[column]!r}, the record {value!r}"
 
 
 LAYOUT = Layout(
