@@ -8,7 +8,6 @@ measurement is a process of its own; its peak memory is the whole process', Pyth
 processor's: what else the machine does is not in them.
 """
 
-import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.memory import peak_mb
 from schemas.keys import rng_of
 from transforms.best import Candidate, ChooseBest, MarkNearDuplicates
 
@@ -56,7 +56,7 @@ def candidates_of(shard: int) -> Iterator[Candidate]:
 
 def choose(count: int, best: int, distance: int | None, output: str) -> Cost:
     """Choose the best of `count` candidates and write their keys to the file `output`, one on a line."""
-    before, started = _peak(), time.process_time()
+    before, started = peak_mb(), time.process_time()
     with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
         candidates = (
             pipeline | beam.Create(range(count // PER_SHARD)) | beam.FlatMap(candidates_of).with_output_types(Candidate)
@@ -65,17 +65,12 @@ def choose(count: int, best: int, distance: int | None, output: str) -> Cost:
             candidates |= MarkNearDuplicates(distance)
         _ = candidates | ChooseBest(best) | beam.Map(partial(_note, output))
     seconds = time.process_time() - started
-    return Cost(seconds, before, _peak(), len(Path(output).read_text().splitlines()))
+    return Cost(seconds, before, peak_mb(), len(Path(output).read_text().splitlines()))
 
 
 def _note(output: str, candidate: Candidate) -> None:
     with Path(output).open("a") as file:
         file.write(f"{candidate.key}\n")
-
-
-def _peak() -> float:
-    """Megabytes of this process at their highest (Linux counts them in kibibytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def measure(count: int, best: int, distance: int | None) -> Cost:

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
+from benchmarks.memory import forget_peak, held_mb, peak_mb
 from transforms.matting import closed_form_alpha
 from transforms.scenes import make_scene
 
@@ -111,16 +112,10 @@ def peak_of(job: tuple[str, int, float]) -> float:
     run(picture, band_trimap(mask, 0.1))  # numba compiles
     _, picture, mask = next(pictures(size))
     trimap = band_trimap(mask, share)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
-    before = _resident("VmRSS")
+    forget_peak()
+    before = held_mb()
     run(picture, trimap)
-    return (_resident("VmHWM") - before) / 1024
-
-
-def _resident(which: str) -> int:
-    """Read this process' memory in KB: what it holds (VmRSS), or the most that it held (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:"))
+    return peak_mb() - before
 
 
 def main(largest: Annotated[int, typer.Option(help="Longest side of the pictures, in pixels.")] = SIZES[-1]) -> None:
