@@ -52,6 +52,7 @@ bench: env  ## accuracy against the scenes' truth, speed, and what the localizat
 	$(BIN)/python -m benchmarks.blip_diffusion
 	$(BIN)/python -m benchmarks.object_relevance
 	$(BIN)/python -m benchmarks.object_quality
+	$(BIN)/python -m benchmarks.grounding
 	$(BIN)/python -m benchmarks.best_k
 
 lock: env  ## resolve the newest versions into constraints.txt

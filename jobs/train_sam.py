@@ -4,8 +4,8 @@
 
 As in Kirillov et al., "Segment Anything" (2023), section 3 and appendix A: focal loss and dice in the proportion 20
 to 1; a point may mean several things, so of its three masks only the best one learns; a box means one thing, and so
-does its mask; the predicted IoU learns by squared error. Prompts are boxes of the truth, moved by up to a tenth of
-their size, and points in the objects or in what is behind them. There is no second round of clicks.
+does its mask; the predicted IoU learns by squared error. Prompts are boxes of the truth, each side moved by up to a
+twenty-fifth of their size, and points in the objects or in what is behind them. There is no second round of clicks.
 """
 
 import math
@@ -30,6 +30,8 @@ from transforms.scenes import make_scene
 SHAPE = SamShape()
 PROMPTS = 4
 """Boxes of a picture in a step, and as many points."""
+MOVED = 0.04
+"""Most that a side of a box is off, as a share of the box's: about what a detector's are."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def _render(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
 
 
 def draw_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Frame `mask` [S, S], each side moved by up to a tenth of the box: corners [4] float32."""
+    """Frame `mask` [S, S], each side moved by up to `MOVED` of the box's: corners [4] float32."""
     x, y, w, h = Mask.from_array(mask).bbox
-    moved = np.array([x, y, x + w, y + h]) + rng.uniform(-0.1, 0.1, 4) * [w, h, w, h]
+    moved = np.array([x, y, x + w, y + h]) + rng.uniform(-MOVED, MOVED, 4) * [w, h, w, h]
     return np.clip(moved, 0, SHAPE.side).astype(np.float32)
 
 
