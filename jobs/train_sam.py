@@ -8,7 +8,6 @@ does its mask; the predicted IoU learns by squared error. Prompts are boxes of t
 twenty-fifth of their size, and points in the objects or in what is behind them. There is no second round of clicks.
 """
 
-import math
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from jobs.train_segmenter import HELD_OUT, TRAINING
+from jobs.train_segmenter import HELD_OUT, TRAINING, learning_rate
 from schemas.masks import Mask
 from transforms.models.sam import REFINED, SamShape, new_sam, save_sam, segment_boxes
 from transforms.scenes import make_scene
@@ -161,11 +160,6 @@ def evaluate(sam: Sam, stream: int = HELD_OUT, count: int = 64) -> float:
     return float(np.mean(found))
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm up over 250 steps, then fall to zero along a cosine."""
-    return peak * min(1.0, (step + 1) / 250) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
 def train(
     output: Annotated[Path, typer.Option(help="Folder that receives config and weights.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 6000,
@@ -187,7 +181,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     for step in range(start, steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak, warmup=250)
         loss = batch_loss(sam, pool, np.random.default_rng([seed, step]), batch)
         optimizer.zero_grad()
         loss.backward()

@@ -163,9 +163,9 @@ def pixel_loss(probe: torch.nn.Module, features: torch.Tensor, batch: dict[str, 
     return F.cross_entropy(answer[:, :-2], noun, weight=weight) + centre
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm up over 200 steps, then fall to zero along a cosine."""
-    return peak * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+    """Warm up over `warmup` steps, then fall to zero along a cosine."""
+    return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def evaluate(model: Mask2FormerForUniversalSegmentation, count: int = 64) -> dict[str, float]:

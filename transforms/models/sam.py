@@ -144,15 +144,12 @@ def segment_boxes(sam: Sam, image: NDArray[np.uint8], boxes: Sequence[BBox]) -> 
 class Everything:
     """Settings of automatic masks, segment-anything's own by default.
 
-    `points` prompts a side, of which those are kept whose predicted IoU and whose stability (under a shift of the
-    logits by `offset`) reach the bounds; of masks with boxes that overlap by more than `overlap` (IoU) the best stays.
+    `points` prompts a side, of which those are kept whose predicted IoU and whose stability reach the bounds.
     """
 
     points: int = 32
     predicted_iou: float = 0.88
     stability: float = 0.95
-    offset: float = 1.0
-    overlap: float = 0.7
 
 
 def segment_everything(
@@ -168,8 +165,6 @@ def segment_everything(
         points_per_side=settings.points,
         pred_iou_thresh=settings.predicted_iou,
         stability_score_thresh=settings.stability,
-        stability_score_offset=settings.offset,
-        box_nms_thresh=settings.overlap,
     )
     found: list[dict[str, Any]] = generator.generate(image)
     ordered = sorted(found, key=lambda one: (-one["area"], one["bbox"]))
