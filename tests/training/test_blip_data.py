@@ -14,6 +14,7 @@ from schemas.blip_diffusion import PlacementField, Record, to_sample
 from schemas.errors import InputError
 from schemas.example import Example, Placement
 from schemas.shards import Sample, write_tar
+from tests.training.batches import same
 from tests.training.pairs import PROMPTS, pair, raw_of, write_pairs
 from training.blip_data import (
     PairConfig,
@@ -41,13 +42,6 @@ def one_view(one: Example, config: PairConfig = CONFIG) -> Batch:
 def take(data: Path, count: int, done: int = 0, config: PairConfig = CONFIG, **where: int) -> list[Batch]:
     shards = find_shards(str(data), "blip-diffusion")
     return list(itertools.islice(pairs(shards, TOKENIZER, TOKENIZER, config, done, **where), count))
-
-
-def same(one: Batch, other: Batch) -> bool:
-    tensors = [name for name, value in one.items() if isinstance(value, torch.Tensor)]
-    rest = one.keys() - set(tensors)
-    equal = all(torch.equal(one[name], other[name]) for name in tensors)
-    return equal and all(one[name] == other[name] for name in rest)
 
 
 def number(word: str) -> int:

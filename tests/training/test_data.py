@@ -25,6 +25,7 @@ from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.fastcomposer import Record, to_sample
 from schemas.masks import Mask
 from schemas.shards import Sample, read_tar, write_tar
+from tests.training.batches import same
 from training.data import (
     Batch,
     DataConfig,
@@ -110,11 +111,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def take(data: Path, count: int, done: int = 0, config: DataConfig = CONFIG, **where: int) -> list[Batch]:
     return list(itertools.islice(batches(find_shards(str(data)), TOKENIZER, config, done, **where), count))
-
-
-def same(one: Batch, other: Batch) -> bool:
-    tensors = [name for name, value in one.items() if isinstance(value, torch.Tensor)]
-    return one["keys"] == other["keys"] and all(torch.equal(one[name], other[name]) for name in tensors)
 
 
 @pytest.mark.parametrize(

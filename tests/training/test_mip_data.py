@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from schemas.example import Example
 from schemas.mip_adapter import Record, to_sample
 from schemas.shards import Sample, write_tar
+from tests.training.batches import same
 from tests.training.objects import TWO, example, raw_of, write_objects
 from training.data import Batch, find_shards
 from training.geometry import Window, window_of
@@ -46,13 +47,6 @@ def plain_view(one: Example, **fields: int) -> Batch:
 def take(data: Path, count: int, done: int = 0, config: ObjectConfig = CONFIG, **where: int) -> list[Batch]:
     shards = find_shards(str(data), "mip-adapter")
     return list(itertools.islice(object_batches(shards, TOKENIZER, config, done, **where), count))
-
-
-def same(one: Batch, other: Batch) -> bool:
-    tensors = [name for name, value in one.items() if isinstance(value, torch.Tensor)]
-    rest = one.keys() - set(tensors)
-    equal = all(torch.equal(one[name], other[name]) for name in tensors)
-    return equal and all(one[name] == other[name] for name in rest)
 
 
 def number(word: str) -> int:
