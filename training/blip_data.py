@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from schemas.blip_diffusion import PlacementField, Record
-from training.data import Batch, LoadConfig, Raw, Shards, load, read_samples, rng_of, stack
+from training.data import Batch, LoadConfig, Raw, Shards, as_floats, load, read_samples, rng_of, stack
 from training.geometry import Box, Window, decode, open_jpeg, reduction, window_of
 
 QUERIES = 16
@@ -109,15 +109,6 @@ def make_pairs(
 ) -> Batch:
     """Make a batch of (epoch, sample) pairs, pictures as bytes; `as_floats` finishes it."""
     return stack(samples, partial(view, tokenizer=tokenizer, subject_tokenizer=subject_tokenizer, config=config))
-
-
-def as_floats(batch: Batch) -> Batch:
-    """Finish a batch: its pictures travel between processes as bytes."""
-    return {
-        **batch,
-        "pixel_values": batch["pixel_values"].float().div_(127.5).sub_(1),
-        "input_pixel_values": batch["input_pixel_values"].float().div_(255),
-    }
 
 
 def view(

@@ -332,13 +332,19 @@ def stack(samples: Sequence[tuple[int, Raw]], make_view: Callable[[Raw, int], di
 
 
 def as_floats(batch: Batch) -> Batch:
-    """Finish a batch. Between processes pixels travel as bytes: four times less to copy, a third of a worker's time."""
-    return {
-        **batch,
-        "pixel_values": batch["pixel_values"].float().div_(127.5).sub_(1),
-        "subject_pixel_values": batch["subject_pixel_values"].float().div_(255),
-        "subject_segmentation": batch["subject_segmentation"].float(),
-    }
+    """Finish a batch of any recipe, by its tensors' names: the picture to [-1, 1], others to [0, 1], masks to 0 or 1.
+
+    Between processes pixels travel as bytes: four times less to copy, a third of a worker's time.
+    """
+    finished = dict(batch)
+    for name, value in batch.items():
+        if name == "pixel_values":
+            finished[name] = value.float().div_(127.5).sub_(1)
+        elif name.endswith("_pixel_values"):
+            finished[name] = value.float().div_(255)
+        elif name.endswith("_segmentation"):
+            finished[name] = value.float()
+    return finished
 
 
 def view(raw: Raw, epoch: int, tokenizer: CLIPTokenizer, config: DataConfig) -> dict[str, torch.Tensor]:

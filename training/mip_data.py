@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 
 from schemas.masks import BBox
 from schemas.mip_adapter import ObjectField, Record
-from training.data import SMALLEST, Batch, LoadConfig, Raw, Shards, check, load, read_samples, rng_of, stack
+from training.data import SMALLEST, Batch, LoadConfig, Raw, Shards, as_floats, check, load, read_samples, rng_of, stack
 from training.geometry import Box, Window, decode, open_jpeg, to_pixels, window_of
 from training.references import WHITE, cut_out, to_square
 
@@ -88,16 +88,6 @@ def read_texts(shards: Shards, limit: int = 10_000) -> list[str]:
 def make_objects(samples: Sequence[tuple[int, Raw]], tokenizer: CLIPTokenizer, config: ObjectConfig) -> Batch:
     """Make a batch of (epoch, sample) pairs, pictures and masks as bytes; `as_floats` finishes it."""
     return stack(samples, partial(view, tokenizer=tokenizer, config=config))
-
-
-def as_floats(batch: Batch) -> Batch:
-    """Finish a batch: pixels travel between processes as bytes."""
-    return {
-        **batch,
-        "pixel_values": batch["pixel_values"].float().div_(127.5).sub_(1),
-        "object_pixel_values": batch["object_pixel_values"].float().div_(255),
-        "object_segmentation": batch["object_segmentation"].float(),
-    }
 
 
 def view(raw: Raw, epoch: int, tokenizer: CLIPTokenizer, config: ObjectConfig) -> dict[str, torch.Tensor]:

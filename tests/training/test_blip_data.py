@@ -18,7 +18,6 @@ from tests.training.batches import same
 from tests.training.pairs import PROMPTS, pair, raw_of, write_pairs
 from training.blip_data import (
     PairConfig,
-    as_floats,
     drop,
     each_once,
     fill_template,
@@ -27,7 +26,7 @@ from training.blip_data import (
     placed,
     read_prompts,
 )
-from training.data import Batch, find_shards
+from training.data import Batch, as_floats, find_shards
 from training.geometry import window_of
 from training.tokenizer import small_tokenizer
 

@@ -16,11 +16,10 @@ from schemas.mip_adapter import Record, to_sample
 from schemas.shards import Sample, write_tar
 from tests.training.batches import same
 from tests.training.objects import TWO, example, raw_of, write_objects
-from training.data import Batch, find_shards
+from training.data import Batch, as_floats, find_shards
 from training.geometry import Window, window_of
 from training.mip_data import (
     ObjectConfig,
-    as_floats,
     drop,
     make_objects,
     name_tokens,
