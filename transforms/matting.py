@@ -5,22 +5,28 @@ pixels alpha is nearly an affine function of colour; what that asks of alpha is 
 (equation 12), whose minimum under the trimap is the alpha.
 
 Known pixels are constants here, so only the rows of unknown ones are built: 13 numbers each, half of a symmetric
-matrix, since two pixels that share a window are at most two apart. They are solved from coarse to fine: a picture of
-half the size gives the start, and conjugate gradients, preconditioned by an incomplete Cholesky factor with the
-matrix' own pattern, do the rest. A coarse start takes away the slow part of the error, so the cheap factor is enough,
-and time and memory grow with the number of unknown pixels alone.
+matrix, since two pixels that share a window are at most two apart. Conjugate gradients solve them, preconditioned by
+two things together. An incomplete Cholesky factor with the matrix' own pattern knows what is near. What is far is known
+by the matrix restricted to alphas that are affine in colour in each block of 8 x 8 pixels: these cost next to nothing
+within a block, so a factor that sees only neighbours would need many steps to find them. With both, some thirty steps
+do in a picture of any size: time and memory grow with the number of unknown pixels alone.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse.linalg import splu
 
 Floats = NDArray[np.float64]
-Factor = tuple[NDArray[np.float32], Floats, NDArray[np.int32]]
+Factor = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
 """L below its diagonal [N, 12], the inverses [N] of its diagonal, the neighbours' numbers [N, 12].
 
 Single precision is enough for what only has to be near."""
+Coarse = tuple[NDArray[np.int32], NDArray[np.float32], Callable[[Floats], Floats]]
+"""The block [N] and the colour [N, 3] of each unknown pixel, and what solves the restricted matrix for [4 * B]."""
 
 EPSILON = 1e-7
 """Weight of smoothness in a window whose colours say nothing (the paper's epsilon; PyMatting's default)."""
@@ -28,16 +34,17 @@ STILL = 5e-4
 """The solver stops where the alphas will change by no more than this, in the mean: what a step changes says how much,
 and how fast that fades, how much is to come. The residual would say less: in a wide band of one colour a small one
 leaves alpha far off."""
-ROUGH = 4
-"""A coarse picture is only a start: it is solved to so many times `STILL`."""
 FADING, LOOK_BACK = 0.7, 6
 """Changes are smoothed by this factor from step to step, and compared with those of so many steps before."""
 MOST_STEPS = 2000
-"""Of the solver: only for what has no one solution, as an island that no colour ties to anything."""
+"""Of the solver; some thirty is what pictures take."""
 FIRST_SHIFT = 4e-3
 """What the incomplete factor adds to the diagonal, as a share of it; four times as much where it fails."""
-COARSEST = 3000
-"""Unknown pixels that are solved without a coarser picture."""
+BLOCK = 8
+"""Side in pixels of the blocks. Smaller ones save steps, and cost more to factor."""
+COARSE_SHIFT = 1e-10
+"""What the restricted matrix gets on its diagonal, as a share of it: in a block of greys all three colours say one
+thing."""
 FREE = {"reassoc", "contract", "arcp"}
 """What the compiler may do with sums and products: order them anew, and round once where two steps can be one."""
 LOWER = 12
@@ -47,8 +54,8 @@ LOWER = 12
 def closed_form_alpha(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
     """Estimate alpha: [H, W] float64 in [0, 1]; 1 and 0 where the trimap is sure.
 
-    An unknown pixel that no chain of windows ties to a sure one takes the alpha of the nearest sure pixel, or 0.5
-    where there is none at all.
+    A picture that is too small for a window takes the alpha of the nearest sure pixel; where nothing is sure at all,
+    alpha is 0.5.
 
     Args:
         image: [H, W, 3] float64 in [0, 1], sRGB.
@@ -60,7 +67,9 @@ def closed_form_alpha(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
     _check(image, trimap)
     if (trimap == 128).all():
         return np.full(trimap.shape, 0.5)
-    return _solve(np.ascontiguousarray(image), trimap, STILL)
+    if min(trimap.shape) < 3:
+        return _nearest(trimap)
+    return _solve(np.ascontiguousarray(image), trimap)
 
 
 def _check(image: Floats, trimap: NDArray[np.uint8]) -> None:
@@ -75,14 +84,20 @@ def _check(image: Floats, trimap: NDArray[np.uint8]) -> None:
         raise ValueError(f"the trimap holds {strange[0]}: its values are 0, 128 and 255")
 
 
-def _solve(image: Floats, trimap: NDArray[np.uint8], still: float) -> Floats:
+def _nearest(trimap: NDArray[np.uint8]) -> Floats:
+    known = trimap != 128
+    where = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    nearest: Floats = (trimap[tuple(where)] == 255).astype(np.float64)
+    return nearest
+
+
+def _solve(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
     alpha = np.where(trimap == 255, 1.0, 0.0)
     unknown = trimap == 128
     count = int(np.count_nonzero(unknown))
     if not count:
         return alpha
     places = np.argwhere(unknown).astype(np.int32)
-    solution = _start(image, trimap, places)
     numbers = np.full((trimap.shape[0] + 4, trimap.shape[1] + 4), -1, np.int32)
     numbers[2:-2, 2:-2][unknown] = np.arange(count, dtype=np.int32)
     rows, right = _assemble(image, trimap, numbers, count)
@@ -91,59 +106,9 @@ def _solve(image: Floats, trimap: NDArray[np.uint8], still: float) -> Floats:
     shift = FIRST_SHIFT
     while not _factor(rows, before, shift, lower, pivots):
         shift *= 4
-    _conjugate_gradients(rows, right, (lower, pivots, before), still, solution)
-    alpha[unknown] = np.clip(solution, 0, 1)
+    coarse = _coarse(places, image[unknown].astype(np.float32), rows, before)
+    alpha[unknown] = np.clip(_conjugate_gradients(rows, right, (lower, pivots, before), coarse), 0, 1)
     return alpha
-
-
-def _start(image: Floats, trimap: NDArray[np.uint8], places: NDArray[np.int32]) -> Floats:
-    """Guess alpha at `places` [N, 2], (y, x): [N]; a picture of half the size says it, or the nearest sure pixels."""
-    if len(places) > COARSEST and min(trimap.shape) >= 8:
-        small, half = _halve(image, trimap)
-        if (half == 0).any() and (half == 255).any():
-            return _enlarge(_solve(small, half, ROUGH * STILL), places)
-    return _nearest(trimap)[places[:, 0], places[:, 1]]
-
-
-def _nearest(trimap: NDArray[np.uint8]) -> Floats:
-    known = trimap != 128
-    where = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    nearest: Floats = (trimap[tuple(where)] == 255).astype(np.float64)
-    return nearest
-
-
-@njit(cache=True, fastmath=FREE)
-def _halve(image: Floats, trimap: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.uint8]]:
-    """Halve a picture and its trimap; of four pixels, all must be sure of one thing for theirs to be."""
-    height, width = trimap.shape[0] // 2, trimap.shape[1] // 2
-    small, half = np.empty((height, width, 3)), np.empty((height, width), np.uint8)
-    for y in range(height):
-        for x in range(width):
-            v, u = 2 * y, 2 * x
-            for c in range(3):
-                total = image[v, u, c] + image[v, u + 1, c] + image[v + 1, u, c] + image[v + 1, u + 1, c]
-                small[y, x, c] = total / 4
-            mark = trimap[v, u]
-            alike = mark == trimap[v, u + 1] and mark == trimap[v + 1, u] and mark == trimap[v + 1, u + 1]
-            half[y, x] = mark if alike else 128
-    return small, half
-
-
-@njit(cache=True, fastmath=FREE)
-def _enlarge(coarse: Floats, places: NDArray[np.int32]) -> Floats:
-    """Look up what [h, w] is at `places` [N, 2], (y, x), of a picture of twice its size: [N], bilinearly."""
-    values = np.empty(len(places))
-    bottom, edge = coarse.shape[0] - 1, coarse.shape[1] - 1
-    for i in range(len(places)):
-        y = min(max(places[i, 0] / 2 - 0.25, 0.0), bottom)
-        x = min(max(places[i, 1] / 2 - 0.25, 0.0), edge)
-        top, left = int(y), int(x)
-        below, beside = min(top + 1, bottom), min(left + 1, edge)
-        down, across = y - top, x - left
-        high = coarse[top, left] * (1 - across) + coarse[top, beside] * across
-        low = coarse[below, left] * (1 - across) + coarse[below, beside] * across
-        values[i] = high * (1 - down) + low * down
-    return values
 
 
 def estimate_foreground(image: Floats, alpha: Floats) -> Floats:
@@ -182,12 +147,12 @@ def _assemble(
         for x in range(1, width - 1):
             if not _touched(numbers, y, x):
                 continue
-            inverse = _centre(image, y, x, colour)
+            _whiten(image, y, x, colour)
             for k in range(9):
                 row = numbers[y + k // 3 + 1, x + k % 3 + 1]
                 if row < 0:
                     continue
-                r, g, b = _turn(inverse, colour[k])
+                r, g, b = colour[k]
                 for j in range(9):
                     is_unknown = numbers[y + j // 3 + 1, x + j % 3 + 1] >= 0
                     if is_unknown and j > k:
@@ -211,11 +176,12 @@ def _touched(numbers: NDArray[np.int32], y: int, x: int) -> bool:
     return False
 
 
-@njit(cache=True, fastmath=FREE)
-def _centre(image: Floats, y: int, x: int, colour: Floats) -> tuple[float, float, float, float, float, float]:
-    """Fill `colour` [9, 3] with the window's colours less their mean.
+@njit(cache=True, fastmath={"contract"})
+def _whiten(image: Floats, y: int, x: int, colour: Floats) -> None:
+    """Fill `colour` [9, 3] with the window's colours, less their mean and by a Cholesky factor of their covariance.
 
-    Returns the inverse of their covariance, with epsilon / 9 on its diagonal, as (rr, rg, rb, gg, gb, bb).
+    The product of two is then what equation 12 asks of the two pixels. In a picture of greys the covariance is next to
+    singular: its inverse would come out wrong in the second digit, its factor is right.
     """
     for c in range(3):
         mean = 0.0
@@ -230,27 +196,16 @@ def _centre(image: Floats, y: int, x: int, colour: Floats) -> tuple[float, float
         r, g, b = colour[k, 0], colour[k, 1], colour[k, 2]
         rr, rg, rb = rr + r * r, rg + r * g, rb + r * b
         gg, gb, bb = gg + g * g, gb + g * b, bb + b * b
-    one, two, three = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
-    scale = 9 / (rr * one + rg * two + rb * three)
-    return (
-        one * scale,
-        two * scale,
-        three * scale,
-        (rr * bb - rb * rb) * scale,
-        (rg * rb - rr * gb) * scale,
-        (rr * gg - rg * rg) * scale,
-    )
-
-
-@njit(cache=True, fastmath=FREE)
-def _turn(inverse: tuple[float, float, float, float, float, float], colour: Floats) -> tuple[float, float, float]:
-    """Multiply the symmetric matrix `inverse` with a colour [3]."""
-    r, g, b = colour[0], colour[1], colour[2]
-    return (
-        inverse[0] * r + inverse[1] * g + inverse[2] * b,
-        inverse[1] * r + inverse[3] * g + inverse[4] * b,
-        inverse[2] * r + inverse[4] * g + inverse[5] * b,
-    )
+    g_by_r, b_by_r = rg / rr, rb / rr
+    gg, gb = gg - g_by_r * rg, gb - g_by_r * rb
+    b_by_g = gb / gg
+    bb -= b_by_r * rb + b_by_g * gb
+    for k in range(9):
+        g = colour[k, 1] - g_by_r * colour[k, 0]
+        b = colour[k, 2] - b_by_r * colour[k, 0] - b_by_g * g
+        colour[k, 0] *= 3 / np.sqrt(rr)
+        colour[k, 1] = 3 * g / np.sqrt(gg)
+        colour[k, 2] = 3 * b / np.sqrt(bb)
 
 
 @njit(cache=True, fastmath=FREE)
@@ -294,6 +249,85 @@ def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: NDArra
     return True
 
 
+def _coarse(places: NDArray[np.int32], colours: NDArray[np.float32], rows: Floats, before: NDArray[np.int32]) -> Coarse:
+    """Restrict the matrix to alphas that are affine in colour in each block, and factor it."""
+    y, x = places.T // BLOCK + 1
+    wide = int(x.max()) + 2
+    cell = (y * wide + x).astype(np.int32)
+    cells = np.flatnonzero(np.bincount(cell))
+    blocks = np.full(cells[-1] + 2, -1, np.int32)
+    blocks[cells] = np.arange(len(cells), dtype=np.int32)
+    beside = blocks[cells[:, None] - (-1, 0, 1, wide - 1, wide, wide + 1)]
+    block = blocks[cell]
+    half = _restrict(rows, before, cell, wide, block, colours, len(cells))
+    ends = np.cumsum((beside >= 0).sum(1))
+    size = 4 * len(cells)
+    matrix = sparse.bsr_array((half[beside >= 0], beside[beside >= 0], [0, *ends]), shape=(size, size))
+    matrix = (matrix + matrix.T).tocsc()
+    diagonal = matrix.diagonal()
+    # Nothing in a picture of black says how much green there is.
+    matrix += sparse.diags_array(np.where(diagonal > 0, COARSE_SHIFT * diagonal, 1), format="csc")
+    options = {"SymmetricMode": True}
+    return block, colours, splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options=options).solve
+
+
+@njit(cache=True, fastmath=FREE)
+def _restrict(
+    rows: Floats,
+    before: NDArray[np.int32],
+    cell: NDArray[np.int32],
+    wide: int,
+    block: NDArray[np.int32],
+    colours: NDArray[np.float32],
+    count: int,
+) -> Floats:
+    """Sum the matrix over pairs of blocks: [B, 6, 4, 4], half of a symmetric matrix.
+
+    For each block, those beside it that hold neighbours which come before a pixel of it: to the right, itself, to the
+    left, and the three above from right to left; and for each two, what 1, red, green and blue of one have to do with
+    those of the other.
+    """
+    half, sums = np.zeros((count, 6, 4, 4)), np.empty((6, 4))
+    for i in range(len(rows)):
+        sums[:] = 0
+        for k in range(LOWER + 1):
+            j = before[i, k] if k < LOWER else i
+            weight = rows[i, k] if k < LOWER else rows[i, k] / 2
+            apart = cell[i] - cell[j]
+            which = apart + 1 if apart <= 1 else apart - wide + 4
+            sums[which, 0] += weight
+            for c in range(3):
+                sums[which, c + 1] += weight * colours[j, c]
+        for which in range(6):
+            for q in range(4):
+                if sums[which, q] != 0:
+                    half[block[i], which, 0, q] += sums[which, q]
+                    for c in range(3):
+                        half[block[i], which, c + 1, q] += colours[i, c] * sums[which, q]
+    return half
+
+
+@njit(cache=True, fastmath=FREE)
+def _gather(block: NDArray[np.int32], colours: NDArray[np.float32], vector: Floats, sums: Floats) -> None:
+    """Sum `vector` [N], and its products with each colour, over each block: fills [4 * B]."""
+    sums[:] = 0
+    for i in range(len(vector)):
+        at = 4 * block[i]
+        sums[at] += vector[i]
+        for c in range(3):
+            sums[at + c + 1] += colours[i, c] * vector[i]
+
+
+@njit(cache=True, fastmath=FREE)
+def _spread(block: NDArray[np.int32], colours: NDArray[np.float32], numbers: Floats, result: Floats) -> None:
+    """Add to `result` [N] the alphas that `numbers` [4 * B] stand for."""
+    for i in range(len(result)):
+        at = 4 * block[i]
+        result[i] += numbers[at]
+        for c in range(3):
+            result[i] += colours[i, c] * numbers[at + c + 1]
+
+
 @njit(cache=True, fastmath=FREE)
 def _apply(rows: Floats, before: NDArray[np.int32], vector: Floats, result: Floats) -> None:
     """Multiply the matrix with `vector` [N]; what is known adds 0 times the pixel itself."""
@@ -326,40 +360,56 @@ def _precondition(factor: Factor, vector: Floats, result: NDArray[np.float32]) -
             result[before[i, k]] -= lower[i, k] * value
 
 
-@njit(cache=True, fastmath=FREE)
-def _conjugate_gradients(rows: Floats, right: Floats, factor: Factor, still: float, solution: Floats) -> None:
-    """Improve `solution` [N] in place until it will change by no more than `still` in the mean."""
+def _conjugate_gradients(rows: Floats, right: Floats, factor: Factor, coarse: Coarse) -> Floats:
+    """Solve for alpha [N], until it will change by no more than `STILL` in the mean."""
+    *blocks, solve = coarse
     count = len(right)
+    sums = np.empty(4 * (int(blocks[0].max()) + 1))
     product, residual, better = np.empty(count), np.empty(count), np.zeros(count, np.float32)
+    solution = np.full(count, 0.5)
     _apply(rows, factor[2], solution, product)
-    for i in range(count):
-        residual[i] = right[i] - product[i]
-    _precondition(factor, residual, better)
-    direction = better.astype(np.float64)
-    gain = _dot(residual, better)
-    changes = np.empty(MOST_STEPS)
+    _gather(*blocks, right - product, sums)
+    _spread(*blocks, solve(sums), solution)
+    _apply(rows, factor[2], solution, product)
+    np.subtract(right, product, out=residual)
+    direction, gain = np.zeros(count), 1.0
+    changes: list[float] = []
     for step in range(MOST_STEPS):
+        _gather(*blocks, residual, sums)
+        _precondition(factor, residual, better)
+        _spread(*blocks, solve(sums), better)
+        again = _dot(residual, better)
+        _turn_to(direction, better, again / gain)
+        gain = again
         _apply(rows, factor[2], direction, product)
         curvature = _dot(direction, product)
         if gain <= 0 or curvature <= 0:
-            return
-        length = gain / curvature
-        change = 0.0
-        for i in range(count):
-            change += abs(direction[i])
-            solution[i] += length * direction[i]
-            residual[i] -= length * product[i]
-        change *= length / count
-        changes[step] = FADING * changes[step - 1] + (1 - FADING) * change if step else change
+            break
+        change = _move(gain / curvature, direction, product, solution, residual)
+        changes.append(FADING * changes[-1] + (1 - FADING) * change if step else change)
         if step >= LOOK_BACK:
-            rate = min((changes[step] / changes[step - LOOK_BACK]) ** (1 / LOOK_BACK), 0.995)
-            if changes[step] * rate <= still * (1 - rate):
-                return
-        _precondition(factor, residual, better)
-        again = _dot(residual, better)
-        for i in range(count):
-            direction[i] = better[i] + again / gain * direction[i]
-        gain = again
+            rate = min((changes[-1] / changes[-1 - LOOK_BACK]) ** (1 / LOOK_BACK), 0.995)
+            if changes[-1] * rate <= STILL * (1 - rate):
+                break
+    return solution
+
+
+@njit(cache=True, fastmath=FREE)
+def _turn_to(direction: Floats, better: NDArray[np.float32], kept: float) -> None:
+    """Turn `direction` [N] to `better` plus the share `kept` of what it was."""
+    for i in range(len(direction)):
+        direction[i] = better[i] + kept * direction[i]
+
+
+@njit(cache=True, fastmath=FREE)
+def _move(length: float, direction: Floats, product: Floats, solution: Floats, residual: Floats) -> float:
+    """Go `length` along `direction` [N], whose product with the matrix is given; return the mean change."""
+    change = 0.0
+    for i in range(len(direction)):
+        change += abs(direction[i])
+        solution[i] += length * direction[i]
+        residual[i] -= length * product[i]
+    return change * length / len(direction)
 
 
 @njit(cache=True, fastmath=FREE)

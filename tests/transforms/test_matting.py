@@ -53,6 +53,45 @@ def test_the_matrix_is_the_matting_laplacian_of_the_unknown_pixels(height: int, 
     np.testing.assert_allclose(right, -whole[unknown.ravel()][:, known] @ levels(trimap).ravel()[known], atol=1e-7)
 
 
+def laplacian(image: Floats) -> Floats:
+    """Equation 12 window by window, by singular values: right where colours depend on each other, too."""
+    pixels = np.arange(image.shape[0] * image.shape[1]).reshape(image.shape[:2])
+    whole = np.zeros((pixels.size, pixels.size))
+    for y, x in np.ndindex(image.shape[0] - 2, image.shape[1] - 2):
+        window = pixels[y : y + 3, x : x + 3].ravel()
+        colours = image.reshape(-1, 3)[window]
+        left, values, _ = np.linalg.svd(colours - colours.mean(0), full_matrices=False)
+        whole[np.ix_(window, window)] += np.eye(9) - 1 / 9 - (left * (values**2 / (values**2 + 1e-7))) @ left.T
+    return whole
+
+
+WIDE = noisy(np.random.default_rng(0), 30, 50)
+PAINTINGS = {
+    "noise": WIDE,
+    "greys": WIDE[..., :1].repeat(3, axis=2),
+    "green": WIDE * (0, 1, 0),
+    "black": WIDE * 0,
+    "one colour": WIDE * 0 + (0.4, 0.2, 0.9),
+    "next to one colour": 0.5 + 1e-8 * WIDE,
+    "two colours": np.where(np.arange(50)[:, None] < 25, 0.1, (0.8, 0.3, 0.2)) + WIDE * 0,
+    "a slope in steps": np.round(np.linspace(0, 20, 50))[:, None] / 255 + WIDE * 0,
+}
+
+
+@pytest.mark.parametrize("painting", PAINTINGS)
+@pytest.mark.parametrize("sure", [3, 1])
+def test_a_wide_unknown_region_has_the_exact_alpha(painting: str, sure: int) -> None:
+    """Where colours say little, what is sure far away decides, through weak ties: the solver must not stop before."""
+    image, trimap = PAINTINGS[painting], np.full((30, 50), 128, np.uint8)
+    trimap[-(sure**3) :, :sure], trimap[: sure**3, -sure:] = 0, 255
+    matrix, unknown = laplacian(image), (trimap == 128).ravel()
+    known = levels(trimap).ravel()[~unknown]
+    exact = np.linalg.solve(matrix[unknown][:, unknown], -matrix[unknown][:, ~unknown] @ known)
+    difference = np.abs(closed_form_alpha(image, trimap)[trimap == 128] - np.clip(exact, 0, 1))
+    assert difference.mean() < 0.001
+    assert difference.max() < 0.01
+
+
 @pytest.mark.parametrize("size", [64, 200])
 @pytest.mark.parametrize("band", [2, 6])
 def test_alpha_is_the_peers(size: int, band: int) -> None:
