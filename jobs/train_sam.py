@@ -1,6 +1,10 @@
 """Train the sample SAM: a small model of segment-anything's classes, on sample scenes, from nothing, on a CPU.
 
-    python -m jobs.train_sam --output transforms/models/sample/sam
+    python -m jobs.train_sam --output COARSE
+    python -m jobs.train_sam --start COARSE --steps 2000 --peak 6e-4 --output transforms/models/sample/sam
+
+The first has patches of 16 pixels, which are cheap; the second begins with what it learnt and has patches of 8: four
+times as many, for what is thin or small.
 
 As in Kirillov et al., "Segment Anything" (2023), section 3 and appendix A: focal loss and dice in the proportion 20
 to 1; a point may mean several things, so of its three masks only the best one learns; a box means one thing, and so
@@ -23,10 +27,11 @@ from torch import Tensor
 
 from jobs.train_segmenter import HELD_OUT, TRAINING, learning_rate
 from schemas.masks import Mask
-from transforms.models.sam import REFINED, SamShape, new_sam, save_sam, segment_boxes
+from transforms.models.sam import REFINED, SamShape, load_sam, new_sam, save_sam, segment_boxes
 from transforms.scenes import make_scene
 
-SHAPE = SamShape()
+SIDE = 256
+COARSE, FINE = SamShape(SIDE, patch=16), SamShape(SIDE, patch=8, window=8)
 PROMPTS = 4
 """Boxes of a picture in a step, and as many points."""
 MOVED = 0.04
@@ -50,7 +55,7 @@ def render_pool(count: int) -> Pool:
 
 
 def _render(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
-    scene = make_scene(np.random.default_rng([TRAINING, index]), SHAPE.side)
+    scene = make_scene(np.random.default_rng([TRAINING, index]), SIDE)
     owners = np.zeros(scene.image.shape[:2], np.uint8)
     for j, thing in enumerate(scene.objects):
         owners[thing.mask] = j + 1
@@ -61,7 +66,7 @@ def draw_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.fl
     """Frame `mask` [S, S], each side moved by up to `MOVED` of the box's: corners [4] float32."""
     x, y, w, h = Mask.from_array(mask).bbox
     moved = np.array([x, y, x + w, y + h]) + rng.uniform(-MOVED, MOVED, 4) * [w, h, w, h]
-    return np.clip(moved, 0, SHAPE.side).astype(np.float32)
+    return np.clip(moved, 0, SIDE).astype(np.float32)
 
 
 def draw_point(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -107,7 +112,7 @@ def picture_loss(
     boxes = torch.from_numpy(np.stack([draw_box(mask, rng) for mask in framed]))
     points = torch.from_numpy(np.stack([draw_point(mask, rng) for mask in pointed]))[:, None]
     labels = torch.ones(points.shape[:2], dtype=torch.int)
-    side = SHAPE.side // SHAPE.patch * REFINED
+    side = embedding.shape[-1] * REFINED
     target = torch.from_numpy(np.stack([*framed, *pointed])).float()[:, None]
     target = F.interpolate(target, (side, side), mode="area")
     asked = [sam.prompt_encoder(points=None, boxes=boxes, masks=None)]
@@ -160,8 +165,32 @@ def evaluate(sam: Sam, stream: int = HELD_OUT, count: int = 64) -> float:
     return float(np.mean(found))
 
 
+def refine(known: dict[str, Tensor], sam: Sam) -> None:
+    """Begin `sam` with the weights of one whose patches are twice as large.
+
+    A patch's pixels weigh as the four did that they stand for; what the other knew of places and distances is
+    looked up between them.
+    """
+    weights = sam.state_dict()
+    for name, value in weights.items():
+        old = known[name]
+        if name.endswith("patch_embed.proj.weight"):
+            old = 4 * F.interpolate(old, value.shape[2:], mode="area")
+        elif name.endswith("pos_embed"):
+            old = F.interpolate(old.permute(0, 3, 1, 2), value.shape[1:3], mode="bilinear").permute(0, 2, 3, 1)
+        elif "rel_pos" in name:
+            # Distances are counted in patches, from the farthest back to the farthest on: twice as many, and one more.
+            every = F.interpolate(old.T[None], 2 * len(old) - 1, mode="linear", align_corners=True)
+            every = F.pad(every, (1, 1), mode="replicate")[0].T
+            beyond = (len(every) - len(value)) // 2
+            old = every[beyond : beyond + len(value)]
+        weights[name] = old
+    sam.load_state_dict(weights)
+
+
 def train(
     output: Annotated[Path, typer.Option(help="Folder that receives config and weights.")],
+    start: Annotated[Path | None, typer.Option(help="A coarse SAM to begin with: the result is a fine one.")] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 6000,
     scenes: Annotated[int, typer.Option(help="Scenes to render.")] = 10000,
     batch: Annotated[int, typer.Option(help="Scenes in a step.")] = 8,
@@ -172,17 +201,21 @@ def train(
     """Train a small SAM on sample scenes and save it."""
     torch.manual_seed(seed)
     pool = render_pool(scenes)
-    sam = new_sam(SHAPE).train()
+    shape = FINE if start else COARSE
+    sam = new_sam(shape).train()
+    if start:
+        refine(load_sam(start).state_dict(), sam)
     optimizer = torch.optim.AdamW(sam.parameters(), lr=peak, weight_decay=0.02)
-    start = 0
+    done = 0
     if checkpoint and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         sam.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    for step in range(start, steps):
+        done = state["step"]
+    for step in range(done, steps):
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak, warmup=250)
-        loss = batch_loss(sam, pool, np.random.default_rng([seed, step]), batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = batch_loss(sam, pool, np.random.default_rng([seed, step]), batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
@@ -195,7 +228,7 @@ def train(
                 torch.save(state, checkpoint.with_suffix(".tmp"))
                 checkpoint.with_suffix(".tmp").replace(checkpoint)
             print(f"step {step + 1}  IoU by boxes {evaluate(sam):.3f}", flush=True)
-    save_sam(sam, SHAPE, output)
+    save_sam(sam, shape, output)
 
 
 if __name__ == "__main__":

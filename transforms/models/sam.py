@@ -27,7 +27,10 @@ REFINED = 4
 
 @dataclass(frozen=True)
 class SamShape:
-    """Sizes of a SAM that is none of the published three; `side` and `patch` in pixels."""
+    """Sizes of a SAM that is none of the published three; `side` and `patch` in pixels.
+
+    With a `window`, in patches, the first of each two layers looks no farther than its windows.
+    """
 
     side: int = 256
     patch: int = 16
@@ -35,6 +38,7 @@ class SamShape:
     depth: int = 4
     heads: int = 4
     prompt_width: int = 64
+    window: int = 0
 
 
 def new_sam(shape: SamShape) -> Sam:
@@ -50,7 +54,8 @@ def new_sam(shape: SamShape) -> Sam:
             out_chans=shape.prompt_width,
             norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
-            global_attn_indexes=tuple(range(shape.depth)),
+            window_size=shape.window,
+            global_attn_indexes=tuple(range(1, shape.depth, 2)),
         ),
         PromptEncoder(shape.prompt_width, (grid, grid), (shape.side, shape.side), mask_in_chans=16),
         MaskDecoder(
