@@ -100,7 +100,7 @@ def _solve(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
     places = np.argwhere(unknown).astype(np.int32)
     numbers = np.full((trimap.shape[0] + 4, trimap.shape[1] + 4), -1, np.int32)
     numbers[2:-2, 2:-2][unknown] = np.arange(count, dtype=np.int32)
-    rows, right = _assemble(image, trimap, numbers, count)
+    rows, right = _assemble(image, trimap, numbers, _touched(unknown), count)
     before = _neighbours(numbers, places)
     lower, pivots = np.empty((count, LOWER), np.float32), np.empty(count, np.float32)
     shift = FIRST_SHIFT
@@ -132,7 +132,7 @@ def estimate_foreground(image: Floats, alpha: Floats) -> Floats:
 
 @njit(cache=True, fastmath=FREE)
 def _assemble(
-    image: Floats, trimap: NDArray[np.uint8], numbers: NDArray[np.int32], count: int
+    image: Floats, trimap: NDArray[np.uint8], numbers: NDArray[np.int32], touched: NDArray[np.bool_], count: int
 ) -> tuple[Floats, Floats]:
     """Build the rows of the unknown pixels: what each window of 3 x 3 adds for each two of its pixels.
 
@@ -142,38 +142,28 @@ def _assemble(
     """
     height, width = trimap.shape
     rows, right = np.zeros((count, LOWER + 1)), np.zeros(count)
-    colour = np.empty((9, 3))
+    colour, row = np.empty((9, 3)), np.empty(9, np.int32)
     for y in range(1, height - 1):
         for x in range(1, width - 1):
-            if not _touched(numbers, y, x):
+            if not touched[y - 1, x - 1]:
                 continue
             _whiten(image, y, x, colour)
+            sure = red = green = blue = 0.0
             for k in range(9):
-                row = numbers[y + k // 3 + 1, x + k % 3 + 1]
-                if row < 0:
+                row[k] = numbers[y + k // 3 + 1, x + k % 3 + 1]
+                if trimap[y + k // 3 - 1, x + k % 3 - 1] == 255:
+                    sure, red, green, blue = sure + 1, red + colour[k, 0], green + colour[k, 1], blue + colour[k, 2]
+            for k in range(9):
+                if row[k] < 0:
                     continue
                 r, g, b = colour[k]
-                for j in range(9):
-                    is_unknown = numbers[y + j // 3 + 1, x + j % 3 + 1] >= 0
-                    if is_unknown and j > k:
-                        continue
-                    if not is_unknown and trimap[y + j // 3 - 1, x + j % 3 - 1] == 0:
-                        continue
-                    value = (j == k) - (1 + r * colour[j, 0] + g * colour[j, 1] + b * colour[j, 2]) / 9
-                    if is_unknown:
-                        rows[row, (j // 3 - k // 3 + 2) * 5 + j % 3 - k % 3 + 2] += value
-                    else:
-                        right[row] -= value
+                right[row[k]] += (sure + r * red + g * green + b * blue) / 9
+                rows[row[k], LOWER] += 1
+                for j in range(k + 1):
+                    if row[j] >= 0:
+                        value = (1 + r * colour[j, 0] + g * colour[j, 1] + b * colour[j, 2]) / 9
+                        rows[row[k], (j // 3 - k // 3 + 2) * 5 + j % 3 - k % 3 + 2] -= value
     return rows, right
-
-
-@njit(cache=True, fastmath=FREE)
-def _touched(numbers: NDArray[np.int32], y: int, x: int) -> bool:
-    """Say whether the window around (y, x) holds an unknown pixel."""
-    for k in range(9):  # noqa: SIM110 - numba compiles no generator
-        if numbers[y + k // 3 + 1, x + k % 3 + 1] >= 0:
-            return True
-    return False
 
 
 @njit(cache=True, fastmath={"contract"})
@@ -249,6 +239,12 @@ def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: NDArra
     return True
 
 
+def _touched(unknown: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Say of each window, by the pixel in its middle, whether it holds an unknown pixel: [H - 2, W - 2]."""
+    across = unknown[:, :-2] | unknown[:, 1:-1] | unknown[:, 2:]
+    return across[:-2] | across[1:-1] | across[2:]
+
+
 def _coarse(places: NDArray[np.int32], colours: NDArray[np.float32], rows: Floats, before: NDArray[np.int32]) -> Coarse:
     """Restrict the matrix to alphas that are affine in colour in each block, and factor it."""
     y, x = places.T // BLOCK + 1
@@ -260,15 +256,19 @@ def _coarse(places: NDArray[np.int32], colours: NDArray[np.float32], rows: Float
     beside = blocks[cells[:, None] - (-1, 0, 1, wide - 1, wide, wide + 1)]
     block = blocks[cell]
     half = _restrict(rows, before, cell, wide, block, colours, len(cells))
+    each = np.arange(4)
+    diagonal = half[:, 1, each, each]
+    # Nothing in a picture of black says how much green there is.
+    half[:, 1, each, each] += np.where(diagonal > 0, COARSE_SHIFT * diagonal, 1)
     ends = np.cumsum((beside >= 0).sum(1))
     size = 4 * len(cells)
-    matrix = sparse.bsr_array((half[beside >= 0], beside[beside >= 0], [0, *ends]), shape=(size, size))
-    matrix = (matrix + matrix.T).tocsc()
-    diagonal = matrix.diagonal()
-    # Nothing in a picture of black says how much green there is.
-    matrix += sparse.diags_array(np.where(diagonal > 0, COARSE_SHIFT * diagonal, 1), format="csc")
+    matrix = sparse.bsr_array((half[beside >= 0], beside[beside >= 0], [0, *ends]), shape=(size, size)).tocsc()
     options = {"SymmetricMode": True}
-    return block, colours, splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options=options).solve
+    return (
+        block,
+        colours,
+        splu(matrix + matrix.T, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options=options).solve,
+    )
 
 
 @njit(cache=True, fastmath=FREE)

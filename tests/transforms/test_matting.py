@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from pymatting import cf_laplacian, estimate_alpha_cf
 from scipy import ndimage
 
-from transforms.matting import _assemble, closed_form_alpha, estimate_foreground
+from transforms.matting import _assemble, _touched, closed_form_alpha, estimate_foreground
 from transforms.scenes import make_scene
 
 Floats = NDArray[np.float64]
@@ -39,7 +39,7 @@ def test_the_matrix_is_the_matting_laplacian_of_the_unknown_pixels(height: int, 
     count = int(unknown.sum())
     numbers = np.full((height + 4, width + 4), -1, np.int32)
     numbers[2:-2, 2:-2][unknown] = np.arange(count)
-    rows, right = _assemble(image, trimap, numbers, count)
+    rows, right = _assemble(image, trimap, numbers, _touched(unknown), count)
     dense = np.zeros((count, count))
     for i, (y, x) in enumerate(np.argwhere(unknown)):
         for k in range(13):
