@@ -17,9 +17,9 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.metrics import LabelledMask, intersection_over_union, panoptic_quality
 from jobs.build import Request, build
 from jobs.export import read_samples
+from jobs.metrics import LabelledMask, intersection_over_union, panoptic_quality
 from jobs.scenes import write_scenes
 from jobs.train_parser import evaluate
 from pipelines.fastcomposer import FastComposerConfig

@@ -21,9 +21,9 @@ from rich.console import Console
 from segment_anything.modeling import Sam
 
 from benchmarks.accuracy import SEED, Truth, read_truths
-from benchmarks.metrics import intersection_over_union
 from jobs.build import Request, build
 from jobs.export import read_samples
+from jobs.metrics import intersection_over_union
 from jobs.scenes import write_scenes
 from pipelines.mip_adapter import MipAdapterConfig
 from schemas.images import decode_image

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.accuracy import SEED, Truth, read_truths
 from benchmarks.matting import by_pymatting
-from benchmarks.metrics import intersection_over_union
+from jobs.metrics import intersection_over_union
 from jobs.scenes import write_scenes
 from pipelines.blip_diffusion import BlipDiffusionConfig, confidences_of, with_thresholds
 from schemas.images import decode_image

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from jobs.metrics import intersection_over_union
 from jobs.train_segmenter import HELD_OUT, TRAINING, learning_rate
 from schemas.masks import Mask
 from transforms.models.sam import REFINED, SamShape, load_sam, new_sam, save_sam, segment_boxes
@@ -88,7 +89,7 @@ def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
     return 20 * focal + dice
 
 
-def intersection_over_union(logits: Tensor, target: Tensor) -> Tensor:
+def mask_agreement(logits: Tensor, target: Tensor) -> Tensor:
     """IoU of masks [..., h, w], both cut at one half: [...] float32."""
     one, other = logits > 0, target > 0.5
     return (one & other).sum((-2, -1)) / (one | other).sum((-2, -1)).clamp(min=1)
@@ -128,8 +129,8 @@ def picture_loss(
     guesses = [by_box[1][:, :1], by_point[1]]
     with torch.no_grad():
         truths = [
-            intersection_over_union(by_box[0][:, :1], target[: len(framed)]),
-            intersection_over_union(by_point[0], target[len(framed) :].expand_as(by_point[0])),
+            mask_agreement(by_box[0][:, :1], target[: len(framed)]),
+            mask_agreement(by_point[0], target[len(framed) :].expand_as(by_point[0])),
         ]
     errors = [F.mse_loss(guess, truth) for guess, truth in zip(guesses, truths, strict=True)]
     return torch.stack([one.mean() for one in losses]).sum() + torch.stack(errors).sum()
@@ -160,7 +161,7 @@ def evaluate(sam: Sam, stream: int = HELD_OUT, count: int = 64) -> float:
         scene = make_scene(np.random.default_rng([stream, index]))
         truths = [thing.mask for thing in scene.objects]
         masks = segment_boxes(sam, scene.image, [Mask.from_array(truth).bbox for truth in truths])
-        found += [(mask & truth).sum() / (mask | truth).sum() for mask, truth in zip(masks, truths, strict=True)]
+        found += [intersection_over_union(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
     sam.train()
     return float(np.mean(found))
 

@@ -29,7 +29,7 @@ from transformers import (
     ResNetConfig,
 )
 
-from benchmarks.metrics import LabelledMask, panoptic_quality
+from jobs.metrics import LabelledMask, panoptic_quality
 from transforms.models.segmenter import Segmenter, segment_images
 from transforms.scenes import make_scene
 from transforms.scenes.shapes import NOUNS

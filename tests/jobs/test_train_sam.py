@@ -14,7 +14,7 @@ from jobs.train_sam import (
     batch_loss,
     draw_box,
     draw_point,
-    intersection_over_union,
+    mask_agreement,
     mask_losses,
     refine,
 )
@@ -54,7 +54,7 @@ def test_losses_and_iou_are_those_worked_out_by_hand() -> None:
     perfect = torch.where(target > 0, 50.0, -50.0)
     assert mask_losses(perfect, target).item() == pytest.approx(0, abs=1e-6)
     half = torch.tensor([[1.0, 1.0, -1.0]])[None]
-    assert intersection_over_union(half, torch.tensor([[1.0, 0.0, 0.0]])[None]).item() == 0.5
+    assert mask_agreement(half, torch.tensor([[1.0, 0.0, 0.0]])[None]).item() == 0.5
 
 
 def test_training_lowers_the_loss_of_its_own_scenes() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.metrics import intersection_over_union
+from jobs.metrics import intersection_over_union
 from schemas.errors import ModelError, RecordError
 from schemas.example import Example, Segment
 from schemas.rejects import Reason, Reject

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.metrics import intersection_over_union, panoptic_quality
+from jobs.metrics import intersection_over_union, panoptic_quality
 
 
 def box(x0: int, x1: int) -> np.ndarray:
