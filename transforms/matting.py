@@ -130,6 +130,12 @@ def estimate_foreground(image: Floats, alpha: Floats) -> Floats:
     return foreground
 
 
+def _touched(unknown: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Say of each window, by the pixel in its middle, whether it holds an unknown pixel: [H - 2, W - 2]."""
+    across = unknown[:, :-2] | unknown[:, 1:-1] | unknown[:, 2:]
+    return across[:-2] | across[1:-1] | across[2:]
+
+
 @njit(cache=True, fastmath=FREE)
 def _assemble(
     image: Floats, trimap: NDArray[np.uint8], numbers: NDArray[np.int32], touched: NDArray[np.bool_], count: int
@@ -239,12 +245,6 @@ def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: NDArra
     return True
 
 
-def _touched(unknown: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Say of each window, by the pixel in its middle, whether it holds an unknown pixel: [H - 2, W - 2]."""
-    across = unknown[:, :-2] | unknown[:, 1:-1] | unknown[:, 2:]
-    return across[:-2] | across[1:-1] | across[2:]
-
-
 def _coarse(places: NDArray[np.int32], colours: NDArray[np.float32], rows: Floats, before: NDArray[np.int32]) -> Coarse:
     """Restrict the matrix to alphas that are affine in colour in each block, and factor it."""
     y, x = places.T // BLOCK + 1
@@ -264,11 +264,8 @@ def _coarse(places: NDArray[np.int32], colours: NDArray[np.float32], rows: Float
     size = 4 * len(cells)
     matrix = sparse.bsr_array((half[beside >= 0], beside[beside >= 0], [0, *ends]), shape=(size, size)).tocsc()
     options = {"SymmetricMode": True}
-    return (
-        block,
-        colours,
-        splu(matrix + matrix.T, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options=options).solve,
-    )
+    factor = splu(matrix + matrix.T, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options=options)
+    return block, colours, factor.solve
 
 
 @njit(cache=True, fastmath=FREE)
