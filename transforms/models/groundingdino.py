@@ -23,9 +23,8 @@ from transforms.models.pth import find_file, read_weights
 
 PUBLISHED = {"swint_ogc": "GroundingDINO_SwinT_OGC", "swinb_cogcoor": "GroundingDINO_SwinB_cfg"}
 """What a published file's name holds, and the package's own config that goes with it."""
-# These spare memory in training, for twice the time; without gradients they only warn.
+# These save memory in training, by computing twice; without gradients they only warn.
 UNTRAINED = {"use_checkpoint": False, "use_transformer_ckpt": False}
-
 # What a wrong path, file or config raises: the package checks a config by using it.
 FAULTS = (OSError, ValueError, SyntaxError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
 
