@@ -2,11 +2,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 DEMO := demo
+# An environment over the first: its own packages come before those.
+GROUNDINGDINO := .venv-groundingdino
+PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-.PHONY: help env demo train test test-fast lint format bench lock clean
+.PHONY: help env groundingdino demo train test test-groundingdino test-fast lint format bench lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 env: .venv/.ready  ## make the environment in .venv, with the exact versions of constraints.txt
 
@@ -15,6 +18,14 @@ env: .venv/.ready  ## make the environment in .venv, with the exact versions of 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+groundingdino: $(GROUNDINGDINO)/.ready  ## make .venv-groundingdino, which runs Grounding DINO by its authors' code
+
+$(GROUNDINGDINO)/.ready: constraints-groundingdino.txt .venv/.ready
+	$(BIN)/python -m venv --clear --without-pip $(GROUNDINGDINO)
+	$(abspath $(BIN))/python $(PURELIB) > "$$($(GROUNDINGDINO)/bin/python $(PURELIB))/below.pth"
+	$(BIN)/uv pip install --quiet --python $(GROUNDINGDINO)/bin/python --no-deps -r constraints-groundingdino.txt --editable .
 	touch $@
 
 demo: env  ## render sample scenes and build a FastComposer dataset from them, in demo/
@@ -28,6 +39,11 @@ train: env  ## train a small model on the demo's dataset, in runs/demo: curves, 
 
 test: env  ## the whole test suite
 	$(BIN)/python -m pytest
+	if $(MAKE) groundingdino; then $(MAKE) test-groundingdino; else \
+	  echo "SKIPPED tests/transforms/test_groundingdino.py: groundingdino-py could not be installed"; fi
+
+test-groundingdino: groundingdino  ## the detector's tests, both backends, in .venv-groundingdino
+	$(GROUNDINGDINO)/bin/python -m pytest tests/transforms/test_groundingdino.py tests/transforms/test_detector.py
 
 test-fast: env  ## the tests that take no longer than a few seconds each
 	$(BIN)/python -m pytest -m "not slow"
@@ -58,5 +74,5 @@ bench: env  ## accuracy against the scenes' truth, speed, and what the localizat
 lock: env  ## resolve the newest versions into constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.11 --extra dev setup.py -o constraints.txt
 
-clean:  ## remove the environment and the demo
-	rm -rf .venv $(DEMO)
+clean:  ## remove the environments and the demo
+	rm -rf .venv $(GROUNDINGDINO) $(DEMO)

@@ -57,6 +57,9 @@ setup(
             "ruff>=0.17",
             "types-PyYAML>=6.0",
         ],
+        # A second backend for the detector. No resolver can put it beside install_requires: it needs an older
+        # transformers than the rest does. `make groundingdino` lays both over an environment that has the rest.
+        "groundingdino": ["groundingdino-py==0.4.0", "transformers>=4.57.6,<5"],
     },
     entry_points={"console_scripts": ["subjectloom = jobs.main:main"]},
 )

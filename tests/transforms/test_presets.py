@@ -23,13 +23,14 @@ def test_unknown_names_are_refused_with_a_suggestion() -> None:
         resolve("sample", {"segmentr": "x"})
 
 
-def test_the_revision_of_a_folder_is_a_hash_of_its_files(tmp_path: Path) -> None:
+def test_the_revision_of_a_folder_is_a_hash_of_its_files_and_of_a_file_its_own(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"two")
     (tmp_path / "a").write_bytes(b"one!")
     assert revision_of(str(tmp_path)) == "sha256:" + hashlib.sha256(b"a\x004\x00one!b\x003\x00two").hexdigest()
     before = revision_of(str(tmp_path))
     (tmp_path / "a").write_bytes(b"one?")
     assert revision_of(str(tmp_path)) != before
+    assert revision_of(str(tmp_path / "b")) == "sha256:" + hashlib.sha256(b"two").hexdigest()
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def cache(hub: Path, repository: str, file: str, commit: str, ref: str = "main")
     folder = hub / f"models--{repository.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True, exist_ok=True)
     (folder / "refs" / ref).write_text(commit)
-    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / file).parent.mkdir(parents=True)
     (folder / "snapshots" / commit / file).write_text("{}")
 
 

@@ -1,4 +1,8 @@
-"""Grounding DINO with transformers: boxes of what a caption's phrases name."""
+"""Grounding DINO: boxes of what a caption's phrases name.
+
+With transformers, or with its authors' own code (`transforms.models.groundingdino`): both are given the same pictures
+and the same tokens, and their answers are read in the same way.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +23,15 @@ from transformers import (
 from transformers.utils import logging
 
 from schemas.errors import ModelError
+from transforms.models.groundingdino import load_original
 
 
 @dataclass(eq=False)
 class Detector:
-    """A loaded checkpoint: the model, what prepares pictures and texts for it, and the device that it is on."""
+    """A loaded checkpoint: the model, what prepares pictures and texts for it, and the device that it is on.
+
+    `model` is transformers' `GroundingDinoForObjectDetection`, or asked and answering as that.
+    """
 
     model: Any
     processor: Any
@@ -34,12 +42,18 @@ class Detector:
 def load_detector(checkpoint: str | Path) -> Detector:
     """Load Grounding DINO from a folder or from the Hugging Face hub, as NAME or NAME@REVISION.
 
+    A name that ends in .pth is a file for groundingdino-py: `transforms.models.groundingdino.load_original`.
+
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(checkpoint).endswith(".pth"):
+        original, own_tokenizer = load_original(str(checkpoint))
+        # Its defaults are how the authors prepare pictures.
+        return Detector(original.eval().to(device), GroundingDinoImageProcessor(), own_tokenizer, device)
     is_folder = Path(checkpoint).is_dir()
     name, _, revision = (str(checkpoint), "", "") if is_folder else str(checkpoint).partition("@")
     place = {"pretrained_model_name_or_path": name, "revision": revision or "main"}

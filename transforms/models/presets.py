@@ -20,7 +20,7 @@ SAMPLE = Path(__file__).parent / "sample"
 class Models:
     """Checkpoints by what they do, the lowest similarity of a match for each kind of similarity, CLIPSeg's confidences.
 
-    A model of transformers from the hub may be NAME@REVISION.
+    A model of transformers from the hub may be NAME@REVISION. A `detector` that ends in .pth is its authors' own.
     No `segmenter`: the source's own annotations are the segments. No `captioner`: the source's own captions are all.
     `trimap` holds the confidence below which a pixel is background, and that above which it is the subject's.
     No `detector`: phrases are grounded by SAM's masks and CLIP. `everything` is how SAM looks for all masks.
@@ -106,13 +106,16 @@ def name_of(checkpoint: str) -> str:
 def revision_of(checkpoint: str) -> str:
     """Return what a checkpoint is at this moment, "" where that cannot be told.
 
-    For a folder it is SHA-256 over the names, sizes and contents of its files, sorted by name; for an installed
-    package its version; for a repository on the Hugging Face hub the commit that its main branch, or the revision
-    in NAME@REVISION, stands at (offline: stood at when it was last downloaded).
+    For a file it is its SHA-256; for a folder SHA-256 over the names, sizes and contents of its files, sorted by name;
+    for an installed package its version; for a repository on the Hugging Face hub the commit that its main branch, or
+    the revision in NAME@REVISION, stands at (offline: stood at when it was last downloaded).
     """
     folder = Path(checkpoint)
     if folder.is_dir():
         return f"sha256:{_digest(folder)}"
+    if folder.is_file():
+        with folder.open("rb") as stream:
+            return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
     try:
         return importlib.metadata.version(checkpoint)
     except (importlib.metadata.PackageNotFoundError, ValueError):

@@ -1,7 +1,6 @@
 """SAM with segment-anything: masks of boxes, and of everything in a picture."""
 
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,6 +18,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 
 from schemas.errors import ModelError
 from schemas.masks import BBox
+from transforms.models.pth import find_file, read_weights
 
 REFINED = 4
 """A mask has this share more pixels a side than the embedding that it is decoded from."""
@@ -110,17 +109,10 @@ def _published(checkpoint: str) -> Sam:
     sizes = [size for size in sam_model_registry if size in Path(checkpoint).name]
     if not sizes:
         raise ValueError("its name tells no size")
-    path = checkpoint
-    if not Path(checkpoint).is_file():
-        owner, repository, *name = checkpoint.split("/")
-        path = hf_hub_download(f"{owner}/{repository}", "/".join(name))
+    path = find_file(checkpoint)
     sam = sam_model_registry[sizes[0]]()
-    try:
-        # The registry itself would unpickle whatever the file holds.
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError("it holds other things than weights, and these are never loaded") from error
-    sam.load_state_dict(weights)
+    # The registry itself would unpickle whatever the file holds.
+    sam.load_state_dict(read_weights(path))
     return sam
 
 

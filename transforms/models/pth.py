@@ -1,0 +1,36 @@
+"""Checkpoints published as one .pth file, local or on the Hugging Face hub."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+
+
+def find_file(name: str) -> Path:
+    """Find a local file, or one on the Hugging Face hub as OWNER/REPOSITORY/PATH, downloaded on first use.
+
+    Raises:
+        OSError or ValueError: there is no such file.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    owner, *rest = name.split("/", 2)
+    if not owner or len(rest) < 2:
+        raise FileNotFoundError(f"there is no file {name}")
+    return Path(hf_hub_download(f"{owner}/{rest[0]}", rest[1]))
+
+
+def read_weights(path: Path) -> Any:  # noqa: ANN401 - each publisher nests its tensors in its own way
+    """Read the tensors of a .pth file, on the CPU; nothing that it holds is executed.
+
+    Raises:
+        OSError, ValueError or RuntimeError: it is broken or holds other things than tensors.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except EOFError as error:
+        raise ValueError("it is empty") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError("it holds other things than weights, and these are never loaded") from error
