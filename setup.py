@@ -1,11 +1,18 @@
 """Subjectloom: one application of seven importable folders."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="subjectloom",
     version="0.1.0",
     description="Training datasets for subject-driven text-to-image generation, built with Apache Beam",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT AND CC-BY-SA-4.0",
+    license_files=["LICENSE", "transforms/models/sample/parser/LICENSE.txt"],
+    keywords=["apache-beam", "webdataset", "text-to-image", "subject-driven generation", "segmentation", "matting"],
     python_requires=">=3.11",
     packages=find_packages(
         include=[
