@@ -24,7 +24,7 @@ from schemas.dataset import DatasetInfo, Job, Layout, ModelName, shard_fingerpri
 from schemas.errors import ConfigError, SubjectloomError
 from transforms.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.models.presets import Models, name_of, revision_of
-from transforms.output import finish_dataset, finished_shards, prepare_output
+from transforms.output import finish_dataset, finished_shards, leaving_nothing, prepare_output
 from transforms.read import list_source
 from transforms.sources.records import Chunk
 
@@ -69,17 +69,18 @@ def build(request: Request, console: Console) -> DatasetInfo:
     fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + planned.extra, job) for chunk in chunks}
     final = cut_fingerprints(fingerprints, planned.cut) if planned.cut else fingerprints
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
-    made = shards_made(request.output, fingerprints, final, planned.cut)
-    todo = [chunk for chunk in chunks if chunk.shard not in made]
-    if len(todo) < len(chunks):
-        console.print(f"{len(chunks) - len(todo)} of {len(chunks)} shards are done already", style="dim")
-    with progress_bar(console, todo) as progress:
-        for some in rounds(todo, options):
-            prints = {chunk.shard: fingerprints[chunk.shard] for chunk in some}
-            run(planned.recipe(some, output=request.output, fingerprints=prints, progress=progress), options)
-    if planned.cut:
-        with console.status(f"keeping the best {planned.cut.best:,}"):
-            cut_dataset(request.output, planned.layout, fingerprints, planned.cut, options)
+    with leaving_nothing(request.output):
+        made = shards_made(request.output, fingerprints, final, planned.cut)
+        todo = [chunk for chunk in chunks if chunk.shard not in made]
+        if len(todo) < len(chunks):
+            console.print(f"{len(chunks) - len(todo)} of {len(chunks)} shards are done already", style="dim")
+        with progress_bar(console, todo) as progress:
+            for some in rounds(todo, options):
+                prints = {chunk.shard: fingerprints[chunk.shard] for chunk in some}
+                run(planned.recipe(some, output=request.output, fingerprints=prints, progress=progress), options)
+        if planned.cut:
+            with console.status(f"keeping the best {planned.cut.best:,}"):
+                cut_dataset(request.output, planned.layout, fingerprints, planned.cut, options)
     return finish_dataset(request.output, job, final, planned.layout)
 
 

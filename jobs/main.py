@@ -1,11 +1,11 @@
 """The `subjectloom` command: a thin rim around the functions of `jobs/`."""
 
-import difflib
 import logging
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
-from schemas.errors import ConfigError, SubjectloomError
+from schemas.errors import ConfigError, SubjectloomError, choices
 
 app = typer.Typer(
     help="Training datasets for subject-driven text-to-image generation.",
@@ -34,9 +34,19 @@ RECIPES = ("fastcomposer", "blip-diffusion", "mip-adapter")
 FORMATS = ("fastcomposer", "coco", "mip-adapter")
 
 
+def print_version(asked: bool) -> None:
+    """Print the version and end, where it is asked for."""
+    if asked:
+        print_lines(f"subjectloom {metadata.version('subjectloom')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
 ) -> None:
     """Training datasets for subject-driven text-to-image generation."""
 
@@ -62,7 +72,8 @@ def build(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer, blip-diffusion or mip-adapter.")],
     source: Annotated[
-        str, typer.Option("--input", help="Folder, tars, Parquet or COCO JSON; a path, address or glob.")
+        str,
+        typer.Option("--input", help="Folder (COCO's annotations beside), tars or Parquet: path, address, glob."),
     ],
     output: Annotated[str, typer.Option(help="Folder of the dataset; any filesystem that Beam opens.")],
     kind: Annotated[
@@ -101,13 +112,13 @@ def build(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUTPUT.")] = False,
 ) -> None:
     """Build a dataset. What follows -- goes to Beam: -- --runner=DataflowRunner --project=..."""
+    check_recipe(recipe)
     from jobs.build import Request
     from jobs.build import build as run_build
     from jobs.plans import CONFIGS
     from jobs.report import write_report
     from transforms.models.presets import resolve
 
-    check_recipe(recipe)
     given = {
         "similarity": similarity,
         "segmenter": segmenter,
@@ -152,7 +163,11 @@ def export(
     source: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a dataset.")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     form: Annotated[
-        str, typer.Option("--format", help="fastcomposer or mip-adapter (their published trainers' folders) or coco.")
+        str,
+        typer.Option(
+            "--format",
+            help="fastcomposer, mip-adapter (what their trainers load) or coco (of fastcomposer).",
+        ),
     ],
     square: Annotated[
         bool, typer.Option("--square", help="fastcomposer: cut to squares in which the subjects survive its loader.")
@@ -189,7 +204,7 @@ def export(
             "its loader's gates: " + ("; ".join(filter(None, refused)) or "all pass"),
         )
     else:
-        raise ConfigError(f"there is no format {form!r}{suggestion(form, FORMATS)}: choose of {', '.join(FORMATS)}")
+        raise ConfigError(f"there is no format {form!r}{choices(form, FORMATS)}")
 
 
 def counted(reasons: Mapping[str, int], things: str) -> str:
@@ -213,13 +228,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
 ) -> None:
     """Train on a dataset. Several processes: torchrun --nproc_per_node N -m jobs.main train ..."""
+    check_recipe(recipe)
     from jobs.train import CONFIGS, PRESETS, run_training
     from training.train import this_process
 
-    check_recipe(recipe)
     presets = PRESETS[recipe]
     if preset not in presets:
-        raise ConfigError(f"there is no preset {preset!r}{suggestion(preset, list(presets))}: choose of sample, hub")
+        raise ConfigError(f"there is no preset {preset!r}{choices(preset, presets)}")
     settings = read_config(CONFIGS[recipe], config, {} if steps is None else {"steps": steps}, presets[preset])
     out.quiet = not this_process().is_main_process
     running = run_training(recipe, data, output, settings, preset=preset, model=model, resume=resume)
@@ -232,6 +247,7 @@ def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
         task = bar.add_task("training", total=steps)
+        done = 0
         for metrics in running:
             done = int(metrics["step"]) + 1
             losses = f"noise {metrics['noise']:.4f}"
@@ -240,6 +256,8 @@ def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
             bar.update(task, completed=done, description=losses)
             if not out.is_terminal and (done % max(1, steps // 10) == 0 or done == steps):
                 print_lines(f"step {done}  {losses}  {metrics['samples_per_second']:.1f} samples/s")
+    if not done:
+        print_lines(f"all {steps} steps were made before: more --steps go on")
 
 
 @app.command()
@@ -253,13 +271,7 @@ def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) 
 def check_recipe(recipe: str) -> None:
     """Refuse a recipe that does not exist."""
     if recipe not in RECIPES:
-        raise ConfigError(f"there is no recipe {recipe!r}{suggestion(recipe, RECIPES)}: choose of {', '.join(RECIPES)}")
-
-
-def suggestion(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """Return ", did you mean ...?" where `known` has something like `word`, else nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"there is no recipe {recipe!r}{choices(recipe, RECIPES)}")
 
 
 def read_config(
@@ -283,12 +295,14 @@ def read_config(
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(step) for step in first["loc"])
-        known = list(kind.model_fields)
-        if first["type"] == "extra_forbidden":
-            problem = f"{name!r} is no field of the config{suggestion(name, known)}: choose of {', '.join(known)}"
+        option = f"--{name.replace('_', '-')}" if name in given else ""
+        if first["type"] != "extra_forbidden":
+            problem = f"{option or name} = {first['input']!r}: {first['msg']}"
+        elif option:
+            raise ConfigError(f"{option} is another recipe's: this one has {', '.join(kind.model_fields)}") from error
         else:
-            problem = f"{name} = {first['input']!r}: {first['msg']}"
-        raise ConfigError(f"{path or 'the command line'}: {problem}") from error
+            problem = f"{name!r} is no field of the config{choices(name, kind.model_fields)}"
+        raise ConfigError(f"{'the command line' if option or path is None else path}: {problem}") from error
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, str]:
@@ -323,7 +337,8 @@ def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:
         for reason, number in reasons.items():
             table.add_row(f"  {stage}: {reason}", f"{number:,}", style="dim")
     out.print(table)
-    out.print("seconds  " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items()), style="dim")
+    told = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
+    out.print(f"seconds  {told}", style="dim", soft_wrap=True)
 
 
 def main() -> None:
@@ -337,7 +352,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         known = isinstance(error, SubjectloomError)
-        kind = "error" if known else f"unexpected {type(error).__name__} (--debug shows where)"
+        kind = "error" if known else f"unexpected {type(error).__name__} (`subjectloom --debug ...` shows where)"
         err.print(f"{kind}: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False, highlight=False)
         sys.exit(1)
 

@@ -58,6 +58,8 @@ def plan(config: Config, models: Models, listing: Listing) -> Plan:
 
 
 def _plan_fastcomposer(config: FastComposerConfig, models: Models, listing: Listing) -> Plan:
+    if listing.has_segments and config.segmenter == "sam":
+        raise ConfigError(f"{listing.kind} has masks of its own, which are the segments: leave out --segmenter sam")
     is_named = listing.has_labels if listing.has_segments else config.segmenter == "panoptic"
     _check_similarity(config.similarity, listing.kind if listing.has_segments else "SAM", is_named=is_named)
     # A preset's threshold is written down as the number that it was.

@@ -212,7 +212,7 @@ def stage_bars(info: DatasetInfo) -> list[Drawn]:
 def provenance(info: DatasetInfo) -> list[Drawn]:
     """Return config, models, versions and licences as rows of text."""
     return [
-        {"name": "Configuration", "rows": [("seed", str(info.seed)), *flat(info.config)]},
+        {"name": "Configuration", "rows": [*flat(info.config)]},
         {"name": "Models", "rows": [(part, model.name, model.revision) for part, model in info.models.items()]},
         {"name": "Library versions", "rows": list(info.libraries.items())},
         {

@@ -1,5 +1,6 @@
 """Train on a dataset: make the model, bind it to its data, run the loop, draw the curves."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -91,9 +92,17 @@ def run_training(
     def read_on(done: int) -> Iterator[dict[str, Any]]:
         return read(config, done, process.process_index, process.num_processes)
 
-    yield from train(trained, read_on, config, output, resume=resume, show=show)
+    origin = {"recipe": recipe, "data": fingerprint(shards), "preset": preset, "model": model}
+    yield from train(trained, read_on, config, output, resume=resume, show=show, origin=origin)
     if process.is_main_process:
         write_curves(output)
+
+
+def fingerprint(shards: Shards) -> str:
+    """Name a dataset by its shards: the SHA-256 of their names and, where they lie here, their sizes in bytes."""
+    sizes = [Path(url).stat().st_size if Path(url).is_file() else "" for url in shards.urls]
+    told = "\n".join(f"{Path(url).name} {size}" for url, size in zip(shards.urls, sizes, strict=True))
+    return f"sha256:{hashlib.sha256(told.encode()).hexdigest()}"
 
 
 def bind_fastcomposer(shards: Shards, config: TrainConfig, parts: Parts) -> tuple[Model, Read]:

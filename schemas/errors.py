@@ -7,7 +7,18 @@
   - `RecordError`: one record cannot go on; it becomes a reject, the job continues.
 """
 
+import difflib
+from collections.abc import Iterable
+
 from schemas.rejects import Reason
+
+
+def choices(word: str, known: Iterable[str]) -> str:
+    """End a message about a wrong `word`: what it may have been, where something is like it, and all that there is."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    listed = ", ".join(known)
+    return f", did you mean {close[0]!r}? Choose from {listed}" if close else f": choose from {listed}"
 
 
 class SubjectloomError(Exception):

@@ -8,7 +8,7 @@ import numpy as np
 
 PANELS = {"noise": "noise loss", "localization": "localization loss", "gradient_norm": "norm of the gradient"}
 """What is drawn of the metrics, where they have it."""
-WIDTH, HEIGHT, LEFT, TOP = 320, 180, 52, 28
+WIDTH, HEIGHT, LEFT, TOP = 320, 180, 72, 28
 """Of a panel's plot, and the room beside and above it, in pixels."""
 POINTS = 400
 """Most points that a curve is drawn with; each is the mean of the steps it stands for."""
@@ -46,9 +46,9 @@ def panel(title: str, steps: np.ndarray, values: np.ndarray, x: int) -> str:
     low, high = float(up.min()), float(up.max())
     pad = 0.05 * (high - low) or 0.5
     low, high = low - pad, high + pad
-    span = max(float(steps[-1]), 1.0)
+    span = float(steps[-1]) + 1
     points = " ".join(
-        f"{LEFT + WIDTH * a / span:.1f},{TOP + HEIGHT * (high - v) / (high - low):.1f}"
+        f"{LEFT + WIDTH * (a + 1) / span:.1f},{TOP + HEIGHT * (high - v) / (high - low):.1f}"
         for a, v in zip(across, up, strict=True)
     )
     return "\n".join(

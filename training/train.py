@@ -17,7 +17,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -144,6 +144,9 @@ Batches = Callable[[int], Iterator[Batch]]
 Metrics = dict[str, float]
 """A line of `metrics.jsonl`: step, the losses, gradient_norm, learning_rate, samples_per_second, skipped."""
 
+NOTE = "config.json"
+"""What was asked for, in the run's folder."""
+
 MAY_CHANGE = {"steps", "checkpoint_every", "keep", "sample_every"}
 """What a resumed run may be told anew: it changes none of the numbers before."""
 
@@ -156,10 +159,11 @@ def train(
     *,
     resume: bool = False,
     show: Batch | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Generator[Metrics]:
     """Train `model`, and yield the metrics of each step after it is done.
 
-    Several processes may run it together (`accelerate launch`): each takes batches of its own, all yield the same.
+    Several processes may run it together (`torchrun`): each takes batches of its own, all yield the same.
 
     Args:
         model: trained in place; what it holds at the start is the same in every process.
@@ -168,19 +172,27 @@ def train(
         output: the run's folder.
         resume: go on from the newest checkpoint; from the start where there is none.
         show: what the sample pictures are drawn for.
+        origin: what else a resumed run must have alike, as its data.
 
     Raises:
-        InputError: `output` holds a run and `resume` is false, or that run was told otherwise.
+        InputError: `output` holds a run and `resume` is false, or that run was told otherwise or has made more steps;
+            or it holds other files.
         ModelError: a loss is no number: the message names the step, the samples and the last good checkpoint.
     """
     accelerator = Accelerator(mixed_precision=config.precision, cpu=this_process().device.type == "cpu")
+    told = {"processes": accelerator.num_processes, **(origin or {}), **config.model_dump(mode="json")}
     if accelerator.is_main_process:
-        open_run(output, config, accelerator.num_processes, resume)
+        check_run(output, told, resume)
     accelerator.wait_for_everyone()
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     trainer = _Trainer.of(model, config, accelerator)
     start = trainer.restore(output)
+    if start > config.steps:
+        raise InputError(f"{output} has made {start} steps: it cannot be resumed with --steps {config.steps}")
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / NOTE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     taken = batches(start * config.accumulation)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_Log(output, start)) if accelerator.is_main_process else None
@@ -205,20 +217,22 @@ def this_process() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def open_run(output: Path, config: RunConfig, processes: int, resume: bool) -> None:
-    """Make the run's folder and note the config in it; raise InputError where another run stands in the way."""
-    note = output / "config.json"
-    asked = {"processes": processes, **config.model_dump(mode="json")}
+def check_run(output: Path, asked: Mapping[str, Any], resume: bool) -> None:
+    """Raise InputError where the folder holds another run, or files of somebody else's."""
+    note = output / NOTE
     if note.exists():
         if not resume:
             raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
-        told = json.loads(note.read_text(encoding="utf-8"))
-        changed = sorted(name for name in asked if told.get(name) != asked[name] and name not in MAY_CHANGE)
+        told = {**asked, **json.loads(note.read_text(encoding="utf-8"))}
+        changed = sorted(name for name in asked if told[name] != asked[name] and name not in MAY_CHANGE)
         if changed:
-            difference = ", ".join(f"{name} was {told.get(name)}, now {asked[name]}" for name in changed)
-            raise InputError(f"{output} cannot be resumed with another config: {difference}")
-    output.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+            difference = ", ".join(f"{name} was {told[name]}, now {asked[name]}" for name in changed)
+            raise InputError(f"{output} cannot be resumed as another run: {difference}")
+    elif output.exists() and (found := min(output.iterdir(), default=None)):
+        raise InputError(
+            f"{output} holds files that are not a run of Subjectloom's, {found.name} for one: "
+            "name a new or an empty folder"
+        )
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -21,11 +21,12 @@ from scipy import ndimage, sparse
 from scipy.sparse.linalg import splu
 
 Floats = NDArray[np.float64]
-Factor = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
+Singles = NDArray[np.float32]
+Factor = tuple[Singles, Singles, NDArray[np.int32]]
 """L below its diagonal [N, 12], the inverses [N] of its diagonal, the neighbours' numbers [N, 12].
 
 Single precision is enough for what only has to be near."""
-Coarse = tuple[NDArray[np.int32], NDArray[np.float32], Callable[[Floats], Floats]]
+Coarse = tuple[NDArray[np.int32], Singles, Callable[[Floats], Floats]]
 """The block [N] and the colour [N, 3] of each unknown pixel, and what solves the restricted matrix for [4 * B]."""
 
 EPSILON = 1e-7
@@ -216,7 +217,7 @@ def _neighbours(numbers: NDArray[np.int32], places: NDArray[np.int32]) -> NDArra
 
 
 @njit(cache=True, fastmath=FREE)
-def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: NDArray[np.float32], pivots: Floats) -> bool:
+def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: Singles, pivots: Singles) -> bool:
     """Factor the matrix, its diagonal enlarged by the share `shift`, incompletely: with its own pattern.
 
     Fills L [N, 12] below the diagonal and the inverses [N] of its diagonal; false where what the pattern neglects
@@ -245,7 +246,7 @@ def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: NDArra
     return True
 
 
-def _coarse(places: NDArray[np.int32], colours: NDArray[np.float32], rows: Floats, before: NDArray[np.int32]) -> Coarse:
+def _coarse(places: NDArray[np.int32], colours: Singles, rows: Floats, before: NDArray[np.int32]) -> Coarse:
     """Restrict the matrix to alphas that are affine in colour in each block, and factor it."""
     y, x = places.T // BLOCK + 1
     wide = int(x.max()) + 2
@@ -275,7 +276,7 @@ def _restrict(
     cell: NDArray[np.int32],
     wide: int,
     block: NDArray[np.int32],
-    colours: NDArray[np.float32],
+    colours: Singles,
     count: int,
 ) -> Floats:
     """Sum the matrix over pairs of blocks: [B, 6, 4, 4], half of a symmetric matrix.
@@ -305,7 +306,7 @@ def _restrict(
 
 
 @njit(cache=True, fastmath=FREE)
-def _gather(block: NDArray[np.int32], colours: NDArray[np.float32], vector: Floats, sums: Floats) -> None:
+def _gather(block: NDArray[np.int32], colours: Singles, vector: Floats, sums: Floats) -> None:
     """Sum `vector` [N], and its products with each colour, over each block: fills [4 * B]."""
     sums[:] = 0
     for i in range(len(vector)):
@@ -316,7 +317,7 @@ def _gather(block: NDArray[np.int32], colours: NDArray[np.float32], vector: Floa
 
 
 @njit(cache=True, fastmath=FREE)
-def _spread(block: NDArray[np.int32], colours: NDArray[np.float32], numbers: Floats, result: Floats) -> None:
+def _spread(block: NDArray[np.int32], colours: Singles, numbers: Floats, result: Floats | Singles) -> None:
     """Add to `result` [N] the alphas that `numbers` [4 * B] stand for."""
     for i in range(len(result)):
         at = 4 * block[i]
@@ -340,7 +341,7 @@ def _apply(rows: Floats, before: NDArray[np.int32], vector: Floats, result: Floa
 
 
 @njit(cache=True, fastmath={"contract"})
-def _precondition(factor: Factor, vector: Floats, result: NDArray[np.float32]) -> None:
+def _precondition(factor: Factor, vector: Floats, result: Singles) -> None:
     """Solve L L^T result = vector; `result` [N] holds any numbers on entry."""
     lower, pivots, before = factor
     count = len(lower)
@@ -392,7 +393,7 @@ def _conjugate_gradients(rows: Floats, right: Floats, factor: Factor, coarse: Co
 
 
 @njit(cache=True, fastmath=FREE)
-def _turn_to(direction: Floats, better: NDArray[np.float32], kept: float) -> None:
+def _turn_to(direction: Floats, better: Singles, kept: float) -> None:
     """Turn `direction` [N] to `better` plus the share `kept` of what it was."""
     for i in range(len(direction)):
         direction[i] = better[i] + kept * direction[i]
@@ -410,7 +411,7 @@ def _move(length: float, direction: Floats, product: Floats, solution: Floats, r
 
 
 @njit(cache=True, fastmath=FREE)
-def _dot(one: Floats, other: Floats) -> float:
+def _dot(one: Floats, other: Floats | Singles) -> float:
     """Multiply two vectors [N]; NumPy's own product has other last digits on another number of threads."""
     total = 0.0
     for i in range(len(one)):

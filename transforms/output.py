@@ -80,6 +80,19 @@ def prepare_output(output: str, job: Job, *, overwrite: bool = False, resume: bo
         raise InputError(f"cannot write to {output}: {error}") from error
 
 
+@contextmanager
+def leaving_nothing(output: str) -> Iterator[None]:
+    """Empty `output` again where a job fails before a shard is done: the mended command starts as the first did."""
+    try:
+        yield
+    except BaseException:
+        names = list_files(output)
+        if "dataset.json" not in names and not finished_shards(output):
+            recipe = _read_job(output).recipe
+            remove_files(join(output, name) for name in names if _is_ours(name, recipe))
+        raise
+
+
 def finished_shards(output: str) -> dict[int, str]:
     """Return the fingerprint of every shard that is done, by its number."""
     names = set(list_files(output))

@@ -1,6 +1,7 @@
 """The command as a person types it."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,39 @@ def test_a_misspelt_field_of_the_config_gets_a_suggestion(run: Run, tmp_path: Pa
     status, printed = run("build", "fastcomposer", "--input", "x", "--output", "y", "--config", config)
     assert status == 1
     assert "'treshold' is no field of the config, did you mean 'threshold'" in " ".join(printed.split())
+
+
+def test_a_wrong_option_is_not_blamed_on_the_file(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("min_area: 0.01\n")
+    command = ("build", "fastcomposer", "--input", "x", "--output", "y", "--config", config)
+    assert "error: --best is another recipe's: this one has " in " ".join(run(*command, "--best", "3")[1].split())
+    printed = " ".join(run(*command, "--similarity", "clipp")[1].split())
+    assert "error: the command line: --similarity = 'clipp'" in printed
+    config.write_text("min_area: much\n")
+    assert f"error: {config}: min_area = 'much'" in " ".join(run(*command)[1].split())
+
+
+def test_sources_with_masks_of_their_own_need_no_segmenter(run: Run, annotated: Path, tmp_path: Path) -> None:
+    status, printed = build(run, annotated, tmp_path / "out", "--segmenter", "sam")
+    assert status == 1
+    assert "coco-panoptic has masks of its own" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_build_that_fails_at_once_leaves_the_folder_as_it_was(run: Run, annotated: Path, tmp_path: Path) -> None:
+    command = ("build", "fastcomposer", "--input", annotated, "--output", tmp_path / "out")
+    status, printed = run(*command, "--model", "clip=/no/where")
+    assert status == 1
+    assert "no CLIP /no/where" in " ".join(printed.split())
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert build(run, annotated, tmp_path / "out")[0] == 0
+    assert run(*command, "--model", "clip=/no/where", "--resume")[0] == 1
+    assert (tmp_path / "out" / "fastcomposer-000000.tar").is_file()
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version") == (0, f"subjectloom {version('subjectloom')}\n")
 
 
 def test_the_traceback_comes_only_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

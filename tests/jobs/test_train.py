@@ -42,6 +42,36 @@ def test_one_command_trains_on_a_dataset_and_goes_on(run: Run, dataset: Path, tm
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_run_is_not_resumed_as_another(run: Run, dataset: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("batch: 1\nworkers: 0\n")
+    output = tmp_path / "run"
+    command = ("train", "fastcomposer", "--output", output, "--config", config, "--resume")
+    assert run(*command, "--data", dataset, "--steps", 2)[0] == 0
+    note = (output / "config.json").read_text()
+
+    write_dataset(tmp_path / "other", [[example(f"key{i}", SUBJECTS) for i in range(7)]])
+    status, printed = run(*command, "--data", tmp_path / "other", "--steps", 3)
+    assert status == 1
+    assert "cannot be resumed as another run: data was sha256:" in " ".join(printed.split())
+    status, printed = run(*command, "--data", dataset, "--steps", 1)
+    assert status == 1
+    assert "has made 2 steps: it cannot be resumed with --steps 1" in " ".join(printed.split())
+    assert (output / "config.json").read_text() == note
+    status, printed = run(*command, "--data", dataset, "--steps", 2)
+    assert status == 0
+    assert printed.startswith("all 2 steps were made before")
+
+
+def test_files_of_others_are_left_alone(run: Run, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "weights").write_text("precious")
+    status, printed = run("train", "fastcomposer", "--data", dataset, "--output", tmp_path / "mine", "--steps", 1)
+    assert status == 1
+    assert "holds files that are not a run of Subjectloom's, model for one" in " ".join(printed.split())
+    assert (tmp_path / "mine" / "model" / "weights").read_text() == "precious"
+
+
 def test_a_trained_model_can_be_started_from(run: Run, dataset: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("batch: 1\nworkers: 0\n")

@@ -32,14 +32,14 @@ def test_a_run_of_any_length_has_three_curves_within_their_frames(tmp_path: Path
 
 
 def test_points_lie_where_their_values_say() -> None:
-    """Values 0, 10 over steps 0, 4: the frame spans -0.5 to 10.5."""
+    """Values 0, 10 after steps 1, 5: the frame spans -0.5 to 10.5."""
     drawn = ET.fromstring(panel("title", np.array([0.0, 4.0]), np.array([0.0, 10.0]), 0))
     line = drawn.find("polyline")
     assert line is not None
     low, high = TOP + HEIGHT * 10.5 / 11, TOP + HEIGHT * 0.5 / 11
-    assert line.get("points") == f"{LEFT:.1f},{low:.1f} {LEFT + WIDTH:.1f},{high:.1f}"
+    assert line.get("points") == f"{LEFT + WIDTH / 5:.1f},{low:.1f} {LEFT + WIDTH:.1f},{high:.1f}"
     texts = [element.text for element in drawn.findall("text")]
-    assert texts == ["title", "10.5", "-0.5", "0", "step 4"]
+    assert texts == ["title", "10.5", "-0.5", "0", "step 5"]
 
 
 def test_long_runs_are_drawn_as_means() -> None:

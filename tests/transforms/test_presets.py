@@ -17,7 +17,7 @@ def test_one_model_is_replaced_alone() -> None:
 
 
 def test_unknown_names_are_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match="there is no preset 'hubb': choose of sample, hub"):
+    with pytest.raises(ConfigError, match=r"there is no preset 'hubb', did you mean 'hub'\? Choose from sample, hub"):
         resolve("hubb", {})
     with pytest.raises(ConfigError, match="there is no model 'segmentr' to replace, did you mean 'segmenter'"):
         resolve("sample", {"segmentr": "x"})

@@ -1,6 +1,5 @@
 """Which checkpoints a job runs: presets by name, each of whose models can be replaced alone."""
 
-import difflib
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, choices
 from transforms.models.clip import hub_repository
 from transforms.models.sam import Everything
 
@@ -84,12 +83,10 @@ def resolve(preset: str, overrides: Mapping[str, str]) -> Models:
         ConfigError: there is no such preset or kind of model.
     """
     if preset not in PRESETS:
-        raise ConfigError(f"there is no preset {preset!r}: choose of {', '.join(PRESETS)}")
+        raise ConfigError(f"there is no preset {preset!r}{choices(preset, PRESETS)}")
     for kind in overrides:
         if kind not in KINDS:
-            close = difflib.get_close_matches(kind, KINDS, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"there is no model {kind!r} to replace{hint}: choose of {', '.join(KINDS)}")
+            raise ConfigError(f"there is no model {kind!r} to replace{choices(kind, KINDS)}")
     models = replace(PRESETS[preset], **overrides)  # type: ignore[arg-type]
     if "clip" in overrides:
         known = [one.thresholds for one in PRESETS.values() if one.clip == models.clip]
