@@ -142,6 +142,9 @@ def build(
     report = write_report(output)
     print_books(info.counts.model_dump(), info.seconds)
     out.print(f"dataset  {output}\nreport   {report}", soft_wrap=True)
+    small = [use for use, one in info.models.items() if one.name.startswith("sample/") and use != "parser"]
+    if small:
+        print_lines(f"models   {', '.join(small)}: small ones, for sample scenes alone; --preset hub reads photographs")
     if not info.counts.written:
         raise SubjectloomError(f"nothing was written: all {info.counts.read} records were rejected, see {report}")
 
