@@ -39,7 +39,7 @@ FADING, LOOK_BACK = 0.7, 6
 """Changes are smoothed by this factor from step to step, and compared with those of so many steps before."""
 MOST_STEPS = 2000
 """Of the solver; some thirty is what pictures take."""
-FIRST_SHIFT = 4e-3
+FIRST_SHIFT = 1.6e-2
 """What the incomplete factor adds to the diagonal, as a share of it; four times as much where it fails."""
 BLOCK = 8
 """Side in pixels of the blocks. Smaller ones save steps, and cost more to factor."""
