@@ -33,8 +33,8 @@ from schemas.images import encode_grey, encode_jpeg
 from schemas.shards import write_tar
 from training.blip_data import each_once, pairs, read_prompts
 from training.blip_diffusion import BlipDiffusion, load_blip_parts
-from training.data import find_shards
 from training.diffusion import encode_pictures, noise_target
+from training.shards import find_shards
 from training.small import small_blip_parts
 from training.train import BlipTrainConfig, train
 from transforms.models.presets import SAMPLE

@@ -32,7 +32,8 @@ from torchvision.transforms import v2
 from benchmarks.localization import TRAINING, examples_of
 from jobs.export_fastcomposer import export_fastcomposer
 from tests.datasets import write_dataset
-from training.data import DataConfig, batches, find_shards, read_captions
+from training.data import DataConfig, batches, read_captions
+from training.shards import find_shards
 from training.tokenizer import small_tokenizer
 
 RESOLUTION, REFERENCE, MOST = 512, 224, 4

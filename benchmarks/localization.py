@@ -36,10 +36,11 @@ from jobs.train import PRESETS
 from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.masks import Mask
 from tests.datasets import write_dataset
-from training.data import DataConfig, batches, find_shards, read_captions
+from training.data import DataConfig, batches, read_captions
 from training.diffusion import Draws
 from training.fastcomposer import FastComposer, load_parts
 from training.localization import Subjects
+from training.shards import find_shards
 from training.small import small_parts
 from training.train import TrainConfig, train
 from transforms.models.presets import SAMPLE

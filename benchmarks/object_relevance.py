@@ -42,12 +42,12 @@ from jobs.train import PRESETS
 from schemas import mip_adapter
 from schemas.example import Example, Object, Quality
 from tests.datasets import write_dataset
-from training.data import find_shards
 from training.diffusion import Batch, Draws, encode_pictures, noise_loss, noise_target
 from training.localization import Subjects, localize
 from training.merge import Predict, adapt, over_mean
 from training.mip_adapter import MipAdapter, MipParts, load_mip_parts
 from training.mip_data import NAME_LENGTH, ObjectConfig, object_batches, read_texts
+from training.shards import find_shards
 from training.small import small_mip_parts
 from training.train import MipTrainConfig, this_process, to_device, train
 from transforms.models.presets import SAMPLE

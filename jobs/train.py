@@ -13,10 +13,11 @@ import transformers
 from training.blip_data import each_once, pairs, read_prompts
 from training.blip_diffusion import BlipDiffusion, BlipParts, load_blip_parts, without_subjects
 from training.curves import write_curves
-from training.data import Shards, batches, find_shards, read_captions
+from training.data import batches, read_captions
 from training.fastcomposer import FastComposer, Parts, load_parts
 from training.mip_adapter import MipAdapter, MipParts, load_mip_parts
 from training.mip_data import object_batches, read_texts
+from training.shards import Shards, find_shards
 from training.small import SIDE, small_blip_parts, small_mip_parts, small_parts
 from training.train import (
     BlipTrainConfig,

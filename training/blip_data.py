@@ -1,6 +1,6 @@
 """From a BLIP-Diffusion dataset's shards to batches: pairs of an input and the picture that it came from.
 
-Shards are read, shuffled and divided as `training.data` does for every recipe; here stands what a pair is. The text
+Shards are read, shuffled and divided as `training.shards` does for every recipe; here stands what a pair is. The text
 encoder reads the template of the paper (Li, Li and Hoi 2023, section 3.2),
 
     [text prompt], the [subject text] is [subject prompt]
@@ -21,8 +21,8 @@ from pydantic import Field, ValidationError
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from schemas.blip_diffusion import PlacementField, Record
-from training.data import Batch, LoadConfig, Raw, Shards, as_floats, load, read_samples, rng_of, stack
 from training.geometry import Box, Window, decode, open_jpeg, reduction, window_of
+from training.shards import Batch, LoadConfig, Raw, Shards, as_floats, load, read_samples, rng_of, stack
 
 QUERIES = 16
 """Embeddings of a subject prompt: of 32 the paper says that they overwhelm the text."""
@@ -57,7 +57,7 @@ def pairs(
     rank: int | None = None,
     world: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield BLIP-Diffusion's batches, as `training.data.load` does.
+    """Yield BLIP-Diffusion's batches, as `training.shards.load` does.
 
     A batch holds
 
@@ -72,7 +72,7 @@ def pairs(
         skipped                 list of str: samples that could not be read, and why
 
     Raises:
-        InputError: a shard cannot be read, or of `training.data.PATIENCE` batches not one sample.
+        InputError: a shard cannot be read, or of `training.shards.PATIENCE` batches not one sample.
     """
     make = partial(make_pairs, tokenizer=tokenizer, subject_tokenizer=subject_tokenizer, config=config)
     yield from map(as_floats, load(shards, make, config, done, rank, world))

@@ -1,7 +1,7 @@
 """From a MIP-Adapter dataset's shards to batches: pictures, and references cut out of them with their names.
 
-Shards are read, shuffled and divided as `training.data` does for every recipe; here stands what a sample becomes. As in
-the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes, a reference stands on
+Shards are read, shuffled and divided as `training.shards` does for every recipe; here stands what a sample becomes. As
+in the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes, a reference stands on
 white, its text is the one word that names the object, and pictures and text are dropped together or alone.
 """
 
@@ -20,9 +20,10 @@ from transformers import CLIPTokenizer
 
 from schemas.masks import BBox
 from schemas.mip_adapter import ObjectField, Record
-from training.data import SMALLEST, Batch, LoadConfig, Raw, Shards, as_floats, check, load, read_samples, rng_of, stack
+from training.data import SMALLEST, check
 from training.geometry import Box, Window, decode, open_jpeg, to_pixels, window_of
 from training.references import WHITE, cut_out, to_square
+from training.shards import Batch, LoadConfig, Raw, Shards, as_floats, load, read_samples, rng_of, stack
 
 NAME_LENGTH = 16
 """Tokens of an object's name, marks included; what is longer is cut."""
@@ -52,7 +53,7 @@ def object_batches(
     rank: int | None = None,
     world: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield MIP-Adapter's batches, as `training.data.load` does.
+    """Yield MIP-Adapter's batches, as `training.shards.load` does.
 
     A batch holds
 
@@ -69,7 +70,7 @@ def object_batches(
         skipped              list of str: samples that could not be read, and why
 
     Raises:
-        InputError: a shard cannot be read, or of `training.data.PATIENCE` batches not one sample.
+        InputError: a shard cannot be read, or of `training.shards.PATIENCE` batches not one sample.
     """
     make = partial(make_objects, tokenizer=tokenizer, config=config)
     yield from map(as_floats, load(shards, make, config, done, rank, world))

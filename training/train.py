@@ -43,10 +43,11 @@ from training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from training.data import DataConfig, LoadConfig
+from training.data import DataConfig
 from training.diffusion import Batch, Draws
 from training.merge import MergeName
 from training.mip_data import ObjectConfig
+from training.shards import LoadConfig
 
 
 class RunConfig(LoadConfig):
@@ -223,10 +224,10 @@ def check_run(output: Path, asked: Mapping[str, Any], resume: bool) -> None:
     if note.exists():
         if not resume:
             raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
-        told = {**asked, **json.loads(note.read_text(encoding="utf-8"))}
-        changed = sorted(name for name in asked if told[name] != asked[name] and name not in MAY_CHANGE)
+        told = json.loads(note.read_text(encoding="utf-8"))
+        changed = sorted(name for name in asked if told.get(name) != asked[name] and name not in MAY_CHANGE)
         if changed:
-            difference = ", ".join(f"{name} was {told[name]}, now {asked[name]}" for name in changed)
+            difference = ", ".join(f"{name} was {told.get(name)}, now {asked[name]}" for name in changed)
             raise InputError(f"{output} cannot be resumed as another run: {difference}")
     elif output.exists() and (found := min(output.iterdir(), default=None)):
         raise InputError(

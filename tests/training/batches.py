@@ -2,7 +2,7 @@
 
 import torch
 
-from training.data import Batch
+from training.shards import Batch
 
 
 def same(one: Batch, other: Batch) -> bool:

@@ -26,8 +26,8 @@ from training.blip_data import (
     placed,
     read_prompts,
 )
-from training.data import Batch, as_floats, find_shards
 from training.geometry import window_of
+from training.shards import Batch, as_floats, find_shards
 from training.tokenizer import small_tokenizer
 
 TOKENIZER = small_tokenizer(PROMPTS)

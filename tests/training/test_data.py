@@ -26,20 +26,10 @@ from schemas.fastcomposer import Record, to_sample
 from schemas.masks import Mask
 from schemas.shards import Sample, read_tar, write_tar
 from tests.training.batches import same
-from training.data import (
-    Batch,
-    DataConfig,
-    _part,
-    as_floats,
-    batches,
-    drop,
-    find_shards,
-    make_batch,
-    read_captions,
-    shuffle,
-)
+from training.data import DataConfig, batches, drop, make_batch, read_captions
 from training.geometry import Square, decode, open_jpeg
 from training.references import cut_out, draw_shifts, to_square
+from training.shards import Batch, _part, as_floats, find_shards, shuffle
 from training.tokenizer import locate, small_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -600,7 +590,7 @@ def test_shards_are_read_from_addresses(dataset: Path) -> None:
 def test_training_needs_no_beam() -> None:
     script = (
         "import sys; sys.modules['apache_beam'] = None\n"
-        "import training.data, training.train, training.small, training.curves"
+        "import training.data, training.shards, training.train, training.small, training.curves"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, cwd=ROOT)
 

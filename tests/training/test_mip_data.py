@@ -16,7 +16,6 @@ from schemas.mip_adapter import Record, to_sample
 from schemas.shards import Sample, write_tar
 from tests.training.batches import same
 from tests.training.objects import TWO, example, raw_of, write_objects
-from training.data import Batch, as_floats, find_shards
 from training.geometry import Window, window_of
 from training.mip_data import (
     ObjectConfig,
@@ -28,6 +27,7 @@ from training.mip_data import (
     surest,
     union,
 )
+from training.shards import Batch, as_floats, find_shards
 from training.tokenizer import small_tokenizer
 
 TOKENIZER = small_tokenizer(["a red ball and a cup", "teddy bear"])
