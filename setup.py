@@ -21,7 +21,7 @@ setup(
             for dots in ("", ".*")
         ]
     ),
-    package_data={"transforms": ["models/sample/**"], "jobs": ["templates/*"]},
+    package_data={"transforms": ["models/sample/**"], "jobs": ["report/templates/*"]},
     install_requires=[
         "accelerate>=1.10",
         "apache-beam>=2.77",

@@ -18,17 +18,17 @@ import typer
 from rich.console import Console
 
 from jobs.build import Request, build
-from jobs.export import read_samples
-from jobs.metrics import LabelledMask, intersection_over_union, panoptic_quality
+from jobs.exports.folder import read_samples
+from jobs.sample_models.metrics import LabelledMask, intersection_over_union, panoptic_quality
+from jobs.sample_models.parser import evaluate
 from jobs.scenes import write_scenes
-from jobs.train_parser import evaluate
 from pipelines.fastcomposer import FastComposerConfig
 from schemas.images import decode_image
 from schemas.masks import Mask
 from transforms.models.parser import load_parser, parse_captions
 from transforms.models.presets import Models, resolve
 from transforms.models.segmenter import load_segmenter, segment_images
-from transforms.phrases import find_phrases
+from transforms.text.phrases import find_phrases
 
 SEED = 1000
 """Scenes of `subjectloom scenes --seed 1000`; training draws from other streams."""

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.memory import peak_mb
 from schemas.keys import rng_of
-from transforms.best import Candidate, ChooseBest, MarkNearDuplicates
+from transforms.selection.top_k import Candidate, ChooseBest, MarkNearDuplicates
 
 PER_SHARD = 1000
 COPIED = 10

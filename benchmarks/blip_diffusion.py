@@ -27,9 +27,9 @@ from rich.table import Table
 
 from jobs.scenes import scene_of
 from jobs.train import PRESETS
-from schemas.blip_diffusion import to_sample
 from schemas.example import Example, Placement, Source, Subject
 from schemas.images import encode_grey, encode_jpeg
+from schemas.samples.blip_diffusion import to_sample
 from schemas.shards import write_tar
 from training.blip_data import each_once, pairs, read_prompts
 from training.blip_diffusion import BlipDiffusion, load_blip_parts

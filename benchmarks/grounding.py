@@ -22,8 +22,8 @@ from segment_anything.modeling import Sam
 
 from benchmarks.accuracy import SEED, Truth, read_truths
 from jobs.build import Request, build
-from jobs.export import read_samples
-from jobs.metrics import intersection_over_union
+from jobs.exports.folder import read_samples
+from jobs.sample_models.metrics import intersection_over_union
 from jobs.scenes import write_scenes
 from pipelines.mip_adapter import MipAdapterConfig
 from schemas.images import decode_image

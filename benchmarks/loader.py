@@ -30,7 +30,7 @@ from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms import v2
 
 from benchmarks.localization import TRAINING, examples_of
-from jobs.export_fastcomposer import export_fastcomposer
+from jobs.exports.fastcomposer import export_fastcomposer
 from tests.datasets import write_dataset
 from training.data import DataConfig, batches, read_captions
 from training.shards import find_shards

@@ -22,15 +22,15 @@ from rich.console import Console
 
 from benchmarks.accuracy import SEED, Truth, read_truths
 from benchmarks.matting import by_pymatting
-from jobs.metrics import intersection_over_union
+from jobs.sample_models.metrics import intersection_over_union
 from jobs.scenes import write_scenes
 from pipelines.blip_diffusion import BlipDiffusionConfig, confidences_of, with_thresholds
 from schemas.images import decode_image
-from transforms.matte import Confidences, enlarge
-from transforms.matting import closed_form_alpha
+from transforms.matting.closed_form import closed_form_alpha
+from transforms.matting.cutout import Confidences, enlarge
+from transforms.matting.trimap import UNKNOWN, trimap_of_confidence
 from transforms.models.clipseg import ClipSeg, find_texts, load_clipseg
 from transforms.models.presets import resolve
-from transforms.trimap import UNKNOWN, trimap_of_confidence
 
 BATCH = 8
 SWEPT = SEED + 500

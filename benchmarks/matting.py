@@ -29,7 +29,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from benchmarks.memory import forget_peak, held_mb, peak_mb
-from transforms.matting import closed_form_alpha
+from transforms.matting.closed_form import closed_form_alpha
 from transforms.scenes import make_scene
 
 numba.set_num_threads(1)

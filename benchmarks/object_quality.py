@@ -29,7 +29,7 @@ from schemas.example import Example, Object, Quality
 from schemas.masks import Mask
 from transforms.models.clip import load_clip
 from transforms.models.presets import PRESETS
-from transforms.quality import add_quality
+from transforms.selection.quality import add_quality
 
 SEED = 3001
 """Of scenes that no training saw."""

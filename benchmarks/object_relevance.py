@@ -39,8 +39,8 @@ from torch import Tensor
 
 from benchmarks import localization
 from jobs.train import PRESETS
-from schemas import mip_adapter
 from schemas.example import Example, Object, Quality
+from schemas.samples import mip_adapter
 from tests.datasets import write_dataset
 from training.diffusion import Batch, Draws, encode_pictures, noise_loss, noise_target
 from training.localization import Subjects, localize

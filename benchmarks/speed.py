@@ -21,14 +21,14 @@ from pipelines.fastcomposer import FastComposerConfig, threshold_of
 from schemas.errors import RecordError
 from schemas.example import Example, Source
 from schemas.images import to_stored_jpeg
-from transforms.match import match_phrases
 from transforms.models.clip import load_clip
 from transforms.models.parser import load_parser, parse_captions
 from transforms.models.presets import Models, resolve
 from transforms.models.segmenter import load_segmenter
-from transforms.phrases import add_phrases
-from transforms.segment import add_segments
-from transforms.similarity import add_clip_similarity
+from transforms.regions.match import match_phrases
+from transforms.regions.segment import add_segments
+from transforms.regions.similarity import add_clip_similarity
+from transforms.text.phrases import add_phrases
 
 
 def one_at_a_time(pictures: Path, models: Models, config: FastComposerConfig) -> tuple[int, float]:

@@ -22,10 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from jobs.plans import Config, plan
 from schemas.dataset import DatasetInfo, Job, Layout, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
-from transforms.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
+from transforms.dataset import finish_dataset, finished_shards, leaving_nothing, prepare_output
 from transforms.models.presets import Models, name_of, revision_of
-from transforms.output import finish_dataset, finished_shards, leaving_nothing, prepare_output
 from transforms.read import list_source
+from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 
 SHARDS_PER_ROUND = 4

@@ -10,11 +10,12 @@ from apache_beam.io.filesystem import BeamIOError
 from rich.console import Console
 from rich.table import Table
 
-from schemas import blip_diffusion, fastcomposer, mip_adapter
 from schemas.dataset import REJECT_COLUMNS, DatasetInfo, Layout, Row
 from schemas.errors import InputError
+from schemas.samples import blip_diffusion, fastcomposer, mip_adapter
 from schemas.shards import Entry, Sample, read_tar
-from transforms.output import join, list_files, open_file, read_info, read_table
+from transforms.dataset import read_info, read_table
+from transforms.files import join, list_files, open_file
 
 LAYOUTS: Mapping[str, Layout] = {
     layout.recipe: layout for layout in (fastcomposer.LAYOUT, blip_diffusion.LAYOUT, mip_adapter.LAYOUT)

@@ -116,7 +116,7 @@ def build(
     from jobs.build import Request
     from jobs.build import build as run_build
     from jobs.plans import CONFIGS
-    from jobs.report import write_report
+    from jobs.report.page import write_report
     from transforms.models.presets import resolve
 
     given = {
@@ -181,9 +181,9 @@ def export(
     seed: Annotated[int, typer.Option(help="fastcomposer: chooses which are held out.", min=0)] = 0,
 ) -> None:
     """Write the folder layout that other programs load."""
-    from jobs.export_coco import export_coco
-    from jobs.export_fastcomposer import export_fastcomposer
-    from jobs.export_mip_adapter import export_mip_adapter
+    from jobs.exports.coco import export_coco
+    from jobs.exports.fastcomposer import export_fastcomposer
+    from jobs.exports.mip_adapter import export_mip_adapter
 
     if form == "fastcomposer":
         exported = export_fastcomposer(source, destination, square=square, held_out=held_out, seed=seed)
@@ -266,7 +266,7 @@ def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
 @app.command()
 def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) -> None:
     """Write report.html again."""
-    from jobs.report import write_report
+    from jobs.report.page import write_report
 
     out.print(str(write_report(output)), soft_wrap=True)
 

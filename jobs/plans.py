@@ -9,13 +9,13 @@ import apache_beam as beam
 from pipelines.blip_diffusion import BlipDiffusionConfig, BuildBlipDiffusion, with_thresholds
 from pipelines.fastcomposer import BuildFastComposer, FastComposerConfig, threshold_of
 from pipelines.mip_adapter import BuildMipAdapter, MipAdapterConfig, mask_threshold
-from schemas import blip_diffusion, fastcomposer, mip_adapter
 from schemas.dataset import Layout
 from schemas.errors import ConfigError
-from transforms.backgrounds import list_backgrounds
-from transforms.cut import Cut
+from schemas.samples import blip_diffusion, fastcomposer, mip_adapter
+from transforms.matting.backgrounds import list_backgrounds
 from transforms.models.presets import Models
 from transforms.read import Listing
+from transforms.selection.cut import Cut
 
 Config = FastComposerConfig | BlipDiffusionConfig | MipAdapterConfig
 

@@ -17,20 +17,20 @@ from dataclasses import dataclass
 import apache_beam as beam
 from pydantic import Field, model_validator
 
-from schemas.blip_diffusion import LAYOUT
 from schemas.dataset import Part, StrictModel
-from transforms.backgrounds import Background
-from transforms.captions import WriteCaptions
-from transforms.composite import Blending, Composition, LayOnBackgrounds
-from transforms.confidence import FindTexts
-from transforms.matte import Confidences, DrawTrimaps, SolveMattes
+from schemas.samples.blip_diffusion import LAYOUT
+from transforms.matting.backgrounds import Background
+from transforms.matting.composite import Blending, Composition, LayOnBackgrounds
+from transforms.matting.cutout import Confidences, DrawTrimaps, SolveMattes
 from transforms.models.captioner import Wording
 from transforms.models.presets import Models
-from transforms.phrases import ExtractPhrases
 from transforms.progress import CountRecords
 from transforms.read import ReadBatches
+from transforms.regions.heatmaps import FindTexts
+from transforms.regions.subject import ChooseSubject, DropSmallPictures, Filters
 from transforms.sources.records import Chunk
-from transforms.subject import ChooseSubject, DropSmallPictures, Filters
+from transforms.text.captions import WriteCaptions
+from transforms.text.phrases import ExtractPhrases
 from transforms.write import WriteDataset
 
 

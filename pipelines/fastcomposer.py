@@ -17,16 +17,15 @@ import apache_beam as beam
 from pydantic import Field
 
 from schemas.dataset import Part, StrictModel
-from schemas.fastcomposer import LAYOUT
-from transforms.match import MatchPhrases
+from schemas.samples.fastcomposer import LAYOUT
 from transforms.models.presets import Models
-from transforms.phrases import ExtractPhrases
 from transforms.progress import CountRecords
 from transforms.read import ReadBatches
-from transforms.segment import SegmentPictures
-from transforms.segment_everything import SegmentEverything
-from transforms.similarity import ScoreSimilarity
+from transforms.regions.match import MatchPhrases
+from transforms.regions.segment import SegmentEverything, SegmentPictures
+from transforms.regions.similarity import ScoreSimilarity
 from transforms.sources.records import Chunk
+from transforms.text.phrases import ExtractPhrases
 from transforms.write import WriteDataset
 
 

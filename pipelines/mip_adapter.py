@@ -3,7 +3,7 @@
 Huang et al. 2024, "Resolving Multi-Condition Confusion for Finetuning-Free Personalized Image Generation": SA-1B's
 pictures with captions; boxes of the caption's nouns by a grounding detector, masks by SAM; of all pictures those whose
 objects fit their names and differ from each other, by the object quality score. What the published loader does not
-take is left out here, once (`transforms.gates`).
+take is left out here, once (`transforms.regions.gates`).
 
     subjectloom build mip-adapter --input PICTURES --output OUT [--best 100000]
 """
@@ -16,22 +16,21 @@ import apache_beam as beam
 from pydantic import Field
 
 from schemas.dataset import Part, StrictModel
-from schemas.mip_adapter import LAYOUT
-from transforms.captions import WriteCaptions
-from transforms.gates import ApplyGates, Gates
-from transforms.ground import GroundPhrases, TakeMatches
-from transforms.look import TakeLooks
-from transforms.match import MatchPhrases
+from schemas.samples.mip_adapter import LAYOUT
 from transforms.models.captioner import Wording
 from transforms.models.presets import Models
-from transforms.phrases import ExtractPhrases
 from transforms.progress import CountRecords
-from transforms.quality import ScoreQuality
 from transforms.read import ReadBatches
-from transforms.segment import SegmentPictures
-from transforms.segment_everything import SegmentEverything
-from transforms.similarity import ScoreSimilarity
+from transforms.regions.gates import ApplyGates, Gates
+from transforms.regions.ground import GroundPhrases, TakeMatches
+from transforms.regions.match import MatchPhrases
+from transforms.regions.segment import SegmentEverything, SegmentPictures
+from transforms.regions.similarity import ScoreSimilarity
+from transforms.selection.phash import TakeLooks
+from transforms.selection.quality import ScoreQuality
 from transforms.sources.records import Chunk
+from transforms.text.captions import WriteCaptions
+from transforms.text.phrases import ExtractPhrases
 from transforms.write import WriteDataset
 
 
@@ -85,8 +84,8 @@ class MipAdapterConfig(StrictModel):
 class BuildMipAdapter(beam.PTransform):
     """The recipe up to the candidates: from the chunks of a source to the shards in `output`, each with its part.
 
-    Which of them stay is decided when all are scored (`transforms.cut`). `is_annotated` says that the source's pictures
-    come with masks; `config.grounding` is set. `fingerprints` names every shard by its number; `progress` is a local
+    Which of them stay is decided when all are scored (`transforms.selection.cut`). `is_annotated` says that the
+    source's pictures come with masks; `config.grounding` is set. `fingerprints` names every shard by its number; `progress` is a local
     file that `CountRecords` appends to.
     """
 

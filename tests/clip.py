@@ -5,8 +5,8 @@ from pathlib import Path
 import open_clip
 import torch
 
-from jobs.train_clip import CONFIG
-from jobs.train_clip import save as save_clip
+from jobs.sample_models.clip import CONFIG
+from jobs.sample_models.clip import save as save_clip
 
 
 def save_random_clip(folder: Path) -> str:

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from schemas import fastcomposer
 from schemas.dataset import DatasetInfo, Job, Layout, ModelName
 from schemas.example import Example, Match, Object, Phrase, Quality, Segment, Source
 from schemas.masks import Mask
 from schemas.rejects import Reject
+from schemas.samples import fastcomposer
 from transforms.batch import Batch
-from transforms.output import finish_dataset, prepare_output
+from transforms.dataset import finish_dataset, prepare_output
 from transforms.write import commit_shard, settle
 
 JOB = Job(

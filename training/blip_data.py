@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import Field, ValidationError
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
-from schemas.blip_diffusion import PlacementField, Record
+from schemas.samples.blip_diffusion import PlacementField, Record
 from training.geometry import Box, Window, decode, open_jpeg, reduction, window_of
 from training.shards import Batch, LoadConfig, Raw, Shards, as_floats, load, read_samples, rng_of, stack
 

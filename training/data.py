@@ -16,11 +16,11 @@ from PIL import Image
 from pydantic import Field, ValidationError
 from transformers import CLIPTokenizer
 
-from schemas import mip_adapter
 from schemas.errors import RecordError
-from schemas.fastcomposer import Record, Subject
-from schemas.mip_adapter import ObjectField
 from schemas.rejects import Reason
+from schemas.samples import mip_adapter
+from schemas.samples.fastcomposer import Record, Subject
+from schemas.samples.mip_adapter import ObjectField
 from training.geometry import Square, decode, open_jpeg, to_pixels
 from training.references import cut_out, disturb, to_square
 from training.shards import Batch, LoadConfig, Raw, Shards, as_floats, load, read_samples, rng_of, stack

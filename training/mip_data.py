@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from transformers import CLIPTokenizer
 
 from schemas.masks import BBox
-from schemas.mip_adapter import ObjectField, Record
+from schemas.samples.mip_adapter import ObjectField, Record
 from training.data import SMALLEST, check
 from training.geometry import Box, Window, decode, open_jpeg, to_pixels, window_of
 from training.references import WHITE, cut_out, to_square

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from schemas.fastcomposer import Subject
+from schemas.samples.fastcomposer import Subject
 
 LENGTH = 77
 """Tokens of a caption, the first and the last mark included."""

@@ -16,7 +16,8 @@ from schemas.errors import InputError, SubjectloomError
 from schemas.example import Example
 from schemas.shards import Entry, Sample, shard_name, write_tar
 from transforms.batch import Batch, reject
-from transforms.output import STATE, check_books, join, remove_files, replace_file, replacing
+from transforms.dataset import STATE, check_books
+from transforms.files import join, remove_files, replace_file, replacing
 
 STAGE = "write"
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.best_k import COPIED, PER_SHARD, candidates_of, choose, measure
-from transforms.best import Candidate, rank
-from transforms.look import hamming
+from transforms.selection.phash import hamming
+from transforms.selection.top_k import Candidate, rank
 
 
 def made(count: int) -> list[Candidate]:

@@ -18,8 +18,8 @@ from benchmarks.blip_diffusion import (
     without_prompts,
     write_pairs,
 )
-from schemas.blip_diffusion import Record
 from schemas.images import decode_grey, decode_image
+from schemas.samples.blip_diffusion import Record
 from tests.training.pairs import tiny_blip_parts, tiny_pairs
 from training.blip_diffusion import BlipDiffusion
 

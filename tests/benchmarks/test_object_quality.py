@@ -3,7 +3,7 @@ import pytest
 
 from benchmarks.object_quality import HARDER, KINDS, Scored, good_picture, pictures, score, share_of_good, with_twins
 from schemas.example import Quality
-from transforms.similarity import masked_crop
+from transforms.regions.similarity import masked_crop
 
 
 def test_kinds_are_what_they_are_called() -> None:

@@ -23,8 +23,8 @@ from benchmarks.object_relevance import (
     scores_of,
     teach,
 )
-from schemas import mip_adapter
-from schemas.mip_adapter import Record
+from schemas.samples import mip_adapter
+from schemas.samples.mip_adapter import Record
 from tests.datasets import write_dataset
 from tests.training.objects import tiny_mip_parts, tiny_objects
 from training.localization import localization_loss

@@ -21,13 +21,13 @@ from jobs.plans import Plan
 from pipelines.fastcomposer import FastComposerConfig
 from schemas.dataset import Part
 from schemas.example import Example
-from schemas.mip_adapter import LAYOUT
+from schemas.samples.mip_adapter import LAYOUT
 from tests.datasets import example as matched
 from tests.datasets import jpeg, scored
 from transforms.batch import advance, each
-from transforms.cut import Cut
 from transforms.models.presets import resolve
 from transforms.read import ReadBatches
+from transforms.selection.cut import Cut
 from transforms.sources.records import Chunk
 from transforms.write import WriteDataset
 

@@ -14,17 +14,17 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.build import Request, build
-from jobs.export import read_samples
+from jobs.exports.folder import read_samples
 from jobs.inspect import inspect
 from jobs.scenes import scene_of, write_scenes
 from pipelines.blip_diffusion import BlipDiffusionConfig
-from schemas.blip_diffusion import Record
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError
 from schemas.images import decode_grey, decode_image
 from schemas.masks import Mask
+from schemas.samples.blip_diffusion import Record
 from schemas.shards import Sample
-from transforms.matting import closed_form_alpha
+from transforms.matting.closed_form import closed_form_alpha
 from transforms.models.presets import SAMPLE, resolve
 
 MODELS = resolve("sample", {})
@@ -192,7 +192,7 @@ def test_one_poisoned_picture_is_one_reject(source: Path, tmp_path: Path, monkey
 
     config = BlipDiffusionConfig(samples_per_shard=100, rival=1)
     whole = build(request(source, tmp_path / "whole", config=config, limit=8), QUIET).counts
-    monkeypatch.setattr("transforms.matte.closed_form_alpha", poisoned)
+    monkeypatch.setattr("transforms.matting.cutout.closed_form_alpha", poisoned)
     counts = build(request(source, tmp_path / "out", config=config, limit=8), QUIET).counts
     assert counts.read == whole.read
     assert counts.written < whole.written

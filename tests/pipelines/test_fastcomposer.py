@@ -154,7 +154,7 @@ def test_one_poisoned_picture_among_sixty_four_is_one_reject(tmp_path: Path, mon
             raise RuntimeError("this picture breaks the model")
         return [(ball,) for _ in images]
 
-    monkeypatch.setattr("transforms.segment.segment_images", poisoned)
+    monkeypatch.setattr("transforms.regions.segment.segment_images", poisoned)
     info = build(Request(str(pictures), str(tmp_path / "out"), FastComposerConfig(similarity="label"), SAMPLE), QUIET)
     assert (info.counts.read, info.counts.written, info.counts.rejected) == (64, 63, 1)
     (row,) = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()

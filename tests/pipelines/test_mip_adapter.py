@@ -12,16 +12,16 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.build import Request, build
-from jobs.export import read_samples
+from jobs.exports.folder import read_samples
 from jobs.inspect import inspect
 from jobs.plans import plan
-from jobs.report import write_report
+from jobs.report.page import write_report
 from jobs.scenes import scene_of, write_scenes
 from pipelines.fastcomposer import FastComposerConfig
 from pipelines.mip_adapter import MipAdapterConfig
 from schemas.errors import ConfigError
 from schemas.masks import Mask, intersection_over_union
-from schemas.mip_adapter import Record
+from schemas.samples.mip_adapter import Record
 from tests.grounding import write_detector
 from tests.pictures import Member, tar
 from transforms.models.presets import SAMPLE, resolve

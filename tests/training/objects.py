@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from schemas import mip_adapter
 from schemas.example import Example, Object, Phrase, Quality, Source
 from schemas.masks import Mask
-from schemas.mip_adapter import to_sample
+from schemas.samples import mip_adapter
+from schemas.samples.mip_adapter import to_sample
 from tests.datasets import box_mask, write_dataset
 from tests.training.models import save_tiny_autoencoder
 from tests.training.pairs import jpeg_of, pixels_of

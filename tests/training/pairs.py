@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from schemas.blip_diffusion import to_sample
 from schemas.example import Example, Placement, Source, Subject
 from schemas.images import encode_grey
+from schemas.samples.blip_diffusion import to_sample
 from schemas.shards import write_tar
 from tests.training.models import save_tiny_autoencoder
 from training.blip_data import fill_template

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.blip_diffusion import PlacementField, Record, to_sample
 from schemas.errors import InputError
 from schemas.example import Example, Placement
+from schemas.samples.blip_diffusion import PlacementField, Record, to_sample
 from schemas.shards import Sample, write_tar
 from tests.training.batches import same
 from tests.training.pairs import PROMPTS, pair, raw_of, write_pairs

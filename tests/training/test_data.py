@@ -22,8 +22,8 @@ from torchvision.transforms.v2 import ElasticTransform
 
 from schemas.errors import InputError
 from schemas.example import Example, Match, Phrase, Segment, Source
-from schemas.fastcomposer import Record, to_sample
 from schemas.masks import Mask
+from schemas.samples.fastcomposer import Record, to_sample
 from schemas.shards import Sample, read_tar, write_tar
 from tests.training.batches import same
 from training.data import DataConfig, batches, drop, make_batch, read_captions

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.example import Example
-from schemas.mip_adapter import Record, to_sample
+from schemas.samples.mip_adapter import Record, to_sample
 from schemas.shards import Sample, write_tar
 from tests.training.batches import same
 from tests.training.objects import TWO, example, raw_of, write_objects

@@ -14,12 +14,12 @@ from apache_beam.testing.util import assert_that, equal_to
 from schemas.dataset import decode_part
 from schemas.errors import InputError, SubjectloomError
 from schemas.example import Example
-from schemas.fastcomposer import LAYOUT
 from schemas.rejects import Reason, Reject
+from schemas.samples.fastcomposer import LAYOUT
 from schemas.shards import Sample, read_sample
 from tests.datasets import JOB, example
 from transforms.batch import Batch
-from transforms.output import finish_dataset, finished_shards, prepare_output
+from transforms.dataset import finish_dataset, finished_shards, prepare_output
 from transforms.write import Settled, WriteDataset, WriteWebDataset, commit_shard, settle, write_shard
 
 NO_PHRASE = Reject("c", "pictures/c.jpg", "phrases", Reason.NO_PHRASE, "nothing to see")

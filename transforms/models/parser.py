@@ -10,8 +10,8 @@ from spacy.language import Language
 from spacy.tokens import Doc
 
 from schemas.errors import ModelError
-from transforms.parses import Parse, Token
-from transforms.plurals import singular
+from transforms.text.parses import Parse, Token
+from transforms.text.plurals import singular
 
 PIPE_BATCH = 64
 """Captions that go through the network at once."""

@@ -18,7 +18,7 @@ from schemas.errors import InputError, RecordError
 from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.output import read_file
+from transforms.files import read_file
 from transforms.sources.coco_masks import InstancesTruth, PanopticTruth, check_size, mismatch
 from transforms.sources.files import File
 from transforms.sources.records import Entry, refuse, to_example

@@ -13,7 +13,7 @@ from schemas.errors import RecordError
 from schemas.example import Example, Segment
 from schemas.masks import Mask
 from schemas.rejects import Reason
-from transforms.output import read_file
+from transforms.files import read_file
 from transforms.sources.files import File
 
 Categories = Mapping[int, tuple[str, bool]]

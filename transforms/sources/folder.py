@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.output import read_file
+from transforms.files import read_file
 from transforms.sources.files import File
 from transforms.sources.records import (
     IMAGE_EXTENSIONS,

@@ -26,7 +26,7 @@ from schemas.errors import InputError, RecordError
 from schemas.example import Box, Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.output import open_file, read_file
+from transforms.files import open_file, read_file
 from transforms.sources.files import File
 from transforms.sources.folder import is_picture
 from transforms.sources.records import Entry, refuse, to_example

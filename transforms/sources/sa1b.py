@@ -26,7 +26,7 @@ from schemas.errors import InputError, RecordError
 from schemas.example import Example, Segment, Source
 from schemas.rejects import Reason, Reject
 from transforms.batch import Record
-from transforms.output import join, open_file, read_file
+from transforms.files import join, open_file, read_file
 from transforms.sources.coco_masks import check_size, decode_segmentation, mismatch
 from transforms.sources.files import File
 from transforms.sources.records import Chunk, attempt, to_example

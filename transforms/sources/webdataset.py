@@ -18,7 +18,7 @@ from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.batch import Record
-from transforms.output import open_file
+from transforms.files import open_file
 from transforms.sources.files import File
 from transforms.sources.records import (
     IMAGE_EXTENSIONS,

@@ -1,0 +1,1 @@
+"""Datasets as the folders that other programs load, a module per format."""

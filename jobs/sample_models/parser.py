@@ -1,0 +1,280 @@
+"""Trains the sample parser on a Universal Dependencies treebank and on captions of a small grammar.
+
+    python -m jobs.sample_models.parser --treebank DIR --output DIR [--seed 0] [--steps 6000]
+
+DIR holds `train.conllu[.gz]` and `dev.conllu[.gz]` of UD English EWT. The pipeline that is written (tok2vec,
+morphologizer, parser) loads with `spacy.load` and gives `pos_`, `morph` (Number), `dep_` and `noun_chunks`.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import spacy
+from spacy.cli.train import train as train_pipeline
+from spacy.language import Language
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+from thinc.api import Config
+
+from jobs.sample_models.caption_trees import write_captions
+from jobs.sample_models.treebank import Tree, read_trees, to_clear
+from schemas.errors import InputError
+
+CAPTIONS = 4000
+"""Captions beside EWT's 12,544 sentences: enough to teach their shape, too few to drown real English."""
+
+SENTENCES = (0.6, 0.25, 0.15)
+"""Share of documents of one, two and three sentences: the parser also learns where a sentence ends."""
+
+CONFIG = """
+[nlp]
+lang = "en"
+pipeline = ["tok2vec", "morphologizer", "parser"]
+batch_size = 256
+
+[components]
+
+[components.tok2vec]
+factory = "tok2vec"
+
+[components.tok2vec.model]
+@architectures = "spacy.Tok2Vec.v2"
+
+[components.tok2vec.model.embed]
+@architectures = "spacy.MultiHashEmbed.v2"
+width = 96
+attrs = ["NORM", "PREFIX", "SUFFIX", "SHAPE", "SPACY"]
+rows = [4000, 1000, 2000, 1000, 10]
+include_static_vectors = false
+
+[components.tok2vec.model.encode]
+@architectures = "spacy.MaxoutWindowEncoder.v2"
+width = 96
+window_size = 1
+maxout_pieces = 3
+depth = 4
+
+[components.morphologizer]
+factory = "morphologizer"
+
+[components.morphologizer.model]
+@architectures = "spacy.Tagger.v2"
+
+[components.morphologizer.model.tok2vec]
+@architectures = "spacy.Tok2VecListener.v1"
+width = 96
+
+[components.parser]
+factory = "parser"
+
+[components.parser.model]
+@architectures = "spacy.TransitionBasedParser.v2"
+state_type = "parser"
+hidden_width = 96
+maxout_pieces = 2
+use_upper = true
+
+[components.parser.model.tok2vec]
+@architectures = "spacy.Tok2VecListener.v1"
+width = 96
+
+[corpora]
+
+[corpora.train]
+@readers = "spacy.Corpus.v1"
+path = null
+
+[corpora.train.augmenter]
+@augmenters = "spacy.lower_case.v1"
+level = 0.2
+
+[corpora.dev]
+@readers = "spacy.Corpus.v1"
+path = null
+
+[training]
+dropout = 0.2
+patience = 0
+eval_frequency = 500
+frozen_components = []
+
+[training.batcher]
+@batchers = "spacy.batch_by_words.v1"
+tolerance = 0.2
+
+[training.batcher.size]
+@schedules = "compounding.v1"
+start = 100
+stop = 1000
+compound = 1.001
+
+[training.optimizer]
+@optimizers = "Adam.v1"
+use_averages = true
+
+[training.optimizer.learn_rate]
+@schedules = "warmup_linear.v1"
+warmup_steps = 250
+initial_rate = 0.001
+total_steps = 6000
+
+[training.score_weights]
+dep_las = 0.5
+dep_uas = 0.3
+pos_acc = 0.2
+"""
+
+
+META = {
+    "name": "subjectloom_sample_parser",
+    "version": "1.0.0",
+    "description": "Small English parser for captions, trained on UD English EWT and on captions of a small grammar",
+    "license": "CC BY-SA 4.0",
+    "spacy_version": ">=3.8.0,<4.0.0",
+    "sources": [
+        {
+            "name": "UD_English-EWT",
+            "license": "CC BY-SA 4.0",
+            "author": "Silveira et al. 2014, A Gold Standard Dependency Corpus for English",
+            "url": "https://github.com/UniversalDependencies/UD_English-EWT",
+        }
+    ],
+}
+
+
+@dataclass(frozen=True)
+class ParserScores:
+    """How a parser does on a treebank's raw text, each in [0, 1].
+
+    Noun phrases count as found when both character offsets agree with the gold tree's noun chunk; the rest is
+    spaCy's own measure over the tokens that the two tokenizations share.
+    """
+
+    noun_phrase_precision: float
+    noun_phrase_recall: float
+    noun_phrase_f1: float
+    unlabelled_attachment: float
+    part_of_speech: float
+
+
+def to_doc(nlp: Language, trees: Sequence[Tree]) -> Doc:
+    """One spaCy document out of relabelled sentences, with gold tokens, parts of speech, numbers and heads."""
+    words: list[str] = []
+    spaces: list[bool] = []
+    heads: list[int] = []
+    for tree in trees:
+        heads += [len(words) + head for head in tree.heads]
+        words += tree.words
+        spaces += [*tree.spaces[:-1], True]
+    return Doc(
+        nlp.vocab,
+        words=words,
+        spaces=spaces,
+        heads=heads,
+        pos=[pos for tree in trees for pos in tree.pos],
+        morphs=[f"Number={n}" if n else "" for tree in trees for n in tree.numbers],
+        deps=[dep for tree in trees for dep in tree.deps],
+    )
+
+
+def evaluate(nlp: Language, treebank: Path) -> ParserScores:
+    """Parse the raw text of each sentence of a CoNLL-U file and compare it with the relabelled gold trees."""
+    gold = [to_doc(nlp, [to_clear(tree)]) for tree in read_trees(treebank)]
+    found = list(nlp.pipe(doc.text for doc in gold))
+    right = missed = wrong = 0
+    for gold_doc, found_doc in zip(gold, found, strict=True):
+        truth, guess = _chunk_spans(gold_doc), _chunk_spans(found_doc)
+        right, missed, wrong = right + len(truth & guess), missed + len(truth - guess), wrong + len(guess - truth)
+    scores = nlp.evaluate([Example(nlp.make_doc(doc.text), doc) for doc in gold])
+    return ParserScores(
+        noun_phrase_precision=right / max(right + wrong, 1),
+        noun_phrase_recall=right / max(right + missed, 1),
+        noun_phrase_f1=2 * right / max(2 * right + wrong + missed, 1),
+        unlabelled_attachment=scores["dep_uas"],
+        part_of_speech=scores["pos_acc"],
+    )
+
+
+def _chunk_spans(doc: Doc) -> set[tuple[int, int]]:
+    return {(chunk.start_char, chunk.end_char) for chunk in doc.noun_chunks}
+
+
+def group(trees: Sequence[Tree], rng: np.random.Generator) -> Iterator[Sequence[Tree]]:
+    """Cut `trees` into runs of one to three neighbours, in the shares of `SENTENCES`."""
+    start = 0
+    while start < len(trees):
+        end = start + 1 + int(rng.choice(len(SENTENCES), p=SENTENCES))
+        yield trees[start:end]
+        start = end
+
+
+def train(treebank: Path, output: Path, seed: int, steps: int) -> ParserScores:
+    """Train on `treebank`/train, write the best pipeline to `output`, score it on `treebank`/dev."""
+    rng = np.random.default_rng(seed)
+    nlp = spacy.blank("en")
+    sentences = [to_clear(tree) for tree in read_trees(_split(treebank, "train"))]
+    documents = [to_doc(nlp, trees) for trees in group(sentences, rng)]
+    documents += [to_doc(nlp, [tree]) for tree in write_captions(CAPTIONS, rng)]
+    held_out = [to_doc(nlp, [to_clear(tree)]) for tree in read_trees(_split(treebank, "dev"))]
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        DocBin(docs=documents).to_disk(work / "train.spacy")
+        DocBin(docs=held_out).to_disk(work / "dev.spacy")
+        config = spacy.util.load_model_from_config(Config().from_str(CONFIG), auto_fill=True).config
+        config.to_disk(work / "config.cfg")
+        overrides = {
+            "corpora.train.path": str(work / "train.spacy"),
+            "corpora.dev.path": str(work / "dev.spacy"),
+            "training.seed": seed,
+            "training.max_steps": steps,
+            "training.optimizer.learn_rate.total_steps": steps,
+        }
+        train_pipeline(work / "config.cfg", work / "run", overrides=overrides)
+        save(spacy.load(work / "run" / "model-best"), output)
+    scores = evaluate(spacy.load(output), _split(treebank, "dev"))
+    (output / "scores.json").write_text(json.dumps(asdict(scores), indent=2) + "\n", encoding="utf-8")
+    return scores
+
+
+def save(nlp: Language, output: Path) -> None:
+    """Write what parsing needs, and no more: no training paths, no list of every word that was seen."""
+    for corpus in nlp.config["corpora"].values():
+        corpus["path"] = None
+    nlp.meta.update(META)
+    nlp.to_disk(output)
+    # Words enter the network as hashes and each component brings its own labels.
+    (output / "vocab" / "strings.json").write_text("[]\n", encoding="utf-8")
+    for empty in ("lookups.bin", "vectors", "vectors.cfg", "key2row"):
+        (output / "vocab" / empty).unlink(missing_ok=True)
+
+
+def _split(treebank: Path, name: str) -> Path:
+    for path in (treebank / f"{name}.conllu.gz", treebank / f"{name}.conllu"):
+        if path.exists():
+            return path
+    raise InputError(
+        f"no {name}.conllu.gz or {name}.conllu in {treebank}: give the folder of UD English EWT "
+        "(https://github.com/UniversalDependencies/UD_English-EWT) with --treebank, its files renamed to train and dev"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, train and print the scores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--treebank", type=Path, required=True, help="folder with train.conllu.gz and dev.conllu.gz")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the pipeline to")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=6000, help="batches of up to 1,000 words")
+    options = parser.parse_args(argv)
+    scores = train(options.treebank, options.output, options.seed, options.steps)
+    for name, value in asdict(scores).items():
+        print(f"{name.replace('_', ' '):>24}  {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The parser that ships with the project: it loads, it is exact in its offsets, and it reads captions."""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+import spacy
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given, settings
+
+from schemas.errors import ModelError
+from schemas.example import Example, Phrase, Source
+from schemas.rejects import Reason, Reject
+from tests.strategies import captions
+from transforms.batch import Batch, advance
+from transforms.models.parser import Parser, load_parser, parse_captions
+from transforms.text.parses import Parse
+from transforms.text.phrases import ExtractPhrases, extract, find_phrases
+
+SAMPLE = Path(__file__).parents[2] / "transforms" / "models" / "sample" / "parser"
+
+
+@functools.cache
+def sample() -> Parser:
+    return load_parser(SAMPLE)
+
+
+@pytest.fixture
+def parser() -> Parser:
+    return sample()
+
+
+def example(caption: str, key: str = "k") -> Example:
+    return Example(key, b"not read", 1, 1, caption, Source(f"{key}.jpg"), caption)
+
+
+# Written for this test; none of them is in a grammar or a treebank. `|` sets the phrases apart.
+CAPTIONS = {
+    "A man riding a wave on top of a surfboard": "A man | a wave | a surfboard",
+    "Two women and a dog sitting on the front of a red boat": "Two women | a dog | a red boat",
+    "a small red ball and two striped cups on a sunny day": "a small red ball | two striped cups | a sunny day",
+    "a photo of a green star next to a large yellow boat": "a green star | a large yellow boat",
+    "there are three purple fish near a white house": "three purple fish | a white house",
+    "a red kite is above a dotted orange hat": "a red kite | a dotted orange hat",
+    "A group of people standing around a kitchen.": "A group of people | a kitchen",
+    "Two dogs are playing with a frisbee in the grass.": "Two dogs | a frisbee | the grass",
+    "A bathroom with a toilet, a sink, and a shower.": "A bathroom | a toilet | a sink | a shower",
+    "A woman holding an umbrella while it rains": "A woman | an umbrella",
+    "A street with no cars": "A street",
+    "The two giraffes are eating leaves from a tree.": "The two giraffes | leaves | a tree",
+    "a herd of elephants walking to the left of a river": "a herd of elephants | a river",
+    "A black and white photo of two children on a bench": "two children | a bench",
+    "Man wearing a red hat": "Man | a red hat",
+    "An orange cat sleeping on a striped couch": "An orange cat | a striped couch",
+    "A close up of a plate with broccoli": "a plate | broccoli",
+    "an old truck parked in front of a barn": "an old truck | a barn",
+    "A cat that is lying on a laptop": "A cat | a laptop",
+    "A large clock tower against a blue sky": "A large clock tower | a blue sky",
+    "a bird sits on the edge of a wooden fence": "a bird | a wooden fence",
+    "He holds a tennis racket in his left hand": "a tennis racket | his left hand",
+    "A glass of wine and a plate of cheese on a table": "A glass | wine | a plate | cheese | a table",
+    "two zebras grazing in a field with trees in the background": "two zebras | a field | trees",
+}
+
+
+def test_captions_of_everyday_kinds_give_their_phrases(parser: Parser) -> None:
+    parses = parse_captions(parser, list(CAPTIONS))
+    found = {parse.caption: [phrase.text for phrase in find_phrases(parse)] for parse in parses}
+    expected = {caption: phrases.split(" | ") for caption, phrases in CAPTIONS.items()}
+    right = sum(len(set(found[caption]) & set(expected[caption])) for caption in CAPTIONS)
+    f1 = 2 * right / sum(len(found[caption]) + len(expected[caption]) for caption in CAPTIONS)
+    assert f1 >= 0.97, {caption: found[caption] for caption in CAPTIONS if found[caption] != expected[caption]}
+
+
+def test_plurals_have_singular_lemmas(parser: Parser) -> None:
+    (parse,) = parse_captions(parser, ["Two women hold three knives and a glass"])
+    lemmas = {token.text: (token.lemma, token.number) for token in parse.tokens if token.pos == "NOUN"}
+    assert lemmas == {"women": ("woman", "Plur"), "knives": ("knife", "Plur"), "glass": ("glass", "Sing")}
+
+
+def offsets_are_exact(parse: Parse) -> bool:
+    tokens = all(token.text == parse.caption[token.start : token.end] for token in parse.tokens)
+    return tokens and all(p.text == parse.caption[p.start : p.end] for p in find_phrases(parse))
+
+
+@settings(deadline=None)
+@given(captions)
+def test_offsets_are_exact_in_any_script(caption: str) -> None:
+    (parse,) = parse_captions(sample(), [caption])
+    assert parse.caption == caption
+    assert offsets_are_exact(parse)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a 👩‍👩‍👧 family and a cafe\u0301 table",
+        "כלב אדום a dog \u200fand a cat",
+        "चार कुत्ते",
+        "一只红色的狗",
+        " a dog ",
+        "",
+        "a dog\r\n\ta cat",
+    ],
+)
+def test_offsets_are_exact_in_emoji_marks_and_right_to_left_text(parser: Parser, caption: str) -> None:
+    (parse,) = parse_captions(parser, [caption])
+    assert parse.caption == caption
+    assert offsets_are_exact(parse)
+
+
+def test_a_very_long_caption_is_parsed(parser: Parser) -> None:
+    caption = ("a red dog near two big cats, " * 200)[:5000]
+    (parse,) = parse_captions(parser, [caption])
+    assert offsets_are_exact(parse)
+    assert len(find_phrases(parse)) > 100
+    (unbroken,) = parse_captions(parser, ["x" * 5000])
+    assert offsets_are_exact(unbroken)
+
+
+def test_a_parse_depends_on_its_caption_alone(parser: Parser) -> None:
+    together = parse_captions(parser, list(CAPTIONS))
+    assert together[3] == parse_captions(parser, [list(CAPTIONS)[3]])[0]
+
+
+def test_threads_of_a_worker_share_one_parser(parser: Parser) -> None:
+    texts = list(CAPTIONS) * 4
+    alone = parse_captions(parser, texts)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda text: parse_captions(parser, [text])[0], texts))
+    assert together == alone
+
+
+def test_a_missing_checkpoint_says_where_it_was_looked_for_and_how_to_get_it() -> None:
+    with pytest.raises(
+        ModelError, match=r"no parser en_no_such_model: .* package .* folder /.*en_no_such_model"
+    ) as caught:
+        load_parser("en_no_such_model")
+    assert "python -m spacy download en_no_such_model" in str(caught.value)
+    with pytest.raises(ModelError, match=r"no parser no/such/folder.*To get it: give the folder"):
+        load_parser("no/such/folder")
+
+
+def test_a_folder_that_is_no_pipeline_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"the folder {tmp_path} is not a spaCy pipeline"):
+        load_parser(tmp_path)
+
+
+def test_a_pipeline_that_does_not_parse_is_refused(tmp_path: Path) -> None:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("sentencizer")
+    nlp.to_disk(tmp_path / "blank")
+    with pytest.raises(ModelError, match=r"\(sentencizer\) gives no dependencies and no parts of speech"):
+        load_parser(tmp_path / "blank")
+
+
+def test_one_caption_without_phrases_costs_no_other_record(parser: Parser) -> None:
+    earlier = Reject("r", "r.jpg", "read", Reason.EMPTY_CAPTION, "")
+    batch = Batch(3, (example("a dog", "a"), earlier, example("is it?", "b"), example("two cups", "c")))
+    advanced = advance(batch, "phrases", lambda examples: extract(parser, examples, plurals=True))
+    a, r, b, c = advanced.records
+    assert isinstance(a, Example)
+    assert isinstance(c, Example)
+    assert ([p.text for p in a.phrases], r, c.caption) == (["a dog"], earlier, "a cup and a cup")
+    detail = "no noun phrase that could be seen in 'is it?'"
+    assert b == Reject("b", "b.jpg", "phrases", Reason.NO_PHRASE, detail)
+
+
+def test_the_transform_fills_the_phrases_and_rejects_captions_without_one() -> None:
+    batch = Batch(0, (example("two dogs", "a"), example("is it?", "b")))
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        advanced = pipeline | beam.Create([batch]) | ExtractPhrases(str(SAMPLE))
+        outcome = advanced | beam.FlatMap(outcomes)
+        assert_that(
+            outcome,
+            equal_to(
+                [
+                    (
+                        "a",
+                        "a dog and a dog",
+                        (Phrase("a dog", 0, 5, "dog", (0, 8)), Phrase("a dog", 10, 15, "dog", (0, 8))),
+                    ),
+                    ("b", "phrases", Reason.NO_PHRASE),
+                ]
+            ),
+        )
+
+
+def outcomes(batch: Batch) -> list[tuple[str, str, object]]:
+    return [
+        (r.key, r.caption, r.phrases) if isinstance(r, Example) else (r.key, r.stage, r.reason) for r in batch.records
+    ]

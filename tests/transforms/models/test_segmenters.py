@@ -1,0 +1,221 @@
+"""The segmenter's adapter with each type of model that it serves: small untrained ones, and made outputs."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    DetrConfig,
+    EomtConfig,
+    EomtForUniversalSegmentation,
+    EomtImageProcessor,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    MaskFormerConfig,
+    MaskFormerForInstanceSegmentation,
+    MaskFormerImageProcessor,
+    PreTrainedModel,
+    ResNetConfig,
+)
+
+from schemas.errors import ModelError
+from tests.beam import apply
+from tests.examples import make_example
+from transforms.batch import Batch
+from transforms.models.segmenter import Segmenter, fused, load_segmenter, segment_images
+from transforms.regions.segment import SegmentPictures
+
+SIDES = {"shortest_edge": 64, "longest_edge": 128}
+PERSON, DOG, SKY, NOTHING = 0, 16, 119, 133
+"""Class ids of COCO panoptic in published checkpoints; the one after the last is "no object"."""
+
+
+def resnet() -> ResNetConfig:
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    return ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1] * 4, layer_type="basic", out_features=stages
+    )
+
+
+def eomt() -> PreTrainedModel:
+    config = EomtConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        num_blocks=1,
+        num_queries=6,
+        num_labels=4,
+        num_upscale_blocks=1,
+    )
+    return EomtForUniversalSegmentation(config)
+
+
+def mask2former() -> PreTrainedModel:
+    config = Mask2FormerConfig(
+        backbone_config=resnet(),
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=32,
+        num_queries=6,
+        num_labels=4,
+    )
+    return Mask2FormerForUniversalSegmentation(config)
+
+
+def maskformer() -> PreTrainedModel:
+    decoder = DetrConfig(
+        backbone_config=resnet(),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        num_queries=1,  # untrained, they are all alike
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+    )
+    config = MaskFormerConfig(
+        backbone_config=resnet(), decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=4
+    )
+    return MaskFormerForInstanceSegmentation(config)
+
+
+KINDS = {
+    "eomt": (eomt, EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True)),
+    "mask2former": (mask2former, Mask2FormerImageProcessor(size=SIDES)),
+    "maskformer": (maskformer, MaskFormerImageProcessor(size=SIDES)),
+}
+
+
+def save(kind: str, folder: Path) -> str:
+    """Write an untrained model of `kind` that is sure of some class in most of its queries."""
+    make, processor = KINDS[kind]
+    torch.manual_seed(0)
+    model = make()
+    with torch.no_grad():
+        model.class_predictor.weight.mul_(300)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def pictures() -> list[np.ndarray]:
+    """Four pictures of three sizes, so that batches are mixed."""
+    rng = np.random.default_rng(0)
+    sizes = [(60, 80), (80, 60), (60, 80), (33, 51)]
+    return [np.kron(rng.integers(0, 255, (3, 3, 3)), np.ones((27, 27, 1)))[:h, :w].astype(np.uint8) for h, w in sizes]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_gives_disjoint_masks_of_the_pictures_size_whatever_else_is_in_the_batch(
+    kind: str, tmp_path: Path
+) -> None:
+    segmenter = load_segmenter(save(kind, tmp_path))
+    images = pictures()
+    together = segment_images(segmenter, images)
+    assert any(together)
+    for image, segments in zip(images, together, strict=True):
+        assert {one.mask.size for one in segments} <= {image.shape[:2]}
+        masks = [one.mask.to_array() for one in segments]
+        assert np.sum(masks, axis=0, initial=0).max() <= 1
+        (alone,) = segment_images(segmenter, [image])
+        assert [one.label for one in alone] == [one.label for one in segments]
+        for one, other in zip(alone, segments, strict=True):
+            # Batched arithmetic may round the last bit in another way: a pixel on an edge, no more.
+            assert np.mean(one.mask.to_array() != other.mask.to_array()) < 0.01
+
+
+def made(queries: list[tuple[int, slice]], size: tuple[int, int] = (48, 96)) -> Segmenter:
+    """A Mask2Former whose queries say: class id, columns of a picture of `size` (height, width)."""
+    classes = torch.full((1, len(queries), NOTHING + 1), -9.0)
+    masks = torch.full((1, len(queries), *size), -9.0)
+    for query, (label, columns) in enumerate(queries):
+        classes[0, query, label] = 9.0
+        masks[0, query, :, columns] = 9.0
+    labels = {i: f"class {i}" for i in range(NOTHING)}
+    config = SimpleNamespace(model_type="mask2former", id2label=labels)
+
+    class Model(SimpleNamespace):
+        def __call__(self, **_: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+
+    return Segmenter(Model(config=config), Mask2FormerImageProcessor(), "cpu", frozenset(range(80, NOTHING)))
+
+
+def columns_of(segmenter: Segmenter) -> dict[str, list[int]]:
+    """Every segment's label, with the first of each eight columns that it covers in all rows."""
+    (segments,) = segment_images(segmenter, [np.zeros((48, 96, 3), np.uint8)])
+    assert len({one.label for one in segments}) == len(segments)
+    return {one.label: np.flatnonzero(one.mask.to_array().all(axis=0))[4::8].tolist() for one in segments}
+
+
+def test_stuff_is_one_segment_and_what_follows_it_keeps_its_own_mask() -> None:
+    # Fusing inside the processor would give the dog the person's id, and both one mask.
+    queries = [(SKY, slice(0, 16)), (PERSON, slice(16, 32)), (SKY, slice(32, 64)), (DOG, slice(64, 80))]
+    assert columns_of(made([*queries, (NOTHING, slice(0, 96))])) == {
+        f"class {SKY}": [4, 12, 36, 44, 52, 60],
+        f"class {PERSON}": [20, 28],
+        f"class {DOG}": [68, 76],
+    }
+
+
+def test_things_of_one_class_stay_apart() -> None:
+    segmenter = made([(PERSON, slice(0, 40)), (PERSON, slice(40, 96))])
+    (segments,) = segment_images(segmenter, [np.zeros((48, 96, 3), np.uint8)])
+    assert [(one.label, one.is_thing) for one in segments] == [(f"class {PERSON}", True)] * 2
+    assert [one.bbox for one in segments] == [(0, 0, 40, 48), (40, 0, 56, 48)]
+    (sky,) = segment_images(made([(SKY, slice(0, 96))]), [np.zeros((48, 96, 3), np.uint8)])[0]
+    assert not sky.is_thing
+
+
+def test_regions_are_joined_where_the_first_of_a_class_of_stuff_stands() -> None:
+    regions = [(7, 0.6, 1), (2, 0.9, 2), (7, 0.8, 3), (2, 0.7, 4), (7, 0.5, 5)]
+    assert fused(regions, frozenset({7})) == [(7, 0.8, [1, 3, 5]), (2, 0.9, [2]), (2, 0.7, [4])]
+
+
+def test_stuff_is_known_of_the_classes_of_coco_alone(tmp_path: Path) -> None:
+    assert load_segmenter(save("eomt", tmp_path)).stuff == frozenset()
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = {str(i): f"class {i}" for i in range(NOTHING)}
+    model = EomtForUniversalSegmentation(EomtConfig.from_dict(config))
+    model.save_pretrained(tmp_path)
+    assert load_segmenter(tmp_path).stuff == frozenset(range(80, 133))
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "detr"}')
+    with pytest.raises(ModelError, match="is a model of type detr, no panoptic segmenter that is served here: take"):
+        load_segmenter(tmp_path)
+
+
+def test_broken_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
+    folder = Path(save("eomt", tmp_path / "model"))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (tmp_path / "empty").mkdir()
+    for broken in (folder, tmp_path / "empty"):
+        with pytest.raises(ModelError, match=r"^the folder .* is no segmenter that can be loaded") as caught:
+            load_segmenter(broken)
+        assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
+    config = json.loads((Path(save("eomt", tmp_path)) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(ModelError, match=r"lacks \d+ of its weights, such as layers\.2"):
+        load_segmenter(tmp_path)
+
+
+def test_the_transform_refuses_a_missing_checkpoint_as_ours(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no segmenter"):
+        apply(SegmentPictures(str(tmp_path / "nowhere")), [Batch(0, (make_example(),))])

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from schemas.errors import RecordError
+from schemas.rejects import Reason
+from tests.examples import with_similarity
+from transforms.regions.match import greedy_match, match_phrases
+
+MATRICES = hnp.arrays(
+    np.float64,
+    hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=5),
+    elements=st.sampled_from([-1, 0, 0.3, 0.5, 0.7, 1, np.nan]),
+)
+
+
+def brute_force(similarity: np.ndarray, threshold: float) -> dict[int, int]:
+    """Take the best remaining pair until none is left, by looking at every pair each time."""
+    pairs = {(p, s): similarity[p, s] for p in range(similarity.shape[0]) for s in range(similarity.shape[1])}
+    pairs = {pair: score for pair, score in pairs.items() if score >= threshold}
+    chosen = {}
+    while pairs:
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        chosen[best[0]] = best[1]
+        pairs = {pair: score for pair, score in pairs.items() if pair[0] != best[0] and pair[1] != best[1]}
+    return chosen
+
+
+@given(MATRICES, st.sampled_from([0.0, 0.3, 0.6, 2.0]))
+def test_greedy_matching_is_the_brute_force_one(similarity: np.ndarray, threshold: float) -> None:
+    matches = greedy_match(similarity, threshold)
+    assert {m.phrase: m.segment for m in matches} == brute_force(similarity, threshold)
+    assert [m.phrase for m in matches] == sorted(m.phrase for m in matches)
+    assert all(m.score == similarity[m.phrase, m.segment] for m in matches)
+
+
+@given(st.permutations(range(4)), st.permutations(range(5)), st.integers(0, 1000))
+def test_without_ties_the_order_of_phrases_and_segments_does_not_matter(
+    rows: list[int], columns: list[int], seed: int
+) -> None:
+    similarity = np.random.default_rng(seed).permutation(20).reshape(4, 5) / 20
+    plain = {(m.phrase, m.segment) for m in greedy_match(similarity, 0.2)}
+    shuffled = greedy_match(similarity[rows][:, columns], 0.2)
+    assert {(rows[m.phrase], columns[m.segment]) for m in shuffled} == plain
+
+
+@given(MATRICES, st.integers(0, 3))
+def test_phrases_that_name_nothing_change_nothing(similarity: np.ndarray, more: int) -> None:
+    low = np.full((more, similarity.shape[1]), 0.2)
+    assert greedy_match(np.vstack([similarity, low]), 0.3) == greedy_match(similarity, 0.3)
+
+
+def test_by_hand() -> None:
+    similarity = np.array([[0.9, 0.8], [0.85, 0.1]])
+    # The best pair is taken first, though another assignment would sum to more.
+    assert [(m.phrase, m.segment) for m in greedy_match(similarity, 0.5)] == [(0, 0)]
+    assert [(m.phrase, m.segment) for m in greedy_match(similarity, 0.1)] == [(0, 0), (1, 1)]
+
+
+def test_ties_go_to_the_first_phrase_then_the_first_segment() -> None:
+    assert [(m.phrase, m.segment) for m in greedy_match(np.ones((2, 3)), 0.5)] == [(0, 0), (1, 1)]
+
+
+def test_a_score_at_the_threshold_matches() -> None:
+    assert greedy_match(np.array([[0.5]]), 0.5)
+    assert not greedy_match(np.array([[0.4999]]), 0.5)
+
+
+def test_no_match_says_how_near_it_came() -> None:
+    with pytest.raises(RecordError, match=r"no-match: the best similarity is 0\.300, the threshold 0\.500"):
+        match_phrases(with_similarity([[0.1, 0.3]]), 0.5)
+
+
+def test_matches_are_filled_in() -> None:
+    matched = match_phrases(with_similarity([[0.1, 0.9], [0.8, 0.2]]), 0.5)
+    assert [(m.phrase, m.segment, m.score) for m in matched.matches] == [(0, 1, 0.9), (1, 0, 0.8)]
+
+
+def test_a_phrase_without_segments_is_no_match() -> None:
+    with pytest.raises(RecordError) as caught:
+        match_phrases(with_similarity([[]]), 0.5)
+    assert caught.value.reason == Reason.NO_MATCH
+
+
+def test_a_similarity_that_is_no_number_is_no_match() -> None:
+    with pytest.raises(RecordError, match="no-match: the best similarity is"):
+        match_phrases(with_similarity([[float("nan")]]), 0.5)

@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.examples import phrase, segment
+from transforms.regions.match import greedy_match
+from transforms.text.labels import KIND, SAME, SYNONYM, label_similarity, word_similarity
+from transforms.text.synonyms import KINDS, SYNONYMS, plain_label
+
+CATEGORIES = Path(__file__).parents[2] / ".." / "shared" / "real" / "coco" / "panoptic_categories.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "root", "label", "expected"),
+    [
+        ("a dog", "dog", "dog", SAME),
+        ("two Dogs", "dog", "dog", SAME),
+        ("a puppy", "puppy", "dog", SYNONYM),
+        ("the water", "water", "sea", SYNONYM),
+        ("the open trunk", "trunk", "suitcase", 0),
+        ("a house", "house", "building-other-merged", SYNONYM),
+        ("an animal", "animal", "dog", KIND),
+        ("a table", "table", "dog", 0),
+        ("a hot dog", "dog", "dog", 0),
+        ("a hot dog", "dog", "hot dog", SAME),
+        ("two hot dogs", "dog", "hot dog", SAME),
+        ("a red stop sign", "sign", "stop sign", SAME),
+        ("a sign", "sign", "stop sign", 0),
+        ("tall trees", "tree", "tree-merged", SAME),
+        ("a brick wall", "wall", "wall-brick", SYNONYM),
+        ("the blue sky", "sky", "sky-other-merged", SAME),
+        ("a woman", "woman", "person", SYNONYM),
+        ("a teddy bear", "bear", "bear", 0),
+        ("a striped kite", "kite", "kite", SAME),
+        ("a mushroom", "mushroom", "mushroom", SAME),
+    ],
+)
+def test_words_by_hand(text: str, root: str, label: str, expected: float) -> None:
+    assert word_similarity(phrase(text, root), label) == expected
+
+
+def test_the_larger_of_two_and_a_thing_before_stuff() -> None:
+    segments = [segment("person", 10), segment("person", 500), segment("person", 900, thing=False)]
+    (match,) = greedy_match(label_similarity([phrase("a man", "man")], segments), 0.5)
+    assert match.segment == 1
+
+
+def test_size_never_outweighs_a_better_word() -> None:
+    segments = [segment("dog", 1), segment("cat", 1000)]
+    scores = label_similarity([phrase("a dog"), phrase("a pet"), phrase("a puppy")], segments)
+    assert scores[0, 0] > SYNONYM + 0.02
+    assert scores.max() <= 1
+    assert scores[0, 1] == 0
+    assert scores[1].max() < scores[2, 0]
+
+
+def test_no_phrases_and_no_segments() -> None:
+    assert label_similarity([], []).shape == (0, 0)
+    assert label_similarity([phrase("a dog")], []).shape == (1, 0)
+
+
+@pytest.mark.skipif(not CATEGORIES.exists(), reason="the shared COCO categories are not beside the repository")
+def test_the_table_covers_every_class_of_coco() -> None:
+    labels = {plain_label(category["name"]) for category in json.loads(CATEGORIES.read_text())}
+    assert labels <= SYNONYMS.keys()
+    assert SYNONYMS.keys() <= labels
+    assert {label for covered in KINDS.values() for label in covered} <= labels

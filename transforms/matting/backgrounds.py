@@ -1,0 +1,124 @@
+"""Backgrounds: the pictures that a subject is laid on.
+
+A set of them is listed once, at the start of a job, to names; a worker reads the one that (seed, key) draws. Where no
+set is given they are painted, as the sample scenes' are.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from apache_beam.io.filesystem import BeamIOError
+from numpy.typing import NDArray
+from PIL import Image
+
+from schemas.errors import InputError, RecordError
+from schemas.images import decode_image
+from schemas.rejects import Reason
+from transforms.files import open_file
+from transforms.scenes.paint import paint_background
+from transforms.sources.files import File, find_files
+from transforms.sources.records import IMAGE_EXTENSIONS
+
+PAINTED = "painted"
+"""What a record names as its background where it was painted."""
+
+ATTEMPTS = 8
+"""Backgrounds that are tried for a picture: one in a set may be broken, and that is no fault of the picture's."""
+
+_PICTURES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+
+
+@dataclass(frozen=True)
+class Background:
+    """Where a background lies: the whole file at `path`, or, of a tar, `size` bytes from `offset`.
+
+    `name` is what records call it: a path relative to the set's folder, or a full address.
+    """
+
+    name: str
+    path: str
+    offset: int = 0
+    size: int = -1
+
+    def read(self) -> bytes:
+        """Read the encoded picture; raise an OSError where that fails."""
+        with open_file(self.path) as stream:
+            stream.seek(self.offset)
+            return stream.read(self.size)
+
+
+@dataclass(frozen=True)
+class Backgrounds:
+    """A set of backgrounds; empty: they are painted. `fingerprint` changes when the set does."""
+
+    names: tuple[Background, ...] = ()
+    fingerprint: str = ""
+
+
+def list_backgrounds(source: str) -> Backgrounds:
+    """List the pictures of a folder, a glob or WebDataset tars, on any filesystem that Beam opens.
+
+    An empty `source` is no set: backgrounds are painted.
+
+    Raises:
+        InputError: nothing is there, it holds no picture, or a tar cannot be read.
+    """
+    if not source:
+        return Backgrounds()
+    files = [file for file in find_files(source) if file.has_extension((*_PICTURES, ".tar"))]
+    names = tuple(name for file in files for name in _list_file(file))
+    if not names:
+        raise InputError(f"{source}: no backgrounds: neither a picture nor a tar with pictures in it")
+    stamps = "\n".join(file.stamp for file in files)
+    return Backgrounds(names, hashlib.sha256(stamps.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def _list_file(file: File) -> Iterator[Background]:
+    if not file.has_extension((".tar",)):
+        yield Background(file.uri, file.path)
+        return
+    try:
+        with open_file(file.path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for info in tar:
+                if info.isfile() and info.name.lower().endswith(_PICTURES):
+                    yield Background(f"{file.uri}/{info.name}", file.path, info.offset_data, info.size)
+    except (OSError, BeamIOError, tarfile.TarError) as error:
+        raise InputError(f"the backgrounds in {file.path} cannot be read: {error}") from error
+
+
+def draw_background(
+    names: Sequence[Background], size: tuple[int, int], rng: np.random.Generator
+) -> tuple[str, NDArray[np.uint8]]:
+    """Draw a background for a picture of `size` (height, width): its name and [H, W, 3] uint8 RGB.
+
+    A random part of the drawn picture, as large as may be, is resized to cover all of `size`. One that cannot be read
+    is passed over and another drawn.
+
+    Raises:
+        RecordError: NO_BACKGROUND, none of `ATTEMPTS` drawn ones can be read.
+    """
+    if not names:
+        return PAINTED, np.rint(paint_background(rng, *size)).astype(np.uint8)
+    problem = ""
+    for _ in range(ATTEMPTS):
+        chosen = names[int(rng.integers(len(names)))]
+        try:
+            picture = decode_image(chosen.read())
+        except (OSError, RecordError) as error:
+            problem = f"{chosen.name}: {error}"
+        else:
+            return chosen.name, cover(picture, size, rng)
+    raise RecordError(Reason.NO_BACKGROUND, f"none of {ATTEMPTS} drawn backgrounds can be read, {problem}")
+
+
+def cover(picture: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Crop a random part of `picture` [h, w, 3], as large as may be, and resize it to `size` (height, width)."""
+    height, width = picture.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    rows, columns = min(height, max(1, round(size[0] * scale))), min(width, max(1, round(size[1] * scale)))
+    y, x = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+    part = Image.fromarray(picture[y : y + rows, x : x + columns])
+    return np.asarray(part.resize((size[1], size[0]), Image.Resampling.LANCZOS))

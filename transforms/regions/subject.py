@@ -1,0 +1,242 @@
+"""The one salient subject of a picture, and the filters: BLIP-Diffusion (section 4.1) keeps pictures that have one.
+
+Candidates are the things that annotations mark, or the phrases of the caption that CLIPSeg finds. One rule serves them
+all: the subject is what covers most of the picture, and nothing else covers nearly as much. The authors published no
+rule; this one needs no training, can be told in a sentence, and asks nothing of the order in which a caption names
+things. Of sample scenes a third pass it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from schemas.errors import RecordError
+from schemas.example import Box, Example, Phrase, Segment, Subject
+from schemas.masks import Mask
+from schemas.rejects import Reason
+from transforms.batch import Batch, advance, each
+from transforms.text.parses import word_set
+from transforms.text.plurals import COUNTS, PAIRED
+from transforms.text.synonyms import SYNONYMS, plain_label
+
+STAGE = "subject"
+
+INSIDE = 0.8
+"""A region of which more than this share lies in the subject is a part of it, or the same thing told in other words
+(the share above which MIP-Adapter's loader drops the smaller one of two boxes)."""
+
+PEOPLE = (
+    SYNONYMS["person"]
+    | {"person"}
+    | word_set("men women boys girls children kids babies ladies crowd team family couple audience band class")
+    | word_set("face hair head hand arm leg foot eye ear nose mouth beard finger skin")
+)
+"""Head nouns of people and of what belongs to them."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a subject must be; shares are of the picture's area.
+
+    `min_side` is the shortest side of a picture, in pixels. `min_area` and `max_area` bound the subject's share. What
+    covers at least `rival` times the subject's area competes with it. `people` takes people as subjects too.
+    """
+
+    min_side: int = 0
+    min_area: float = 0.0
+    max_area: float = 1.0
+    rival: float = 0.5
+    people: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What may be the subject.
+
+    `area` is its share of the picture. It lies at `place`, a mask or [h, w] bool: a grid that all candidates of a
+    picture have in common. `is_single` is False for several things under one name.
+    """
+
+    subject: Subject
+    area: float
+    place: Mask | NDArray[np.bool_]
+    is_single: bool = True
+
+    def region(self) -> NDArray[np.bool_]:
+        """Its place, [h, w] bool."""
+        return self.place.to_array() if isinstance(self.place, Mask) else self.place
+
+    def __str__(self) -> str:
+        return f"{self.subject.phrase or self.subject.text} ({self.area:.1%})"
+
+
+def check_size(example: Example, min_side: int) -> Example:
+    """Return the example; raise SMALL_IMAGE where its shorter side has fewer than `min_side` pixels."""
+    if min(example.width, example.height) < min_side:
+        detail = f"{example.width} x {example.height} pixels, the shorter side must have {min_side}"
+        raise RecordError(Reason.SMALL_IMAGE, detail)
+    return example
+
+
+def choose_subject(candidates: Sequence[Candidate], filters: Filters) -> Subject:
+    """Return the largest candidate, if it is a subject and the only one.
+
+    Raises:
+        RecordError: NO_SUBJECT (no candidate), SMALL_SUBJECT, LARGE_SUBJECT, PERSON_SUBJECT, or MANY_SUBJECTS (a
+            rival of comparable size, or a name of many).
+    """
+    if not candidates:
+        raise RecordError(Reason.NO_SUBJECT, "nothing in the picture could be its subject")
+    largest = max(candidates, key=lambda candidate: candidate.area)
+    if largest.area < filters.min_area:
+        raise RecordError(Reason.SMALL_SUBJECT, f"the largest is {largest}, at least {filters.min_area:.1%} are asked")
+    if largest.area > filters.max_area:
+        raise RecordError(Reason.LARGE_SUBJECT, f"it is {largest}, at most {filters.max_area:.1%} are asked")
+    if not filters.people and is_person(largest.subject.text):
+        raise RecordError(Reason.PERSON_SUBJECT, f"it is {largest}")
+    if not largest.is_single:
+        raise RecordError(Reason.MANY_SUBJECTS, f"{largest} is more than one")
+    whole = largest.region()
+    for other in candidates:
+        if other is not largest and other.area >= filters.rival * largest.area and not _is_part(other.region(), whole):
+            raise RecordError(Reason.MANY_SUBJECTS, f"{largest} and {other}")
+    return largest.subject
+
+
+def _is_part(region: NDArray[np.bool_], whole: NDArray[np.bool_]) -> bool:
+    return int((region & whole).sum()) > INSIDE * int(region.sum())
+
+
+def is_person(name: str) -> bool:
+    """Whether a head noun or a class names people, or a part of one ("Human face")."""
+    words = name.lower().split()
+    return words[:1] == ["human"] or words[-1] in PEOPLE
+
+
+def candidates_of_segments(segments: Sequence[Segment]) -> list[Candidate]:
+    """Things, by their masks; stuff ("sky") is no subject."""
+    return [
+        Candidate(
+            Subject(plain_label(segment.label), mask=segment.mask),
+            segment.area / (segment.mask.size[0] * segment.mask.size[1]),
+            segment.mask,
+        )
+        for segment in segments
+        if segment.is_thing
+    ]
+
+
+def candidates_of_boxes(
+    boxes: Sequence[Box], size: tuple[int, int], confidences: NDArray[np.float32]
+) -> list[Candidate]:
+    """Things, by their boxes, in a picture of `size` (height, width).
+
+    Each lies where `confidences`, [N, h, w] float32, is high inside its box.
+    """
+    found = []
+    for box, confidence in zip(boxes, confidences, strict=True):
+        inside = _paint_box(box, size, confidence.shape)
+        subject = Subject(plain_label(box.label), confidence=confidence * inside)
+        found.append(Candidate(subject, float(inside.mean()), inside, box.is_single))
+    return found
+
+
+def _paint_box(box: Box, size: tuple[int, int], grid: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Paint a box, [x, y, w, h] in pixels of a picture of `size` (height, width), on a grid over the picture."""
+    x, y, w, h = box.bbox
+    down, across = grid[0] / size[0], grid[1] / size[1]
+    inside = np.zeros(grid, bool)
+    rows = slice(int(y * down), max(int(y * down) + 1, int(np.ceil((y + h) * down))))
+    inside[rows, int(x * across) : max(int(x * across) + 1, int(np.ceil((x + w) * across)))] = True
+    return inside
+
+
+def candidates_of_phrases(
+    phrases: Sequence[Phrase], confidences: NDArray[np.float32], level: float, rival: float
+) -> list[Candidate]:
+    """Phrases that are seen somewhere: where `confidences`, [N, h, w] float32, reaches `level`.
+
+    A phrase names several things if it is a plural or a copy of one that was written out, or if its second largest
+    connected piece has at least `rival` times the area of its largest.
+    """
+    origins = [phrase.origin for phrase in phrases]
+    found = []
+    for phrase, confidence in zip(phrases, confidences, strict=True):
+        region = confidence >= level
+        if not region.any():
+            continue
+        single = origins.count(phrase.origin) == 1 and not _is_plural(phrase) and not _is_scattered(region, rival)
+        subject = Subject(phrase.root, phrase.text, confidence=_largest_piece(confidence, region))
+        found.append(Candidate(subject, float(region.mean()), region, single))
+    return found
+
+
+def _largest_piece(confidence: NDArray[np.float32], region: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Set confidence to 0 wherever another piece of the region is nearer than its largest: that is another thing."""
+    labels, count = ndimage.label(region)
+    if count < 2:
+        return confidence
+    nearest = ndimage.distance_transform_edt(~region, return_distances=False, return_indices=True)
+    largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    return confidence * (labels[tuple(nearest)] == largest)
+
+
+def _is_plural(phrase: Phrase) -> bool:
+    words = phrase.text.lower().split()
+    return words[0] in COUNTS or (words[-1] != phrase.root.lower() and words[-1] not in PAIRED)
+
+
+def _is_scattered(region: NDArray[np.bool_], rival: float) -> bool:
+    labels, count = ndimage.label(region)
+    areas = np.sort(np.bincount(labels.ravel())[1:])
+    return count >= 2 and bool(areas[-2] >= rival * areas[-1])
+
+
+def find_subject(example: Example, filters: Filters, level: float) -> Example:
+    """Give the example its subject, out of the boxes, the phrases or the segments that it has.
+
+    `level` is the confidence, in [0, 1], from which on a pixel counts as a phrase's.
+
+    Raises:
+        RecordError: as `choose_subject`.
+    """
+    if example.confidences is None:
+        candidates = candidates_of_segments(example.segments)
+    elif example.boxes:
+        candidates = candidates_of_boxes(example.boxes, (example.height, example.width), example.confidences)
+    else:
+        candidates = candidates_of_phrases(example.phrases, example.confidences, level, filters.rival)
+    return replace(example, subject=choose_subject(candidates, filters), confidences=None)
+
+
+@dataclass(eq=False)
+class DropSmallPictures(beam.PTransform):
+    """Reject pictures that are too small, before any model sees them: PCollection[Batch] -> PCollection[Batch]."""
+
+    min_side: int
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        """Look at each picture's size."""
+        return batches | "check sizes" >> beam.Map(self._check)
+
+    def _check(self, batch: Batch) -> Batch:
+        return advance(batch, "size", each(lambda example: check_size(example, self.min_side)))
+
+
+@dataclass(eq=False)
+class ChooseSubject(beam.PTransform):
+    """Fill `subject`: PCollection[Batch] -> PCollection[Batch]. `level` is that of `find_subject`."""
+
+    filters: Filters
+    level: float = 0.5
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        """Choose for each example by itself."""
+        return batches | "choose" >> beam.Map(self._choose)
+
+    def _choose(self, batch: Batch) -> Batch:
+        return advance(batch, STAGE, each(lambda example: find_subject(example, self.filters, self.level)))

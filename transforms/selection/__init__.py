@@ -1,0 +1,1 @@
+"""Which samples are kept: quality scores, near duplicates, the best k."""

@@ -1,0 +1,244 @@
+"""Cut a dataset down to its best samples, once all that could be in it are written.
+
+Which samples are the best is known only when the last of them is scored, so all are written first, as candidates: the
+shards of any recipe. Then a pipeline over their books chooses (`ChooseSamples`), and every shard is written again with
+what was chosen of it (`CutShards`); the others become rejects that say why.
+
+    OUT/.subjectloom/chosen.parquet        the choice: it stands before the first shard is cut
+
+A job may be killed at any moment. The fingerprint in a shard's part says how far it came: a candidate's own, or the one
+it has when it is cut, which also depends on what all other shards are made from (`choice_digest`). A shard that was
+killed while it was cut has no part: it is made anew, and cut by the choice that stands, which is the one that would be
+made again.
+"""
+
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+
+from schemas.dataset import Layout, Part, RejectRow, Row, decode_part, part_name
+from schemas.errors import InputError, SubjectloomError
+from schemas.rejects import Reason
+from schemas.shards import Sample, read_sample, shard_name
+from transforms.dataset import STATE
+from transforms.files import join, open_file, replacing
+from transforms.selection.top_k import Candidate, ChooseBest, MarkNearDuplicates
+from transforms.write import Settled, commit_shard
+
+STAGE = "best"
+CHOSEN = "chosen.parquet"
+
+_CHOICE_KEY = b"subjectloom"
+_CHOICE_COLUMNS = pa.schema([("shard", pa.int32()), ("key", pa.string()), ("better", pa.string())])
+_ROWS = 65_536
+"""Of a row group: a worker reads only those that hold its shard."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What stays of a dataset: the `best` samples of highest quality (a column of the index).
+
+    Before that, of samples whose looks (another column) differ in at most `distance` bits only the best stays; None
+    keeps them all.
+    """
+
+    best: int
+    distance: int | None = 3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen of a shard: the key of a better sample by the key of each near duplicate, "" for a chosen one.
+
+    `lowest` is the lowest quality of all chosen samples of the dataset, None where there are none.
+    """
+
+    better: Mapping[str, str]
+    lowest: float | None
+
+
+def choice_digest(fingerprints: Mapping[int, str], cut: Cut) -> str:
+    """Name what a choice depends on: the SHA-256 of all candidates' fingerprints, by number, and of the cut."""
+    what = json.dumps([sorted(fingerprints.items()), asdict(cut)])
+    return hashlib.sha256(what.encode()).hexdigest()
+
+
+def cut_fingerprints(fingerprints: Mapping[int, str], cut: Cut) -> dict[int, str]:
+    """Name the shards, whose candidates have these fingerprints, after they were cut."""
+    digest = choice_digest(fingerprints, cut)
+    return {
+        shard: hashlib.sha256(f"{fingerprint}\n{digest}".encode()).hexdigest()
+        for shard, fingerprint in fingerprints.items()
+    }
+
+
+def is_chosen(output: str, digest: str) -> bool:
+    """Tell whether the choice of this digest stands in `output`."""
+    path = join(output, STATE, CHOSEN)
+    if not FileSystems.exists(path):
+        return False
+    with open_file(path) as stream:
+        try:
+            return _head(pq.read_schema(stream))["digest"] == digest
+        except (pa.ArrowInvalid, KeyError, ValueError):
+            return False  # of another version, or damaged: the choice is made again
+
+
+@dataclass(eq=False)
+class ChooseSamples(beam.PTransform):
+    """Choose among the candidates in `output`, and store the choice there: Pipeline -> PCollection[str], its digest.
+
+    `fingerprints` names every shard by its number. One worker writes the choice; it holds the keys of all chosen
+    samples and near duplicates meanwhile, about 100 bytes each.
+    """
+
+    output: str
+    fingerprints: Mapping[int, str]
+    cut: Cut
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection[str]:
+        """Read the books of the shards, mark near duplicates, take the best."""
+        candidates = (
+            root
+            | "shards" >> beam.Create(sorted(self.fingerprints))
+            | "spread" >> beam.Reshuffle()
+            | "read books" >> beam.FlatMap(self._read).with_output_types(Candidate)
+        )
+        if self.cut.distance is not None:
+            candidates |= "near duplicates" >> MarkNearDuplicates(self.cut.distance)
+        chosen = candidates | "best" >> ChooseBest(self.cut.best)
+        duplicates = candidates | "duplicates" >> beam.Filter(lambda one: bool(one.better))
+        told = (chosen, duplicates) | "all told" >> beam.Flatten()
+        digest = choice_digest(self.fingerprints, self.cut)
+        return root | "digest" >> beam.Create([digest]) | "store" >> beam.Map(self._store, beam.pvalue.AsIter(told))
+
+    def _read(self, shard: int) -> Iterator[Candidate]:
+        return read_candidates(self.output, shard, self.fingerprints[shard])
+
+    def _store(self, digest: str, told: Iterable[Candidate]) -> str:
+        store_choice(self.output, digest, told)
+        return digest
+
+
+def read_candidates(output: str, shard: int, fingerprint: str) -> Iterator[Candidate]:
+    """Read the candidates of a shard out of its part.
+
+    Raises:
+        SubjectloomError: the part has another fingerprint.
+    """
+    path = join(output, STATE, part_name(shard))
+    with open_file(path) as stream:
+        table = pq.read_table(stream, columns=["key", "quality", "look"])
+    if decode_part(table.schema.metadata).fingerprint != fingerprint:
+        raise SubjectloomError(f"{path} changed while the best were chosen: run again with --resume")
+    for row in table.to_pylist():
+        yield Candidate(shard, row["key"], row["quality"], row["look"])
+
+
+def store_choice(output: str, digest: str, told: Iterable[Candidate]) -> None:
+    """Store the chosen samples and the near duplicates; what is in neither was not good enough."""
+    ordered = sorted(told, key=lambda one: (one.shard, one.key))
+    chosen = [one.quality for one in ordered if not one.better]
+    head = {"digest": digest, "lowest": min(chosen, default=None)}
+    rows = [{"shard": one.shard, "key": one.key, "better": one.better} for one in ordered]
+    table = pa.Table.from_pylist(rows, schema=_CHOICE_COLUMNS)
+    with replacing(join(output, STATE, CHOSEN)) as stream:
+        pq.write_table(
+            table.replace_schema_metadata({_CHOICE_KEY: json.dumps(head)}),
+            stream,
+            row_group_size=_ROWS,
+            compression="zstd",
+        )
+
+
+def read_choice(output: str, shard: int) -> Choice:
+    """Read what was chosen of a shard."""
+    with open_file(join(output, STATE, CHOSEN)) as stream:
+        table = pq.read_table(stream, filters=[("shard", "==", shard)])
+    better = dict(zip(table["key"].to_pylist(), table["better"].to_pylist(), strict=True))
+    return Choice(better, _head(table.schema)["lowest"])
+
+
+def _head(schema: pa.Schema) -> dict[str, Any]:
+    head: dict[str, Any] = json.loads((schema.metadata or {})[_CHOICE_KEY])
+    return head
+
+
+@dataclass(eq=False)
+class CutShards(beam.PTransform):
+    """Write shards again with what was chosen of them: Pipeline -> PCollection[Part].
+
+    `output` holds their candidates and the choice, `layout` is the recipe's, `fingerprints` names the shards to be cut
+    as they are called afterwards. Other shards are left alone.
+    """
+
+    output: str
+    layout: Layout
+    fingerprints: Mapping[int, str]
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
+        """Cut each shard by itself."""
+        shards = root | "shards" >> beam.Create(sorted(self.fingerprints)) | "spread" >> beam.Reshuffle()
+        return shards | "cut" >> beam.Map(self._cut)
+
+    def _cut(self, shard: int) -> Part:
+        return cut_shard(self.output, self.layout, shard, self.fingerprints[shard])
+
+
+def cut_shard(output: str, layout: Layout, shard: int, fingerprint: str) -> Part:
+    """Write a shard again with its chosen samples, as they are, and then its part under the new fingerprint.
+
+    The shard's chosen samples are held in memory meanwhile.
+
+    Raises:
+        InputError: a sample in the shard is not the one of which the books tell.
+    """
+    started = time.perf_counter()
+    with open_file(join(output, STATE, part_name(shard))) as stream:
+        table = pq.read_table(stream)
+    part = decode_part(table.schema.metadata)
+    choice = read_choice(output, shard)
+    rows = table.to_pylist()
+    kept = [row for row in rows if choice.better.get(row["key"]) == ""]
+    cut = [_reject(row, choice) for row in rows if choice.better.get(row["key"]) != ""]
+    samples = _read_samples(output, layout, shard, kept)
+    seconds = (*part.seconds.items(), (STAGE, time.perf_counter() - started))
+    settled = Settled(part.read, tuple(samples), tuple(kept), (*part.rejects, *cut), seconds)
+    return commit_shard(output, layout, shard, fingerprint, [settled])
+
+
+def _read_samples(output: str, layout: Layout, shard: int, rows: Sequence[Row]) -> list[Sample]:
+    """Read the samples of which `rows` of the index tell."""
+    if not rows:
+        return []
+    samples = []
+    path = join(output, shard_name(layout.recipe, shard))
+    with open_file(path) as stream:
+        for row in rows:
+            stream.seek(row["offset"])
+            fragment = stream.read(row["size"])
+            if zlib.crc32(fragment) != row["crc32"]:
+                raise InputError(
+                    f"{path}: the sample {row['key']} is damaged: remove this file and run again with --resume"
+                )
+            samples.append(read_sample(fragment))
+    return samples
+
+
+def _reject(row: Row, choice: Choice) -> RejectRow:
+    """Say why the sample of a row of the index was cut."""
+    better = choice.better.get(row["key"])
+    if better:
+        reason, detail = Reason.NEAR_DUPLICATE, f"it looks like {better}, which is better"
+    else:
+        reason, detail = Reason.BELOW_CUT, f"quality {row['quality']}, the lowest chosen is {choice.lowest}"
+    return RejectRow(key=row["key"], source=row["source"], stage=STAGE, reason=reason, detail=detail)

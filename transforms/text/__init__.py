@@ -1,0 +1,1 @@
+"""Captions: writing, parsing, phrases, plurals, and words for class names."""

@@ -1,0 +1,229 @@
+"""Noun phrases of captions: the rules on a parse, and the transform that runs the parser.
+
+A phrase here is a candidate subject: something that could be seen in the picture. The parser gives base noun
+phrases; the rules below, each a table or a function, leave out what names no thing and join what names one.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import RunInference
+
+from schemas.errors import RecordError
+from schemas.example import Example, Phrase
+from schemas.rejects import Reason
+from transforms.batch import Batch
+from transforms.models.handler import StepHandler
+from transforms.models.parser import Parser, load_parser, parse_captions
+from transforms.text.parses import Parse, Token, word_set
+from transforms.text.plurals import expand_plurals
+
+RELATIONS = word_set(
+    """side top front back bottom left right middle center centre rear edge corner end inside outside foreground
+    background distance air midair"""
+)
+"""Parts of space: left out before "of" ("the side of a boat") and as a bare place ("on the left", "in the top
+corner"), kept where they are things ("a woman in a red top")."""
+
+POSITIONS = RELATIONS | word_set("far near upper lower very other opposite same")
+"""Words that may stand before a part of space without making a thing of it."""
+
+IMAGES = word_set(
+    """photo photograph picture image painting drawing view close closeup up shot portrait illustration sketch rendering
+    cartoon snapshot selfie"""
+)
+"""What a caption may say that it is ("close up" may be one noun or two): left out where the caption opens with it ("a
+photo of a dog"), kept elsewhere ("a wall with a painting of a dog")."""
+
+AMOUNTS = word_set("lot number variety kind type sort bit dozen plenty amount hundred thousand")
+"""Joined with what they measure ("a lot of apples", root "apple"); left out where they measure nothing."""
+
+COLLECTIVES = word_set(
+    """group pair couple bunch set piece slice row pile stack herd flock crowd handful series collection assortment
+    array cluster pack swarm school"""
+)
+"""Joined with what they hold together ("a group of people", root "person"); kept where they stand alone."""
+
+NEGATIONS = frozenset(("no", "not", "without", "neither", "nor"))
+"""What the caption says is absent."""
+
+PRONOUNS = frozenset(("PRON", "DET"))
+"""Parts of speech of a head that names nothing by itself: "it", "this"."""
+
+DEFINITE = frozenset(("the", "this", "that", "these", "those"))
+BREAKS = frozenset(".!?;:|()[]{}<>")
+"""Signs that no noun phrase runs across: a parser that took two lines for one is cut back to the second."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens [start, end) of a phrase to be; `root` is the index of the token that says what it is."""
+
+    start: int
+    end: int
+    root: int
+
+
+def find_phrases(parse: Parse) -> tuple[Phrase, ...]:
+    """The caption's phrases that may name something to be seen, in order; `text == caption[start:end]`."""
+    chunks = [trimmed for start, end in parse.chunks if (trimmed := _trim(parse, start, end))]
+    chunks = _join_measures(parse, chunks)
+    opening = _opening(parse, chunks)
+    chunks = [c for c in chunks if c != opening and _is_thing(parse, c)]
+    return tuple(_phrase(parse, chunk) for chunk in _first_mentions(parse, chunks))
+
+
+def _trim(parse: Parse, start: int, end: int) -> Chunk | None:
+    """Cut what does not belong to the phrase off its left: quotes, "both", "just"; None if it has no word left."""
+    tokens = parse.tokens
+    for i in range(start, end - 1):
+        if tokens[i].text in BREAKS or "\n" in tokens[i].text:
+            start = i + 1
+    while start < end - 1 and _is_leading(tokens[start], tokens[start + 1]):
+        start += 1
+    head = tokens[end - 1]
+    return Chunk(start, end, end - 1) if any(c.isalnum() for c in head.text) else None
+
+
+def _is_leading(token: Token, following: Token) -> bool:
+    if token.text.lower() in NEGATIONS:
+        return False
+    bare = not any(c.isalnum() for c in token.text)
+    return bare or token.dep == "preconj" or token.pos == "CCONJ" or (token.pos == "ADV" and following.pos == "DET")
+
+
+def _join_measures(parse: Parse, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Join "a pair" + "of" + "shoes" to one chunk of root "shoes".
+
+    Only the innermost measure is joined: of "a group of a group of people", a captioner's stutter, there
+    remains "a group of people". A measure of something that is left out is left out with it.
+    """
+    joined: list[Chunk] = []
+    for chunk in chunks:
+        outer = joined[-1] if joined else None
+        if outer and _measures(parse, outer) and outer.end + 1 == chunk.start and parse.word(outer.end) == "of":
+            inner_is_measure = _measures(parse, chunk) and parse.word(chunk.end) == "of"
+            joined[-1] = chunk if inner_is_measure else Chunk(outer.start, chunk.end, chunk.root)
+        else:
+            joined.append(chunk)
+    return joined
+
+
+def _measures(parse: Parse, chunk: Chunk) -> bool:
+    return chunk.root == chunk.end - 1 and parse.tokens[chunk.root].lemma in AMOUNTS | COLLECTIVES
+
+
+def _opening(parse: Parse, chunks: Sequence[Chunk]) -> Chunk | None:
+    """The "photo" of a caption that opens with "a photo of" or "this is a photo showing"."""
+    first = next((c for c in chunks if parse.tokens[c.root].pos not in PRONOUNS), None)
+    if first is None or parse.tokens[first.root].lemma not in IMAGES:
+        return None
+    following = parse.word(first.end)
+    return first if following in ("of", "up", "showing", "shows", "depicting", "with", ":") else None
+
+
+def _is_thing(parse: Parse, chunk: Chunk) -> bool:
+    """Whether the chunk may name something to be seen: no pronoun, nothing absent, no amount, no part of space."""
+    root = parse.tokens[chunk.root]
+    if root.pos in PRONOUNS or _is_link(root.text) or root.lemma in AMOUNTS:
+        return False
+    if parse.word(chunk.start) in NEGATIONS or parse.word(chunk.start - 1) in NEGATIONS:
+        return False
+    return not (root.lemma in RELATIONS and _is_bare_place(parse, chunk))
+
+
+def _is_link(text: str) -> bool:
+    return "://" in text or "@" in text or text.startswith(("www.", "#"))
+
+
+def _is_bare_place(parse: Parse, chunk: Chunk) -> bool:
+    if parse.word(chunk.end) == "of":
+        return True
+    modifiers = parse.tokens[chunk.start : chunk.root]
+    indefinite = any(token.text.lower() in ("a", "an") for token in modifiers)
+    positional = all(token.pos in ("DET", "PRON") or token.text.lower() in POSITIONS for token in modifiers)
+    return parse.tokens[chunk.root].dep == "pobj" and positional and not indefinite
+
+
+def _first_mentions(parse: Parse, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Leave out what is mentioned again: "a dog and a cat; the dog sleeps" shows one dog.
+
+    A definite phrase is a re-mention if an earlier phrase of the same root has all of its words. "A dog and a
+    dog" are two dogs, and "the blue ball" is not "a red ball": those are kept.
+    """
+    kept: list[Chunk] = []
+    for chunk in chunks:
+        words = _content(parse, chunk)
+        definite = parse.word(chunk.start) in DEFINITE
+        if not (definite and any(_root(parse, c) == _root(parse, chunk) and words <= _content(parse, c) for c in kept)):
+            kept.append(chunk)
+    return kept
+
+
+def _content(parse: Parse, chunk: Chunk) -> set[str]:
+    return {t.text.lower() for t in parse.tokens[chunk.start : chunk.end - 1] if t.pos != "DET"}
+
+
+def _root(parse: Parse, chunk: Chunk) -> str:
+    return parse.tokens[chunk.root].lemma
+
+
+def _phrase(parse: Parse, chunk: Chunk) -> Phrase:
+    start, end = parse.tokens[chunk.start].start, parse.tokens[chunk.end - 1].end
+    while not parse.caption[start].isalnum():
+        start += 1
+    while not _is_letter(parse.caption[end - 1]):
+        end -= 1
+    root = _root(parse, chunk)
+    word = [i for i, char in enumerate(root) if _is_letter(char)]
+    return Phrase(parse.caption[start:end], start, end, root[word[0] : word[-1] + 1], origin=(start, end))
+
+
+def _is_letter(char: str) -> bool:
+    """Whether a phrase may end in `char`: a letter, a digit or a mark that combines with one."""
+    return unicodedata.category(char)[0] in "LNM"
+
+
+def add_phrases(example: Example, parse: Parse, *, plurals: bool) -> Example:
+    """Give `example` the phrases of `parse`, which is the parse of its source caption.
+
+    Args:
+        example: the record; its caption becomes the one that the phrases lie in.
+        parse: what the parser says of `example.source_caption`.
+        plurals: write numbered plurals out; `source_caption` keeps the caption as it was.
+
+    Raises:
+        RecordError: the caption has no phrase that could name something to be seen.
+    """
+    caption, phrases = parse.caption, find_phrases(parse)
+    if not phrases:
+        raise RecordError(Reason.NO_PHRASE, f"no noun phrase that could be seen in {caption[:100]!r}")
+    if plurals:
+        caption, phrases = expand_plurals(parse, phrases)
+    return replace(example, caption=caption, phrases=phrases)
+
+
+def extract(parser: Parser, examples: Sequence[Example], *, plurals: bool) -> list[Example]:
+    """Parse the source captions of `examples` together and give each its phrases (`add_phrases`)."""
+    parses = parse_captions(parser, [example.source_caption for example in examples])
+    return [add_phrases(example, parse, plurals=plurals) for example, parse in zip(examples, parses, strict=True)]
+
+
+@dataclass(eq=False)
+class ExtractPhrases(beam.PTransform):
+    """Find the noun phrases of each example's source caption: PCollection[Batch] -> PCollection[Batch].
+
+    `checkpoint` names the parser (`transforms.models.parser.load_parser`); with `plurals`, "two women" becomes
+    "a woman and a woman".
+    """
+
+    checkpoint: str
+    plurals: bool = True
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        """Run the parser over the batches."""
+        handler = StepHandler("phrases", partial(load_parser, self.checkpoint), partial(extract, plurals=self.plurals))
+        return batches | "Parse" >> RunInference(handler)
