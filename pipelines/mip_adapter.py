@@ -85,8 +85,8 @@ class BuildMipAdapter(beam.PTransform):
     """The recipe up to the candidates: from the chunks of a source to the shards in `output`, each with its part.
 
     Which of them stay is decided when all are scored (`transforms.selection.cut`). `is_annotated` says that the
-    source's pictures come with masks; `config.grounding` is set. `fingerprints` names every shard by its number; `progress` is a local
-    file that `CountRecords` appends to.
+    source's pictures come with masks; `config.grounding` is set. `fingerprints` names every shard by its number;
+    `progress` is a local file that `CountRecords` appends to.
     """
 
     chunks: Sequence[Chunk]

@@ -15,6 +15,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from schemas.errors import ModelError
+from tests.paths import ROOT
 from tests.training.pairs import PROMPTS, tiny_blip_parts, tiny_pairs
 from training.blip_diffusion import (
     BlipDiffusion,
@@ -30,7 +31,6 @@ from training.train import BlipTrainConfig, RunConfig, train
 CONFIG = BlipTrainConfig(
     steps=6, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
 )
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

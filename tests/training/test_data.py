@@ -25,6 +25,7 @@ from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.masks import Mask
 from schemas.samples.fastcomposer import Record, to_sample
 from schemas.shards import Sample, read_tar, write_tar
+from tests.paths import ROOT
 from tests.training.batches import same
 from training.data import DataConfig, batches, drop, make_batch, read_captions
 from training.geometry import Square, decode, open_jpeg
@@ -32,7 +33,6 @@ from training.references import cut_out, draw_shifts, to_square
 from training.shards import Batch, _part, as_floats, find_shards, shuffle
 from training.tokenizer import locate, small_tokenizer
 
-ROOT = Path(__file__).parents[2]
 TOKENIZER = small_tokenizer(["a red ball and a blue cup by a tree"])
 CONFIG = DataConfig(resolution=32, reference=16, batch=3, workers=0, seed=1)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
+from tests.paths import ROOT
 from training.tokenizer import small_tokenizer
 
 CAPTIONS = ("a red ball and a blue cup", "a ballroom, a cupboard by a house", "the house's cup")
@@ -37,9 +38,8 @@ def test_short_captions_are_filled_up_and_long_ones_cut() -> None:
 def test_the_vocabulary_is_a_function_of_the_captions() -> None:
     """Another process has another hash seed."""
     script = f"from training.tokenizer import small_tokenizer; print(small_tokenizer({CAPTIONS!r}).get_vocab())"
-    root = Path(__file__).parents[2]
     vocabularies = {
-        str(sorted(eval(subprocess.check_output([sys.executable, "-c", script], cwd=root, text=True)).items()))
+        str(sorted(eval(subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True)).items()))
         for _ in range(2)
     }
     vocabularies.add(str(sorted(small_tokenizer(CAPTIONS).get_vocab().items())))

@@ -16,6 +16,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from schemas.errors import InputError, ModelError
+from tests.paths import ROOT
 from tests.training.models import tiny_batch, tiny_parts
 from training.checkpoint import complete_checkpoints
 from training.fastcomposer import FastComposer
@@ -24,7 +25,6 @@ from training.train import TrainConfig, train
 CONFIG = TrainConfig(
     steps=6, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
 )
-ROOT = Path(__file__).parents[2]
 
 
 def new_model(folder: Path) -> FastComposer:

@@ -17,9 +17,10 @@ from schemas.rejects import Reason, Reject
 from schemas.samples.fastcomposer import LAYOUT
 from tests.browser import needs_browser, open_page
 from tests.datasets import example, write_dataset
+from tests.paths import ROOT
 from transforms.dataset import read_info
 
-CSS = (Path(__file__).parents[2] / "jobs" / "templates" / "report.css").read_text()
+CSS = (ROOT / "jobs" / "report" / "templates" / "report.css").read_text()
 HOSTILE = '<script>alert(1)</script> & "a dog" \u202e😀'
 
 

@@ -11,9 +11,9 @@ from jobs.sample_models.caption_trees import write_captions
 from jobs.sample_models.parser import evaluate, group, main, to_doc
 from jobs.sample_models.treebank import Tree, read_trees, to_clear
 from schemas.errors import InputError
+from tests.paths import ROOT, SHARED
 
-ROOT = Path(__file__).parents[2]
-TREEBANK = ROOT.parent / "shared" / "treebank"
+TREEBANK = SHARED / "treebank"
 SAMPLE = ROOT / "transforms" / "models" / "sample" / "parser"
 
 

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from schemas.errors import ModelError
 from schemas.example import Example, Phrase, Source
 from schemas.rejects import Reason, Reject
+from tests.paths import ROOT
 from tests.strategies import captions
 from transforms.batch import Batch, advance
 from transforms.models.parser import Parser, load_parser, parse_captions
 from transforms.text.parses import Parse
 from transforms.text.phrases import ExtractPhrases, extract, find_phrases
 
-SAMPLE = Path(__file__).parents[2] / "transforms" / "models" / "sample" / "parser"
+SAMPLE = ROOT / "transforms" / "models" / "sample" / "parser"
 
 
 @functools.cache

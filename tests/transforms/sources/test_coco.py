@@ -13,12 +13,13 @@ from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.masks import Mask
 from schemas.rejects import Reason, Reject
+from tests.paths import SHARED
 from tests.pictures import encode, outcomes, read_all, scene, with_orientation
 from transforms.read import list_source
 from transforms.sources.coco_masks import decode_ids, decode_segmentation
 
 JPEG = encode(scene(), "JPEG", quality=95)
-REAL = Path(__file__).parents[2] / ".." / "shared" / "real" / "coco"
+REAL = SHARED / "real" / "coco"
 
 CATEGORIES = [
     {"id": 1, "name": "dog", "isthing": 1},

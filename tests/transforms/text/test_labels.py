@@ -1,14 +1,14 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from tests.examples import phrase, segment
+from tests.paths import SHARED
 from transforms.regions.match import greedy_match
 from transforms.text.labels import KIND, SAME, SYNONYM, label_similarity, word_similarity
 from transforms.text.synonyms import KINDS, SYNONYMS, plain_label
 
-CATEGORIES = Path(__file__).parents[2] / ".." / "shared" / "real" / "coco" / "panoptic_categories.json"
+CATEGORIES = SHARED / "real" / "coco" / "panoptic_categories.json"
 
 
 @pytest.mark.parametrize(
