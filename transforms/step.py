@@ -15,7 +15,7 @@ class Step(beam.PTransform):
     """
 
     def checkpoints(self) -> Mapping[str, str]:
-        """The checkpoints that this step loads, by kind of model ("parser", "clip" ...): they go into `dataset.json`."""
+        """The checkpoints that this step loads, by kind of model ("parser", "clip"): they go into `dataset.json`."""
         return {}
 
     def stamp(self) -> str:
