@@ -111,7 +111,7 @@ def measure(count: int, treebank: Path, console: Console) -> dict[str, dict[str,
         truths = read_truths(scenes)
         results["phrases, scenes"] = phrase_scores(models, truths)
         results["panoptic, scenes"] = segment_scores(models, scenes, truths)
-        build(Request(str(scenes / "images"), str(output), FastComposerConfig(), models), console)
+        build(Request("fastcomposer", str(scenes / "images"), str(output), FastComposerConfig(), models), console)
         results["links, scenes"] = link_scores(output, truths)
     return results
 

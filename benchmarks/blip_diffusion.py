@@ -29,7 +29,6 @@ from jobs.scenes import scene_of
 from jobs.train import PRESETS
 from schemas.example import Example, Placement, Source, Subject
 from schemas.images import encode_grey, encode_jpeg
-from schemas.samples.blip_diffusion import to_sample
 from schemas.shards import write_tar
 from training.blip_data import each_once, pairs, read_prompts
 from training.blip_diffusion import BlipDiffusion, load_blip_parts
@@ -99,7 +98,7 @@ def write_pairs(folder: Path, examples: list[Example]) -> Path:
     """Write one shard."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "blip-diffusion-000000.tar").open("wb") as stream:
-        write_tar(stream, map(to_sample, examples))
+        write_tar(stream, map(FORMAT.sample_of, examples))
     return folder
 
 

@@ -97,7 +97,7 @@ def main(
             for thing in objects
         ]
         console.print(f"automatic masks        recall {np.mean(hits):.3f}, of {len(hits)} objects")
-        info = build(Request(str(scenes / "images"), str(output), WIDE, models, limit=built), console)
+        info = build(Request("mip-adapter", str(scenes / "images"), str(output), WIDE, models, limit=built), console)
         right, given = written_right(output, truths)
         named = sum(o["phrase"] is not None for truth in islice(truths.values(), built) for o in truth["objects"])
         console.print(f"objects written        {right} of {given} right, {named} named by captions")

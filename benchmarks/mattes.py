@@ -24,10 +24,10 @@ from benchmarks.accuracy import SEED, Truth, read_truths
 from benchmarks.matting import by_pymatting
 from jobs.sample_models.metrics import intersection_over_union
 from jobs.scenes import write_scenes
-from pipelines.blip_diffusion import BlipDiffusionConfig, confidences_of, with_thresholds
+from pipelines.blip_diffusion import BlipDiffusionConfig
 from schemas.images import decode_image
 from transforms.matting.closed_form import closed_form_alpha
-from transforms.matting.cutout import Confidences, enlarge
+from transforms.matting.cutout import TrimapBounds, enlarge
 from transforms.matting.trimap import UNKNOWN, trimap_of_confidence
 from transforms.models.clipseg import ClipSeg, find_texts, load_clipseg
 from transforms.models.presets import resolve
@@ -79,7 +79,7 @@ def make_subjects(seed: int, count: int) -> list[Subject]:
         return list(subjects_of(scenes, read_truths(scenes)))
 
 
-def draw(confidence: NDArray[np.float32], sure: Confidences, band: int) -> NDArray[np.uint8] | None:
+def draw(confidence: NDArray[np.float32], sure: TrimapBounds, band: int) -> NDArray[np.uint8] | None:
     """Draw the trimap [H, W] of a confidence [H, W]; None where it has no sure pixel of either kind."""
     trimap = trimap_of_confidence(confidence, sure.lower, sure.upper, band)
     return trimap if {0, 255} <= set(np.unique(trimap).tolist()) else None
@@ -88,8 +88,7 @@ def draw(confidence: NDArray[np.float32], sure: Confidences, band: int) -> NDArr
 def measure(count: int) -> dict[str, float]:
     """Measure on `count` scenes."""
     models = resolve("sample", {})
-    config = with_thresholds(BlipDiffusionConfig(), models)
-    sure = confidences_of(config)
+    config, sure = BlipDiffusionConfig(), TrimapBounds(*models.trimap)
     subjects = make_subjects(SEED, count)
     overlaps, errors, bands, peers, unsure = [], [], [], [], 0
     for subject, confidence in zip(subjects, confidences(load_clipseg(models.clipseg), subjects), strict=True):
@@ -115,12 +114,12 @@ def measure(count: int) -> dict[str, float]:
     }
 
 
-def sweep(count: int) -> Iterator[tuple[Confidences, float, int]]:
+def sweep(count: int) -> Iterator[tuple[TrimapBounds, float, int]]:
     """Yield confidences with alpha's mean error on `count` scenes, and how many of these have no sure pixel."""
     models = resolve("sample", {})
     subjects = make_subjects(SWEPT, count)
     found = list(confidences(load_clipseg(models.clipseg), subjects))
-    for sure in (Confidences(lower, upper) for lower in LOWER for upper in UPPER):
+    for sure in (TrimapBounds(lower, upper) for lower in LOWER for upper in UPPER):
         trimaps = [draw(confidence, sure, BlipDiffusionConfig().band) for confidence in found]
         errors = [
             np.abs(closed_form_alpha(subject.image / 255, trimap) - subject.alpha).mean()

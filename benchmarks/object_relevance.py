@@ -233,11 +233,11 @@ def main(
     console = Console()
     if data is None:
         data = output / "held-out"
-        write_dataset(data, [examples_of(HELD_OUT, held_out, 512 if model else 128)], layout=mip_adapter.LAYOUT)
+        write_dataset(data, [examples_of(HELD_OUT, held_out, 512 if model else 128)], sample_format=mip_adapter.FORMAT)
     if model:
         show(console, f"object relevance score of {model}", [score(load_mip_parts(model), data, held_out, 1)])
         return
-    write_dataset(output / "training", [examples_of(TRAINING, scenes)], layout=mip_adapter.LAYOUT)
+    write_dataset(output / "training", [examples_of(TRAINING, scenes)], sample_format=mip_adapter.FORMAT)
     jobs = [(output, seed, steps, held_out) for seed in range(seeds)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         show(console, f"object relevance score, {steps} steps of training", list(pool.map(_teach_and_score, jobs)))

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from jobs.build import Request, build
 from jobs.scenes import scene_of, write_scene, write_scenes
-from pipelines.fastcomposer import FastComposerConfig, threshold_of
+from pipelines.fastcomposer import FastComposerConfig
 from schemas.errors import RecordError
 from schemas.example import Example, Source
 from schemas.images import to_stored_jpeg
@@ -47,7 +47,7 @@ def one_at_a_time(pictures: Path, models: Models, config: FastComposerConfig) ->
             example = add_phrases(example, parse, plurals=config.expand_plurals)
             (example,) = add_segments(segmenter, [example], config.min_area)
             (example,) = add_clip_similarity(clip, [example], with_labels=False)
-            match_phrases(example, threshold_of(config, models))
+            match_phrases(example, models.thresholds[config.similarity])
             matched += 1
         except RecordError:
             continue
@@ -74,7 +74,9 @@ def main(count: Annotated[int, typer.Option(help="Pictures to build from.")] = 2
         list(write_scenes(folder / "scenes", count, seed=2000))
         matched, alone = one_at_a_time(folder / "scenes" / "images", models, config)
         started = time.perf_counter()
-        info = build(Request(str(folder / "scenes" / "images"), str(folder / "out"), config, models), console)
+        info = build(
+            Request("fastcomposer", str(folder / "scenes" / "images"), str(folder / "out"), config, models), console
+        )
         built = time.perf_counter() - started
         working = float(np.sum([*info.seconds.values()]))
         assert info.counts.written == matched

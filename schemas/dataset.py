@@ -3,17 +3,14 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from schemas.example import Example
 from schemas.rejects import Reject
-from schemas.shards import Sample, shard_name
 
 INDEX_COLUMNS = pa.schema(
     [
@@ -37,28 +34,6 @@ Row = dict[str, Any]
 """A row of the index: column name to value."""
 
 _PART_KEY = b"subjectloom"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a recipe writes for an example.
-
-    `sample_of` makes the sample, `row_of` the recipe's own columns of the index (their types in `columns`),
-    `problems_of` says in words what is wrong with a sample, given its row of the index. Every sample has
-    exactly the members `members`. `recipe` is also the prefix of the shards' names.
-    """
-
-    recipe: str
-    members: frozenset[str]
-    columns: pa.Schema
-    sample_of: Callable[[Example], Sample]
-    row_of: Callable[[Example], Row]
-    problems_of: Callable[[Sample, Row], list[str]]
-
-    @property
-    def index_columns(self) -> pa.Schema:
-        """The schema of the recipe's `index.parquet`."""
-        return pa.schema([*INDEX_COLUMNS, *self.columns])
 
 
 class StrictModel(BaseModel):
@@ -179,19 +154,6 @@ def table_to_parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def base_row(example: Example, recipe: str, shard: int) -> Row:
-    """Fill the columns of the index that every recipe has; the sample's place is known once the tar is written."""
-    return {
-        "key": example.key,
-        "shard": shard_name(recipe, shard),
-        "caption": example.caption,
-        "width": example.width,
-        "height": example.height,
-        "source": example.source.uri,
-        "license": example.source.license,
-    }
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:

@@ -18,14 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import BeamIOError
 from pydantic import ValidationError
 
 from schemas.dataset import (
     Counts,
     DatasetInfo,
     Job,
-    Layout,
     Part,
     decode_part,
     part_name,
@@ -34,6 +32,8 @@ from schemas.dataset import (
     to_json,
 )
 from schemas.errors import ConfigError, InputError, SubjectloomError
+from schemas.samples import FORMATS
+from schemas.samples.base import SampleFormat
 from schemas.shards import shard_name
 from transforms.files import join, list_files, open_file, read_file, remove_files, replace_file
 
@@ -74,7 +74,7 @@ def prepare_output(output: str, job: Job, *, overwrite: bool = False, resume: bo
         if earlier:
             _decide(output, names, earlier, job, overwrite=overwrite, resume=resume)
         replace_file(join(output, STATE, "job.json"), to_json(job.model_dump(mode="json")))
-    except (OSError, BeamIOError) as error:
+    except OSError as error:
         raise InputError(f"cannot write to {output}: {error}") from error
 
 
@@ -103,15 +103,18 @@ def finished_shards(output: str) -> dict[int, str]:
             continue
         try:
             with open_file(join(output, name)) as stream:
-                part = decode_part(pq.read_metadata(stream).metadata)
+                metadata = pq.read_metadata(stream)
+            part = decode_part(metadata.metadata)
         except (pa.ArrowInvalid, KeyError, ValidationError):
             continue  # of another version, or damaged: the shard is made again
+        if recipe in FORMATS and metadata.schema.to_arrow_schema().names != FORMATS[recipe].index_columns.names:
+            continue  # of another version: the index has other columns now
         if part.written == 0 or shard_name(recipe, part.shard) in names:
             done[part.shard] = part.fingerprint
     return done
 
 
-def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], layout: Layout) -> DatasetInfo:
+def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], sample_format: SampleFormat) -> DatasetInfo:
     """Compose the index, the rejects and `dataset.json` of the shards' parts; check the books.
 
     The index is sorted by key and held in memory meanwhile, about 300 bytes per sample. Shards and parts of
@@ -121,14 +124,14 @@ def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], layou
         output: the dataset's folder.
         job: what the dataset was made by.
         fingerprints: those of all its shards, by number.
-        layout: the recipe's.
+        sample_format: the recipe's.
 
     Raises:
         InputError: two samples have one key.
         SubjectloomError: a shard is not finished.
     """
-    parts, rows = _read_parts(output, fingerprints, layout)
-    index = pa.concat_tables([layout.index_columns.empty_table(), *rows]).sort_by("key")
+    parts, rows = _read_parts(output, fingerprints, sample_format)
+    index = pa.concat_tables([sample_format.index_columns.empty_table(), *rows]).sort_by("key")
     _refuse_twins(index)
     info = _compose(job, parts, index)
     _remove_stale(output, {part.shard: part.written for part in parts}, job.recipe)
@@ -166,7 +169,7 @@ def read_table(output: str, name: str) -> pa.Table:
     try:
         with open_file(join(output, name)) as stream:
             return pq.read_table(stream)
-    except (OSError, BeamIOError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{output}/{name} cannot be read: {error}") from error
 
 
@@ -232,13 +235,15 @@ def _is_ours(name: str, recipe: str) -> bool:
     return name.startswith(f"{STATE}/") or re.fullmatch(own + _TEMPORARY, name) is not None
 
 
-def _read_parts(output: str, fingerprints: Mapping[int, str], layout: Layout) -> tuple[list[Part], list[pa.Table]]:
+def _read_parts(
+    output: str, fingerprints: Mapping[int, str], sample_format: SampleFormat
+) -> tuple[list[Part], list[pa.Table]]:
     done = finished_shards(output)
     missing = [shard for shard, fingerprint in fingerprints.items() if done.get(shard) != fingerprint]
     if missing:
         raise SubjectloomError(
             f"{len(missing)} of {len(fingerprints)} shards in {output} are not finished, "
-            f"{shard_name(layout.recipe, min(missing))} for one: run again with --resume"
+            f"{shard_name(sample_format.recipe, min(missing))} for one: run again with --resume"
         )
     parts, rows = [], []
     for shard in sorted(fingerprints):

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field
 
 import apache_beam as beam
 
-from schemas.dataset import Layout, Part, RejectRow, Row, base_row, encode_part, part_name
+from schemas.dataset import Part, RejectRow, Row, encode_part, part_name
 from schemas.errors import InputError, SubjectloomError
 from schemas.example import Example
+from schemas.samples.base import SampleFormat
 from schemas.shards import Entry, Sample, shard_name, write_tar
 from transforms.batch import Batch, reject
 from transforms.dataset import STATE, check_books
@@ -68,13 +69,13 @@ class Settled:
 class WriteDataset(beam.PTransform):
     """Write batches into the shards of a dataset, and the books of every shard beside them; yield a `Part` per shard.
 
-    `output` is a folder that `prepare_output` made ready, `layout` the recipe's, `fingerprints` names by its number
-    every shard that this pipeline makes: also one in which nothing remains gets its part, so that it counts as done.
-    `expected` tells of a shard how many records the listing found for it, where that is known before reading.
+    `output` is a folder that `prepare_output` made ready, `sample_format` the recipe's. `fingerprints` maps the number
+    of every shard that this pipeline makes to its fingerprint: a shard without samples gets its part too, so that it
+    counts as done. `expected` maps a shard to its number of records, where the listing knows it before reading.
     """
 
     output: str
-    layout: Layout
+    sample_format: SampleFormat
     fingerprints: Mapping[int, str]
     expected: Mapping[int, int] = field(default_factory=dict)
 
@@ -91,40 +92,41 @@ class WriteDataset(beam.PTransform):
         )
 
     def _settle(self, batch: Batch) -> tuple[int, Settled]:
-        return batch.shard, settle(batch, self.layout)
+        return batch.shard, settle(batch, self.sample_format)
 
     def _commit(self, shard: int, batches: Iterable[Settled]) -> Part:
         settled = list(batches)
         read = sum(s.read for s in settled)
         if read != self.expected.get(shard, read):
             raise SubjectloomError(
-                f"{shard_name(self.layout.recipe, shard)}: {self.expected[shard]} records were listed for it, "
+                f"{shard_name(self.sample_format.recipe, shard)}: {self.expected[shard]} records were listed for it, "
                 f"{read} came: did the source change meanwhile? run again with --resume"
             )
-        return commit_shard(self.output, self.layout, shard, self.fingerprints[shard], settled)
+        return commit_shard(self.output, self.sample_format, shard, self.fingerprints[shard], settled)
 
 
-def settle(batch: Batch, layout: Layout) -> Settled:
+def settle(batch: Batch, sample_format: SampleFormat) -> Settled:
     """Make the samples and the index's rows of a batch; an example for which that fails becomes a reject."""
     started = time.perf_counter()
     samples, rows, rejects = [], [], []
     for record in batch.records:
         if isinstance(record, Example):
             try:
-                sample = layout.sample_of(record)
-                row = base_row(record, layout.recipe, batch.shard) | layout.row_of(record)
+                sample, row = sample_format.pack(record)
             except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
                 rejects.append(RejectRow.of(reject(record, STAGE, error)))
             else:
                 samples.append(sample)
-                rows.append(row)
+                rows.append({"shard": shard_name(sample_format.recipe, batch.shard), **row})
         else:
             rejects.append(RejectRow.of(record))
     seconds = (*batch.seconds, (STAGE, time.perf_counter() - started))
     return Settled(len(batch.records), tuple(samples), tuple(rows), tuple(rejects), seconds)
 
 
-def commit_shard(output: str, layout: Layout, shard: int, fingerprint: str, settled: list[Settled]) -> Part:
+def commit_shard(
+    output: str, sample_format: SampleFormat, shard: int, fingerprint: str, settled: list[Settled]
+) -> Part:
     """Write a shard and then its part.
 
     Raises:
@@ -134,7 +136,7 @@ def commit_shard(output: str, layout: Layout, shard: int, fingerprint: str, sett
     started = time.perf_counter()
     # From here until the new part stands, the shard must not look done, whichever fingerprint is asked for.
     remove_files([join(output, STATE, part_name(shard))])
-    entries = write_shard(output, layout.recipe, shard, (sample for s in settled for sample in s.samples))
+    entries = write_shard(output, sample_format.recipe, shard, (sample for s in settled for sample in s.samples))
     places = {entry.key: asdict(entry) for entry in entries}
     rows = sorted((row | places[row["key"]] for s in settled for row in s.rows), key=lambda row: row["key"])
     seconds: dict[str, float] = defaultdict(float)
@@ -149,8 +151,8 @@ def commit_shard(output: str, layout: Layout, shard: int, fingerprint: str, sett
         rejects=[row for s in settled for row in s.rejects],
         seconds=dict(seconds),
     )
-    check_books(part.read, part.written, len(part.rejects), shard_name(layout.recipe, shard))
-    replace_file(join(output, STATE, part_name(shard)), encode_part(part, rows, layout.index_columns))
+    check_books(part.read, part.written, len(part.rejects), shard_name(sample_format.recipe, shard))
+    replace_file(join(output, STATE, part_name(shard)), encode_part(part, rows, sample_format.index_columns))
     return part
 
 

@@ -23,14 +23,14 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
 
-from schemas.dataset import Layout, Part, RejectRow, Row, decode_part, part_name
+from schemas.dataset import Part, RejectRow, Row, decode_part, part_name
 from schemas.errors import InputError, SubjectloomError
 from schemas.rejects import Reason
+from schemas.samples.base import SampleFormat
 from schemas.shards import Sample, read_sample, shard_name
 from transforms.dataset import STATE
-from transforms.files import join, open_file, replacing
+from transforms.files import exists, join, open_file, replacing
 from transforms.selection.top_k import Candidate, ChooseBest, MarkNearDuplicates
 from transforms.write import Settled, commit_shard
 
@@ -84,7 +84,7 @@ def cut_fingerprints(fingerprints: Mapping[int, str], cut: Cut) -> dict[int, str
 def is_chosen(output: str, digest: str) -> bool:
     """Tell whether the choice of this digest stands in `output`."""
     path = join(output, STATE, CHOSEN)
-    if not FileSystems.exists(path):
+    if not exists(path):
         return False
     with open_file(path) as stream:
         try:
@@ -137,11 +137,11 @@ def read_candidates(output: str, shard: int, fingerprint: str) -> Iterator[Candi
     """
     path = join(output, STATE, part_name(shard))
     with open_file(path) as stream:
-        table = pq.read_table(stream, columns=["key", "quality", "look"])
+        table = pq.read_table(stream, columns=["key", "quality", "phash"])
     if decode_part(table.schema.metadata).fingerprint != fingerprint:
         raise SubjectloomError(f"{path} changed while the best were chosen: run again with --resume")
     for row in table.to_pylist():
-        yield Candidate(shard, row["key"], row["quality"], row["look"])
+        yield Candidate(shard, row["key"], row["quality"], row["phash"])
 
 
 def store_choice(output: str, digest: str, told: Iterable[Candidate]) -> None:
@@ -177,12 +177,12 @@ def _head(schema: pa.Schema) -> dict[str, Any]:
 class CutShards(beam.PTransform):
     """Write shards again with what was chosen of them: Pipeline -> PCollection[Part].
 
-    `output` holds their candidates and the choice, `layout` is the recipe's, `fingerprints` names the shards to be cut
-    as they are called afterwards. Other shards are left alone.
+    `output` holds their candidates and the choice, `sample_format` is the recipe's, `fingerprints` maps the shards to
+    cut to the fingerprints that they have afterwards. Other shards are left alone.
     """
 
     output: str
-    layout: Layout
+    sample_format: SampleFormat
     fingerprints: Mapping[int, str]
 
     def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
@@ -191,10 +191,10 @@ class CutShards(beam.PTransform):
         return shards | "cut" >> beam.Map(self._cut)
 
     def _cut(self, shard: int) -> Part:
-        return cut_shard(self.output, self.layout, shard, self.fingerprints[shard])
+        return cut_shard(self.output, self.sample_format, shard, self.fingerprints[shard])
 
 
-def cut_shard(output: str, layout: Layout, shard: int, fingerprint: str) -> Part:
+def cut_shard(output: str, sample_format: SampleFormat, shard: int, fingerprint: str) -> Part:
     """Write a shard again with its chosen samples, as they are, and then its part under the new fingerprint.
 
     The shard's chosen samples are held in memory meanwhile.
@@ -210,18 +210,18 @@ def cut_shard(output: str, layout: Layout, shard: int, fingerprint: str) -> Part
     rows = table.to_pylist()
     kept = [row for row in rows if choice.better.get(row["key"]) == ""]
     cut = [_reject(row, choice) for row in rows if choice.better.get(row["key"]) != ""]
-    samples = _read_samples(output, layout, shard, kept)
+    samples = _read_samples(output, sample_format, shard, kept)
     seconds = (*part.seconds.items(), (STAGE, time.perf_counter() - started))
     settled = Settled(part.read, tuple(samples), tuple(kept), (*part.rejects, *cut), seconds)
-    return commit_shard(output, layout, shard, fingerprint, [settled])
+    return commit_shard(output, sample_format, shard, fingerprint, [settled])
 
 
-def _read_samples(output: str, layout: Layout, shard: int, rows: Sequence[Row]) -> list[Sample]:
+def _read_samples(output: str, sample_format: SampleFormat, shard: int, rows: Sequence[Row]) -> list[Sample]:
     """Read the samples of which `rows` of the index tell."""
     if not rows:
         return []
     samples = []
-    path = join(output, shard_name(layout.recipe, shard))
+    path = join(output, shard_name(sample_format.recipe, shard))
     with open_file(path) as stream:
         for row in rows:
             stream.seek(row["offset"])

@@ -12,7 +12,7 @@ from jobs.report.page import write_report
 from schemas.example import Placement
 from schemas.images import encode_grey
 from schemas.rejects import Reason, Reject
-from schemas.samples.blip_diffusion import LAYOUT, Record
+from schemas.samples.blip_diffusion import FORMAT, Record
 from tests.browser import needs_browser, open_page
 from tests.datasets import write_dataset
 from tests.training.pairs import pair
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [pair(f"k{i}", size=(120, 80), box=(10 + i, 8, 40, 50), placement=moved) for i in range(7)]
     pairs.append(pair("evil", size=(120, 80), caption=HOSTILE, subject=HOSTILE))
     rejects = [Reject("no", "n", "subject", Reason.MANY_SUBJECTS, "dog (30.0%) and cat (24.0%)")]
-    write_dataset(output, [[*pairs, *rejects]], layout=LAYOUT)
+    write_dataset(output, [[*pairs, *rejects]], sample_format=FORMAT)
     write_report(str(output))
     return output
 
@@ -83,7 +83,7 @@ def test_a_subject_as_small_as_a_pixel_has_a_card(tmp_path: Path) -> None:
     alpha = np.zeros((3, 5), np.uint8)
     alpha[1, 2] = 255
     tiny = replace(pair("k", size=(5, 3)), alpha=encode_grey(alpha), trimap=encode_grey(alpha))
-    write_dataset(tmp_path / "tiny", [[tiny]], layout=LAYOUT)
+    write_dataset(tmp_path / "tiny", [[tiny]], sample_format=FORMAT)
     assert "<i>Alpha</i>" in Path(write_report(str(tmp_path / "tiny"))).read_text()
 
 

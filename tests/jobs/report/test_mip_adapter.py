@@ -16,7 +16,7 @@ from jobs.report.figures import choose, score_histogram, signed
 from jobs.report.page import VIEWS, render, write_report
 from schemas.example import Example, Object, Quality
 from schemas.rejects import Reason, Reject
-from schemas.samples.mip_adapter import LAYOUT, to_sample
+from schemas.samples.mip_adapter import FORMAT
 from tests.browser import needs_browser, open_page
 from tests.datasets import write_dataset
 from tests.objects import TWO, example_of_objects
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("report") / "dataset"
     evil = example_of_objects("evil", ((HOSTILE, TWO[0][1]), TWO[1]), license=HOSTILE)
     reject = Reject("no", "n", "objects", Reason.NO_SUBJECT, HOSTILE)
-    write_dataset(output, [[*scenes(16), evil, reject]], layout=LAYOUT)
+    write_dataset(output, [[*scenes(16), evil, reject]], sample_format=FORMAT)
     write_report(str(output))
     return output
 
@@ -72,12 +72,14 @@ def test_the_same_dataset_gives_the_same_page(folder: Path, page: str) -> None:
 
 
 def test_nothing_written_is_a_page_too(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "none", [[Reject("a", "a", "read", Reason.EMPTY_IMAGE, "")]], layout=LAYOUT)
+    write_dataset(tmp_path / "none", [[Reject("a", "a", "read", Reason.EMPTY_IMAGE, "")]], sample_format=FORMAT)
     assert "No sample was written" in Path(write_report(str(tmp_path / "none"))).read_text()
 
 
 def test_a_card_ties_each_phrase_to_its_object() -> None:
-    card: dict[str, Any] = mip_adapter_card(to_sample(example_of_objects("k", scores=(0.71, 0.82), similarity=-0.001)))
+    card: dict[str, Any] = mip_adapter_card(
+        FORMAT.sample_of(example_of_objects("k", scores=(0.71, 0.82), similarity=-0.001))
+    )
     first, second = card["objects"]
     assert (card["view"], first["frame"], second["frame"]) == ((1280, 960), [160, 160, 480, 560], [720, 240, 400, 480])
     assert [(o["text"], o["name"], o["score"], o["bbox"]) for o in card["objects"]] == [
@@ -94,7 +96,7 @@ def test_a_card_ties_each_phrase_to_its_object() -> None:
 def test_two_objects_of_one_phrase_share_its_place_in_the_caption() -> None:
     made = example_of_objects("k")
     twins = replace(made, objects=tuple(replace(one, phrase=0) for one in made.objects))
-    card = mip_adapter_card(to_sample(twins))
+    card = mip_adapter_card(FORMAT.sample_of(twins))
     assert len(card["objects"]) == 2
     assert "".join(piece["text"] for piece in card["pieces"]) == made.caption
     assert [piece["subject"] for piece in card["pieces"] if piece["subject"] is not None] == [0]

@@ -14,7 +14,7 @@ from jobs.report.page import render, write_report
 from schemas.errors import InputError
 from schemas.example import Example, Phrase
 from schemas.rejects import Reason, Reject
-from schemas.samples.fastcomposer import LAYOUT
+from schemas.samples.fastcomposer import FORMAT
 from tests.browser import needs_browser, open_page
 from tests.datasets import example, write_dataset
 from tests.paths import ROOT
@@ -106,7 +106,7 @@ def test_a_hundred_thousand_samples_are_reported_within_seconds(folder: Path) ->
     }
     index = pa.table(
         {
-            name: pa.array(values, LAYOUT.columns.field(name).type if name != "key" else None)
+            name: pa.array(values, FORMAT.columns.field(name).type if name != "key" else None)
             for name, values in columns.items()
         }
     )
