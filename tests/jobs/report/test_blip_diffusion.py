@@ -13,7 +13,7 @@ from schemas.example import Placement
 from schemas.images import encode_grey
 from schemas.rejects import Reason, Reject
 from schemas.samples.blip_diffusion import FORMAT, Record
-from tests.browser import needs_browser, open_page
+from tests.browser import OpenPage
 from tests.datasets import write_dataset
 from tests.training.pairs import pair
 
@@ -87,9 +87,8 @@ def test_a_subject_as_small_as_a_pixel_has_a_card(tmp_path: Path) -> None:
     assert "<i>Alpha</i>" in Path(write_report(str(tmp_path / "tiny"))).read_text()
 
 
-@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_sample_opens_large_with_the_keyboard(folder: Path, scheme: str) -> None:
+def test_a_sample_opens_large_with_the_keyboard(folder: Path, open_page: OpenPage, scheme: str) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}, color_scheme=scheme) as page:
         page.locator(".gallery .open").first.focus()
         page.keyboard.press("Enter")
@@ -102,14 +101,12 @@ def test_a_sample_opens_large_with_the_keyboard(folder: Path, scheme: str) -> No
         assert page.locator("dialog[open]").count() == 0
 
 
-@needs_browser
-def test_a_phone_shows_it_without_scrolling_sideways(folder: Path) -> None:
+def test_a_phone_shows_it_without_scrolling_sideways(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 390, "height": 800}) as page:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@needs_browser
-def test_the_parts_are_shown_pixel_by_pixel_and_framed_where_they_lie(folder: Path) -> None:
+def test_the_parts_are_shown_pixel_by_pixel_and_framed_where_they_lie(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         card = page.locator(".gallery .card").first
         assert card.locator(".close").first.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"

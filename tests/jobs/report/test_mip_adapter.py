@@ -17,7 +17,7 @@ from jobs.report.page import VIEWS, render, write_report
 from schemas.example import Example, Object, Quality
 from schemas.rejects import Reason, Reject
 from schemas.samples.mip_adapter import FORMAT
-from tests.browser import needs_browser, open_page
+from tests.browser import OpenPage
 from tests.datasets import write_dataset
 from tests.objects import TWO, example_of_objects
 from transforms.dataset import read_info, read_table
@@ -138,8 +138,7 @@ def test_negative_numbers_have_a_minus_sign_and_zero_has_none() -> None:
     assert not any("-" in tick["text"] for tick in drawn["ticks"])
 
 
-@needs_browser
-def test_boxes_lie_where_the_record_says_and_can_be_switched_off(folder: Path) -> None:
+def test_boxes_lie_where_the_record_says_and_can_be_switched_off(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         card = page.locator('.gallery .card[aria-label="Sample evil"]')
         places = card.locator(".canvas").evaluate(
@@ -160,8 +159,7 @@ def test_boxes_lie_where_the_record_says_and_can_be_switched_off(folder: Path) -
         assert card.locator("use.line").first.is_visible()
 
 
-@needs_browser
-def test_a_phrase_lights_its_object(folder: Path) -> None:
+def test_a_phrase_lights_its_object(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         phrase = page.locator(".gallery .phrase").first
         phrase.hover()
@@ -170,9 +168,8 @@ def test_a_phrase_lights_its_object(folder: Path) -> None:
         assert {"mark", "g", "b", "li"} <= tags
 
 
-@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it_without_scrolling_sideways(folder: Path, scheme: str) -> None:
+def test_a_phone_shows_it_without_scrolling_sideways(folder: Path, open_page: OpenPage, scheme: str) -> None:
     with open_page(folder / "report.html", viewport={"width": 390, "height": 800}, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.locator(".gallery .open").first.click()

@@ -15,7 +15,7 @@ from schemas.errors import InputError
 from schemas.example import Example, Phrase
 from schemas.rejects import Reason, Reject
 from schemas.samples.fastcomposer import FORMAT
-from tests.browser import needs_browser, open_page
+from tests.browser import OpenPage
 from tests.datasets import example, write_dataset
 from tests.paths import ROOT
 from transforms.dataset import read_info
@@ -161,8 +161,7 @@ def test_text_can_be_read_in_light_and_in_dark() -> None:
     assert min(contrast(hue, on) for hue, on in numbers) >= 4.5
 
 
-@needs_browser
-def test_a_phrase_lights_its_mask_and_the_reverse(folder: Path) -> None:
+def test_a_phrase_lights_its_mask_and_the_reverse(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html") as page:
         phrase = page.locator(".gallery .phrase").first
         phrase.hover()
@@ -174,8 +173,7 @@ def test_a_phrase_lights_its_mask_and_the_reverse(folder: Path) -> None:
         assert {"mark", "g", "b", "li"} <= {tag for tag, _ in lit}
 
 
-@needs_browser
-def test_the_gallery_is_used_with_the_keyboard_alone(folder: Path) -> None:
+def test_the_gallery_is_used_with_the_keyboard_alone(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
@@ -195,8 +193,7 @@ def test_the_gallery_is_used_with_the_keyboard_alone(folder: Path) -> None:
         assert page.evaluate("document.activeElement.getAttribute('aria-label')") not in {first, second}
 
 
-@needs_browser
-def test_layers_can_be_switched_off_and_on(folder: Path) -> None:
+def test_layers_can_be_switched_off_and_on(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html") as page:
         button = page.locator('#samples > .tools [data-layer="masks"]')
         assert button.get_attribute("aria-pressed") == "true"
@@ -205,10 +202,11 @@ def test_layers_can_be_switched_off_and_on(folder: Path) -> None:
         assert "no-masks" in (page.locator("#samples").get_attribute("class") or "")
 
 
-@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_it_fits_the_screen_in_light_and_dark(folder: Path, tmp_path: Path, scheme: str, width: int) -> None:
+def test_it_fits_the_screen_in_light_and_dark(
+    folder: Path, open_page: OpenPage, tmp_path: Path, scheme: str, width: int
+) -> None:
     with open_page(folder / "report.html", color_scheme=scheme, viewport={"width": width, "height": 900}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
