@@ -53,7 +53,7 @@ def scoring(cut: Cut | None) -> Recipe[BuildConfig]:
 
 @pytest.fixture(autouse=True)
 def recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RECIPES, FORMAT.recipe, scoring(Cut(best=5, distance=3)))  # type: ignore[arg-type]
+    monkeypatch.setitem(RECIPES, FORMAT.recipe, scoring(Cut(best=5, distance=3)))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_best_of_all_shards_are_kept(pictures: Path, tmp_path: Path) -> None
 
 
 def test_without_a_cut_all_stay(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RECIPES, FORMAT.recipe, scoring(None))  # type: ignore[arg-type]
+    monkeypatch.setitem(RECIPES, FORMAT.recipe, scoring(None))
     assert build(request(pictures, tmp_path / "out"), QUIET).counts.written == COUNT
     assert not (tmp_path / "out" / ".subjectloom" / "chosen.parquet").exists()
 

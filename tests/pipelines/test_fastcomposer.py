@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -46,9 +47,8 @@ def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(scenes: Path, output: Path, **changes: object) -> Request:
     config = FastComposerConfig(samples_per_shard=12)
-    return Request(
-        "fastcomposer", str(scenes / "images"), str(output), **{"config": config, "models": SAMPLE, **changes}
-    )  # type: ignore[arg-type]
+    options: Any = {"config": config, "models": SAMPLE, **changes}
+    return Request("fastcomposer", str(scenes / "images"), str(output), **options)
 
 
 def digests(output: Path) -> dict[str, str]:
