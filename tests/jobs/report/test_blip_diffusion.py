@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.report.cards.blip_diffusion import hardest_window, placed_window
+from jobs.report.cards.blip_diffusion import placed_window, softest_window
 from jobs.report.page import write_report
 from schemas.example import Placement
 from schemas.images import encode_grey
@@ -56,17 +56,17 @@ def test_the_same_dataset_gives_the_same_page(folder: Path, page: str) -> None:
     assert Path(write_report(str(folder))).read_text(encoding="utf-8") == page
 
 
-def test_the_hardest_window_is_where_most_pixels_are_mixed() -> None:
+def test_the_softest_window_is_where_most_pixels_are_mixed() -> None:
     alpha = np.zeros((100, 140), np.uint8)
     alpha[20:80, 20:120] = 255
     alpha[60:80, 90:110] = 128
-    x, y, w, h = hardest_window(alpha)
+    x, y, w, h = softest_window(alpha)
     assert (w, h) == (48, 48)
     assert x <= 90
     assert x + w >= 110
     assert y <= 60
     assert y + h >= 80
-    assert hardest_window(np.zeros((30, 200), np.uint8))[2:] == (30, 30)
+    assert softest_window(np.zeros((30, 200), np.uint8))[2:] == (30, 30)
 
 
 def test_a_window_moves_with_its_subject() -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.report.cards import CARDS
 from jobs.report.figures import choose
-from jobs.report.page import render, write_report
+from jobs.report.page import choose_samples, render, write_report
+from schemas.dataset import REJECT_COLUMNS
 from schemas.errors import InputError
 from schemas.example import Example, Phrase
 from schemas.rejects import Reason, Reject
@@ -58,7 +60,7 @@ def page(folder: Path) -> str:
 def test_the_page_holds_all_that_it_needs(page: str) -> None:
     assert re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page) == []
     assert page.count("data:image/jpeg;base64,") == 9
-    assert "The books balance." in page
+    assert "The counts add up." in page
     assert "11 read = 9 written + 2 rejected" in page
 
 
@@ -111,14 +113,9 @@ def test_a_hundred_thousand_samples_are_reported_within_seconds(folder: Path) ->
         }
     )
     started = time.process_time()
-    chosen = choose(columns["key"], columns["score_min"], subjects, 60, seed=0)  # type: ignore[arg-type]
-    page = render(
-        read_info(str(folder)),
-        index,
-        pa.table({name: pa.array([], pa.string()) for name in ("key", "source", "stage", "reason", "detail")}),
-        [],
-        0,
-    )
+    card = CARDS["fastcomposer"]
+    chosen = choose_samples(index, card, 60, seed=0)
+    page = render(read_info(str(folder)), index, REJECT_COLUMNS.empty_table(), [], card, 0)
     assert time.process_time() - started < 10
     assert len(chosen) == len({position for position, _ in chosen}) == 60
     assert {group for _, group in chosen} == {"low", "high", "many", "random"}
@@ -130,10 +127,10 @@ def test_the_choice_does_not_depend_on_the_order() -> None:
     rng = np.random.default_rng(1)
     scores, subjects = rng.random(500), rng.integers(1, 6, 500)
     shuffled = rng.permutation(500)
-    one = {(keys[i], group) for i, group in choose(keys, scores, subjects, 40, seed=3)}
-    other = choose([keys[i] for i in shuffled], scores[shuffled], subjects[shuffled], 40, seed=3)
-    assert one == {(keys[shuffled[i]], group) for i, group in other}
-    assert one != {(keys[i], group) for i, group in choose(keys, scores, subjects, 40, seed=4)}
+    chosen = {(keys[i], group) for i, group in choose(keys, scores, subjects, 40, seed=3)}
+    from_shuffled = choose([keys[i] for i in shuffled], scores[shuffled], subjects[shuffled], 40, seed=3)
+    assert chosen == {(keys[shuffled[i]], group) for i, group in from_shuffled}
+    assert chosen != {(keys[i], group) for i, group in choose(keys, scores, subjects, 40, seed=4)}
 
 
 def luminance(color: str) -> float:
@@ -145,8 +142,8 @@ def luminance(color: str) -> float:
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-def contrast(one: str, other: str) -> float:
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+def contrast(ink: str, ground: str) -> float:
+    light, dark = sorted((luminance(ink), luminance(ground)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
