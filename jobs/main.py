@@ -232,13 +232,15 @@ def train(
 ) -> None:
     """Train on a dataset. Several processes: torchrun --nproc_per_node N -m jobs.main train ..."""
     check_recipe(recipe)
-    from jobs.train import CONFIGS, PRESETS, run_training
-    from training.train import this_process
+    from jobs.train import run_training
+    from training.loop import this_process
+    from training.recipes import training_of
 
-    presets = PRESETS[recipe]
-    if preset not in presets:
-        raise ConfigError(f"there is no preset {preset!r}{choices(preset, presets)}")
-    settings = read_config(CONFIGS[recipe], config, {} if steps is None else {"steps": steps}, presets[preset])
+    training = training_of(recipe)
+    if preset not in training.presets:
+        raise ConfigError(f"there is no preset {preset!r}{choices(preset, training.presets)}")
+    given = {} if steps is None else {"steps": steps}
+    settings = read_config(training.config, config, given, training.presets[preset])
     out.quiet = not this_process().is_main_process
     running = run_training(recipe, data, output, settings, preset=preset, model=model, resume=resume)
     show_training(running, settings.steps)
@@ -246,16 +248,16 @@ def train(
 
 
 def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
-    """Run a training to its end, under a progress bar with the losses; on no terminal, a line now and then."""
+    """Run a training to its end, under a progress bar with the losses; without a terminal, print ten lines."""
+    from training.loop import NOT_LOSSES
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
         task = bar.add_task("training", total=steps)
         done = 0
         for metrics in running:
             done = int(metrics["step"]) + 1
-            losses = f"noise {metrics['noise']:.4f}"
-            if "localization" in metrics:
-                losses += f"  localization {metrics['localization']:+.4f}"
+            losses = "  ".join(f"{name} {metrics[name]:.4f}" for name in metrics if name not in ("loss", *NOT_LOSSES))
             bar.update(task, completed=done, description=losses)
             if not out.is_terminal and (done % max(1, steps // 10) == 0 or done == steps):
                 print_lines(f"step {done}  {losses}  {metrics['samples_per_second']:.1f} samples/s")
