@@ -272,7 +272,7 @@ class _Trainer:
         saved = complete_checkpoints(output)
         good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         return ModelError(
-            f"the loss or its gradient at step {step} is no number; {good}. The samples of this step: "
+            f"the loss or its gradient at step {step} is not finite; {good}. The samples of this step: "
             f"{', '.join(keys)}. Look at them, or give a smaller learning_rate or precision: 'no'"
         )
 

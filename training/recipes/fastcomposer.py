@@ -257,6 +257,7 @@ class Model(LatentDiffusion):
 
     guidance = 5.0
     subject_share = 0.7
+    parts: Parts
     image_encoder: CLIPVisionModelWithProjection
     fuser: Fuser
 

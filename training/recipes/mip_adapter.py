@@ -319,6 +319,7 @@ class Model(LatentDiffusion):
     """
 
     sampling_steps = 30
+    parts: Parts
     image_encoder: CLIPVisionModelWithProjection
     adapter: Adapter
 

@@ -179,6 +179,7 @@ class Model(LatentDiffusion):
         subjects: averaged prompts [Q, D] by subject text, which are used in place of those of the inputs.
     """
 
+    parts: Parts
     subject_tokenizer: PreTrainedTokenizerBase
     image_encoder: CLIPVisionModel
     qformer: InstructBlipQFormerModel
