@@ -6,6 +6,7 @@ more than that. Other runners get one pipeline.
 """
 
 import argparse
+import logging
 import tempfile
 import threading
 import time
@@ -61,6 +62,8 @@ def build(request: Request, console: Console) -> DatasetInfo:
     """
     recipe, models = RECIPES[request.recipe], request.models
     options = beam_options(request.beam_options)
+    if not is_local(options):
+        logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
     listing = list_source(
         request.source,
         request.kind,
