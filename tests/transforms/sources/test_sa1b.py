@@ -158,7 +158,7 @@ def test_an_annotation_that_does_not_fit_is_a_reject(tmp_path: Path, case: str) 
         ({"segmentation": {"size": [32, 24], "counts": "0h0"}}, "of [32, 24] (height, width), the picture of [24, 32]"),
         ({"segmentation": {"size": [24, 32], "counts": "0h0"}}, "its runs cover"),
         ({"segmentation": {"size": [24, 32], "counts": Mask.from_array(DOG).counts[:-1]}}, "its runs cover"),
-        ({"segmentation": {"size": [24, 32], "counts": "é"}}, "stands in no string of run lengths"),
+        ({"segmentation": {"size": [24, 32], "counts": "é"}}, "is not a character of COCO"),
         ({"segmentation": {"size": [24, 32]}}, "KeyError 'counts'"),
         ({"segmentation": None}, "a NoneType is neither polygons nor run lengths"),
         ({"predicted_iou": None}, "TypeError"),
