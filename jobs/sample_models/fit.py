@@ -64,7 +64,7 @@ def fit(
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     every: int = 500,
     checkpoint: Path | None = None,
-    groups: Iterable[tuple[int, Iterable[nn.Parameter]]] | None = None,
+    groups: Iterable[tuple[int, Iterable[Tensor]]] | None = None,
 ) -> None:
     """Train a model with AdamW.
 
