@@ -70,19 +70,8 @@ format: env  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: env  ## accuracy against the scenes' truth, speed, and what the localization loss does and costs
-	$(BIN)/python -m benchmarks.accuracy
-	$(BIN)/python -m benchmarks.mattes
-	$(BIN)/python -m benchmarks.matting
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.loader
-	$(BIN)/python -m benchmarks.localization_cost
-	$(BIN)/python -m benchmarks.localization
-	$(BIN)/python -m benchmarks.blip_diffusion
-	$(BIN)/python -m benchmarks.object_relevance
-	$(BIN)/python -m benchmarks.object_quality
-	$(BIN)/python -m benchmarks.grounding
-	$(BIN)/python -m benchmarks.best_k
+bench: env  ## run all benchmarks (hours) and write benchmarks/README.md
+	$(BIN)/python -m benchmarks
 
 lock: env  ## resolve the newest versions into constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.11 --extra dev setup.py -o constraints.txt

@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
+from benchmarks.localization import examples_of
 from benchmarks.object_relevance import (
     HELD_OUT,
     STEPS,
@@ -16,7 +17,6 @@ from benchmarks.object_relevance import (
     TRAINING,
     Disturbed,
     Words,
-    examples_of,
     measure,
     redraw,
     score,
