@@ -12,7 +12,7 @@ from PIL import Image
 
 from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.masks import Mask
-from schemas.samples.fastcomposer import to_sample
+from schemas.samples.fastcomposer import FORMAT
 from schemas.shards import write_tar
 from training.recipes.fastcomposer import Config, view
 from training.shards import Batch, Shards, batches, find_shards
@@ -60,7 +60,7 @@ def box_mask(height: int, width: int, box: tuple[int, int, int, int]) -> NDArray
 
 
 def raw_of(one: Example) -> dict[str, Any]:
-    sample = to_sample(one)
+    sample = FORMAT.sample_of(one)
     return {"__key__": one.key, **sample.members}
 
 
@@ -69,7 +69,7 @@ def write_shards(folder: Path, sizes: Sequence[int]) -> Path:
     number = itertools.count()
     for shard, size in enumerate(sizes):
         mask = box_mask(40, 40, (4, 4, 20, 20))
-        samples = [to_sample(example(f"key{next(number):03d}", [mask, ~mask])) for _ in range(size)]
+        samples = [FORMAT.sample_of(example(f"key{next(number):03d}", [mask, ~mask])) for _ in range(size)]
         with (folder / f"fastcomposer-{shard:06d}.tar").open("wb") as tar:
             write_tar(tar, samples)
     return folder

@@ -14,7 +14,7 @@ import torch
 
 from schemas.errors import InputError
 from schemas.keys import rng_of
-from schemas.samples.fastcomposer import to_sample
+from schemas.samples.fastcomposer import FORMAT
 from schemas.shards import Sample, read_tar, write_tar
 from tests.training.batches import same
 from tests.training.subjects import CONFIG, TOKENIZER, box_mask, example, find, take, write_shards
@@ -104,7 +104,7 @@ def test_shuffling_loses_nothing() -> None:
 def write_damaged(folder: Path, damaged: Sequence[int], count: int) -> Path:
     folder.mkdir()
     mask = box_mask(40, 40, (4, 4, 20, 20))
-    samples = [to_sample(example(f"key{i:03d}", [mask, ~mask])) for i in range(count)]
+    samples = [FORMAT.sample_of(example(f"key{i:03d}", [mask, ~mask])) for i in range(count)]
     for i in damaged:
         samples[i] = Sample(samples[i].key, {**samples[i].members, "jpg": b"none"})
     with (folder / "fastcomposer-000000.tar").open("wb") as tar:
@@ -128,7 +128,7 @@ def test_a_batch_of_which_nothing_can_be_read_gives_place_to_the_next(tmp_path: 
 
 def test_a_damaged_record_has_no_caption(tmp_path: Path) -> None:
     mask = box_mask(40, 40, (4, 4, 20, 20))
-    samples = [to_sample(example(f"key{i}", [mask, ~mask])) for i in range(3)]
+    samples = [FORMAT.sample_of(example(f"key{i}", [mask, ~mask])) for i in range(3)]
     samples[1] = Sample("key1", {**samples[1].members, "json": b'{"key": "key1"}'})
     (tmp_path / "fc").mkdir()
     with (tmp_path / "fc" / "fastcomposer-000000.tar").open("wb") as tar:

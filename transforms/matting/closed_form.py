@@ -125,7 +125,7 @@ def estimate_foreground(image: Floats, alpha: Floats) -> Floats:
         [H, W, 3] float64 in [0, 1]; where alpha is 0 the colours are those of the nearest foreground.
     """
     # Loading it takes as long as a dozen mattes, and every command loads this module.
-    from pymatting import estimate_foreground_ml  # noqa: PLC0415
+    from pymatting import estimate_foreground_ml
 
     foreground: Floats = estimate_foreground_ml(image, alpha)
     return foreground

@@ -38,7 +38,7 @@ class Models:
 
 
 PRESETS = {
-    # Trained by this project on its own scenes (jobs/train_*.py); only the parser serves real captions.
+    # Trained by this project on its own scenes (jobs/sample_models/); only the parser reads real captions.
     "sample": Models(
         parser=str(SAMPLE / "parser"),
         segmenter=str(SAMPLE / "segmenter"),

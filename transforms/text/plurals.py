@@ -47,7 +47,7 @@ DETERMINERS = {"the": "the", "these": "this", "those": "that"}
 @functools.cache
 def _rules() -> "inflect.engine":
     # Loading it takes over a second; a command that changes no plural is spared that.
-    import inflect  # noqa: PLC0415
+    import inflect
 
     rules = inflect.engine()
     for one, many in (("cactus", "cacti"), ("bison", "bison"), ("squid", "squid")):

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.v2 import ElasticTransform
 
 from schemas.example import Example
-from schemas.samples.fastcomposer import Record, to_sample
+from schemas.samples.fastcomposer import FORMAT, Record
 from schemas.shards import Sample
 from tests.training.batches import same
 from tests.training.subjects import CONFIG, TOKENIZER, box_mask, example, pixels_of, raw_of, take, write_shards
@@ -331,5 +331,5 @@ def test_a_box_that_lies_changes_nothing() -> None:
 
 
 def test_written_members_are_what_the_loader_reads() -> None:
-    assert set(to_sample(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])).members) == {"jpg", "json"}
-    assert isinstance(to_sample(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])), Sample)
+    assert set(FORMAT.sample_of(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])).members) == {"jpg", "json"}
+    assert isinstance(FORMAT.sample_of(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])), Sample)
