@@ -28,7 +28,6 @@ setup(
         "contourpy>=1.3",
         "diffusers>=0.36",
         "huggingface_hub>=1.0",
-        "inflect>=7.5",
         "jinja2>=3.1",
         "numpy>=2.0",
         "numba>=0.61",
@@ -55,6 +54,7 @@ setup(
         "dev": [
             "datasets>=5.0",
             "hypothesis>=6.140",
+            "inflect>=7.5",
             "megatron-energon>=7.0",
             "mypy>=2.0",
             "playwright>=1.60",
