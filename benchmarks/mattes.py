@@ -24,12 +24,12 @@ from benchmarks.accuracy import SEED, Truth, read_truths
 from benchmarks.matting import by_pymatting
 from jobs.sample_models.metrics import intersection_over_union
 from jobs.scenes import write_scenes
-from pipelines.blip_diffusion import BlipDiffusionConfig, confidences_of, with_thresholds
+from pipelines.blip_diffusion import BlipDiffusionConfig, trimap_bounds, with_thresholds
 from schemas.images import decode_image
 from transforms.matting.closed_form import closed_form_alpha
-from transforms.matting.cutout import Confidences, enlarge
-from transforms.matting.trimap import UNKNOWN, trimap_of_confidence
-from transforms.models.clipseg import ClipSeg, find_texts, load_clipseg
+from transforms.matting.cutout import TrimapBounds, enlarge
+from transforms.matting.trimap import UNKNOWN, trimap_of_heatmap
+from transforms.models.clipseg import ClipSeg, find_heatmaps, load_clipseg
 from transforms.models.presets import resolve
 
 BATCH = 8
@@ -66,7 +66,7 @@ def confidences(clipseg: ClipSeg, subjects: list[Subject]) -> Iterator[NDArray[n
     """Look for each subject in its picture, `BATCH` together: [H, W] float32 in [0, 1]."""
     for start in range(0, len(subjects), BATCH):
         some = subjects[start : start + BATCH]
-        maps = find_texts(clipseg, [one.image for one in some], [[one.phrase] for one in some])
+        maps = find_heatmaps(clipseg, [one.image for one in some], [[one.phrase] for one in some])
         for subject, found in zip(some, maps, strict=True):
             yield enlarge(found[0], subject.alpha.shape)
 
@@ -79,9 +79,9 @@ def make_subjects(seed: int, count: int) -> list[Subject]:
         return list(subjects_of(scenes, read_truths(scenes)))
 
 
-def draw(confidence: NDArray[np.float32], sure: Confidences, band: int) -> NDArray[np.uint8] | None:
+def draw(confidence: NDArray[np.float32], sure: TrimapBounds, band: int) -> NDArray[np.uint8] | None:
     """Draw the trimap [H, W] of a confidence [H, W]; None where it has no sure pixel of either kind."""
-    trimap = trimap_of_confidence(confidence, sure.lower, sure.upper, band)
+    trimap = trimap_of_heatmap(confidence, sure.lower, sure.upper, band)
     return trimap if {0, 255} <= set(np.unique(trimap).tolist()) else None
 
 
@@ -89,7 +89,7 @@ def measure(count: int) -> dict[str, float]:
     """Measure on `count` scenes."""
     models = resolve("sample", {})
     config = with_thresholds(BlipDiffusionConfig(), models)
-    sure = confidences_of(config)
+    sure = trimap_bounds(config)
     subjects = make_subjects(SEED, count)
     overlaps, errors, bands, peers, unsure = [], [], [], [], 0
     for subject, confidence in zip(subjects, confidences(load_clipseg(models.clipseg), subjects), strict=True):
@@ -115,12 +115,12 @@ def measure(count: int) -> dict[str, float]:
     }
 
 
-def sweep(count: int) -> Iterator[tuple[Confidences, float, int]]:
+def sweep(count: int) -> Iterator[tuple[TrimapBounds, float, int]]:
     """Yield confidences with alpha's mean error on `count` scenes, and how many of these have no sure pixel."""
     models = resolve("sample", {})
     subjects = make_subjects(SWEPT, count)
     found = list(confidences(load_clipseg(models.clipseg), subjects))
-    for sure in (Confidences(lower, upper) for lower in LOWER for upper in UPPER):
+    for sure in (TrimapBounds(lower, upper) for lower in LOWER for upper in UPPER):
         trimaps = [draw(confidence, sure, BlipDiffusionConfig().band) for confidence in found]
         errors = [
             np.abs(closed_form_alpha(subject.image / 255, trimap) - subject.alpha).mean()

@@ -86,9 +86,7 @@ def _plan_blip_diffusion(config: BlipDiffusionConfig, models: Models, listing: L
         used["parser"] = models.parser
     if annotation != "masks":
         used["clipseg"] = models.clipseg
-    recipe = partial(
-        BuildBlipDiffusion, config=config, models=models, backgrounds=backgrounds.names, annotation=annotation
-    )
+    recipe = partial(BuildBlipDiffusion, config=config, models=models, backgrounds=backgrounds, annotation=annotation)
     return Plan(blip_diffusion.LAYOUT, config, used, recipe, backgrounds.fingerprint)
 
 

@@ -19,14 +19,14 @@ from pydantic import Field, model_validator
 
 from schemas.dataset import Part, StrictModel
 from schemas.samples.blip_diffusion import LAYOUT
-from transforms.matting.backgrounds import Background
+from transforms.matting.backgrounds import Backgrounds
 from transforms.matting.composite import Blending, Composition, LayOnBackgrounds
-from transforms.matting.cutout import Confidences, DrawTrimaps, SolveMattes
-from transforms.models.captioner import Wording
+from transforms.matting.cutout import DrawTrimaps, SolveMattes, TrimapBounds
 from transforms.models.presets import Models
+from transforms.models.settings import Wording
 from transforms.progress import CountRecords
 from transforms.read import ReadBatches
-from transforms.regions.heatmaps import FindTexts
+from transforms.regions.heatmaps import FindHeatmaps
 from transforms.regions.subject import ChooseSubject, DropSmallPictures, Filters
 from transforms.sources.records import Chunk
 from transforms.text.captions import WriteCaptions
@@ -106,7 +106,7 @@ class BuildBlipDiffusion(beam.PTransform):
     chunks: Sequence[Chunk]
     config: BlipDiffusionConfig
     models: Models
-    backgrounds: tuple[Background, ...]
+    backgrounds: Backgrounds
     annotation: str
     output: str
     fingerprints: Mapping[int, str]
@@ -116,7 +116,7 @@ class BuildBlipDiffusion(beam.PTransform):
         """Chain the steps in the order in which the paper tells them."""
         config, models = self.config, self.models
         expected = {chunk.shard: chunk.expected for chunk in self.chunks if chunk.expected is not None}
-        sure = confidences_of(config)
+        sure = trimap_bounds(config)
         wording = Wording(config.caption_prompt, config.caption_beams, config.caption_tokens)
         filters = Filters(config.min_side, config.min_area, config.max_area, config.rival, config.people)
         batches = (
@@ -129,7 +129,7 @@ class BuildBlipDiffusion(beam.PTransform):
             # Numbered plurals stay as they are: this recipe's sample has one subject, and the caption is its text.
             batches |= "phrases" >> ExtractPhrases(models.parser, plurals=False)
         if self.annotation != "masks":
-            batches |= "confidence" >> FindTexts(models.clipseg)
+            batches |= "confidence" >> FindHeatmaps(models.clipseg)
         return (
             batches
             | "subject" >> ChooseSubject(filters, (sure.lower + sure.upper) / 2)
@@ -155,8 +155,8 @@ def with_thresholds(config: BlipDiffusionConfig, models: Models) -> BlipDiffusio
     return BlipDiffusionConfig(**{**config.model_dump(), **update})
 
 
-def confidences_of(config: BlipDiffusionConfig) -> Confidences:
+def trimap_bounds(config: BlipDiffusionConfig) -> TrimapBounds:
     """Return the trimap's two confidences of a config in which both are set."""
     assert config.lower is not None
     assert config.upper is not None
-    return Confidences(config.lower, config.upper)
+    return TrimapBounds(config.lower, config.upper)

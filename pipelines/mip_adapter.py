@@ -17,8 +17,8 @@ from pydantic import Field
 
 from schemas.dataset import Part, StrictModel
 from schemas.samples.mip_adapter import LAYOUT
-from transforms.models.captioner import Wording
 from transforms.models.presets import Models
+from transforms.models.settings import Wording
 from transforms.progress import CountRecords
 from transforms.read import ReadBatches
 from transforms.regions.gates import ApplyGates, Gates
@@ -26,7 +26,7 @@ from transforms.regions.ground import GroundPhrases, TakeMatches
 from transforms.regions.match import MatchPhrases
 from transforms.regions.segment import SegmentEverything, SegmentPictures
 from transforms.regions.similarity import ScoreSimilarity
-from transforms.selection.phash import TakeLooks
+from transforms.selection.phash import HashPictures
 from transforms.selection.quality import ScoreQuality
 from transforms.sources.records import Chunk
 from transforms.text.captions import WriteCaptions
@@ -113,7 +113,7 @@ class BuildMipAdapter(beam.PTransform):
             self._ground(batches)
             | "gates" >> ApplyGates(gates_of(config))
             | "quality" >> ScoreQuality(models.clip, config.min_quality)
-            | "look" >> TakeLooks()
+            | "look" >> HashPictures()
             | "count" >> CountRecords(self.progress)
             | "write" >> WriteDataset(self.output, LAYOUT, self.fingerprints, expected)
         )
@@ -122,7 +122,9 @@ class BuildMipAdapter(beam.PTransform):
         config, models = self.config, self.models
         if config.grounding == "detector":
             assert models.detector is not None
-            return batches | "ground" >> GroundPhrases(models.detector, models.sam, config.box_threshold)
+            return batches | "ground" >> GroundPhrases(
+                models.detector, None if self.is_annotated else models.sam, config.box_threshold
+            )
         # A mask covers at most its box: with less, no box could pass the gates.
         smallest = config.min_area * config.fill
         if self.is_annotated:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from schemas.example import Example
 from schemas.rejects import Reason
-from transforms.batch import Record
+from transforms.batch import Outcome
 from transforms.read import Listing, read_batches
 
 
@@ -51,7 +51,7 @@ def tar(members: Sequence[Member], mode: str = "w") -> bytes:
     return stream.getvalue()
 
 
-def read_all(listing: Listing) -> list[Record]:
+def read_all(listing: Listing) -> list[Outcome]:
     """Read all records of a listing, in order, as the workers would."""
     return [
         record
@@ -62,6 +62,6 @@ def read_all(listing: Listing) -> list[Record]:
     ]
 
 
-def outcomes(records: Iterable[Record]) -> list[tuple[str, str | Reason]]:
+def outcomes(records: Iterable[Outcome]) -> list[tuple[str, str | Reason]]:
     """What became of each record: its key, with its caption or the reason why it was refused."""
     return [(r.key, r.caption if isinstance(r, Example) else r.reason) for r in records]

@@ -32,7 +32,7 @@ from transformers import (
 
 from jobs.sample_models.clip import NOTHING
 from jobs.sample_models.segmenter import HELD_OUT, TRAINING
-from transforms.models.clipseg import ClipSeg, find_texts
+from transforms.models.clipseg import ClipSeg, find_heatmaps
 from transforms.scenes import make_scene
 from transforms.scenes.grammar import ENDINGS, NUMBERS, PLURALS, Group, describe
 from transforms.scenes.paint import COLORS, TEXTURES
@@ -287,7 +287,7 @@ def evaluate(model: CLIPSegForImageSegmentation, count: int = 64) -> dict[str, f
     for index in range(count):
         scene = make_scene(np.random.default_rng([HELD_OUT, index]))
         named = sorted({thing.phrase for thing in scene.objects if thing.phrase})
-        (maps,) = find_texts(clipseg, [scene.image], [[scene.caption[a:b] for a, b in named]])
+        (maps,) = find_heatmaps(clipseg, [scene.image], [[scene.caption[a:b] for a, b in named]])
         for span, one in zip(named, maps, strict=True):
             truth = np.any([thing.mask for thing in scene.objects if thing.phrase == span], axis=0)
             found = np.asarray(Image.fromarray(one).resize(truth.shape[::-1], Image.Resampling.BILINEAR)) >= 0.5

@@ -106,7 +106,7 @@ def to_row(example: Example) -> Row:
         "single": record.quality.single,
         "pair": record.quality.pair,
         "quality": record.quality.total,
-        "look": example.look,
+        "look": example.phash,
     }
 
 

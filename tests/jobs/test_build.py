@@ -59,7 +59,7 @@ def score(example: Example) -> Example:
     number = int(example.key)
     told = matched(example.key, size=(example.width, example.height))
     told = replace(told, caption=example.caption, image=example.image, source=example.source)
-    return scored(told, quality=(number * 5 % 7) / 10, look=(number // 2) * 0x0F0F0F0F0F0F)
+    return scored(told, quality=(number * 5 % 7) / 10, phash=(number // 2) * 0x0F0F0F0F0F0F)
 
 
 def plan(config: Any, *_: Any, cut: Cut | None) -> Plan:  # noqa: ANN401

@@ -10,20 +10,19 @@ from spacy.language import Language
 from spacy.tokens import Doc
 
 from schemas.errors import ModelError
+from transforms.text.inflection import singular
 from transforms.text.parses import Parse, Token
-from transforms.text.plurals import singular
 
 PIPE_BATCH = 64
-"""Captions that go through the network at once."""
-
+"""Captions that go through the network in one batch."""
 
 REQUIRED = {"dependencies": ("parser",), "parts of speech": ("morphologizer", "attribute_ruler")}
-"""What the rules on phrases read, and the components of which one must give it."""
+"""What the rules for phrases need, and the components of which at least one must provide it."""
 
 
 @dataclass(eq=False)
 class Parser:
-    """A loaded pipeline. Beam lends one to every thread of a worker; spaCy's vocabulary takes one at a time."""
+    """A loaded pipeline, and a lock: all threads of a worker share it, and spaCy's vocabulary is not thread-safe."""
 
     nlp: Language
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -33,7 +32,7 @@ def load_parser(checkpoint: str | Path) -> Parser:
     """Load a spaCy pipeline with a dependency parser, from a folder or from an installed package.
 
     Raises:
-        ModelError: there is no such pipeline, or it does not parse.
+        ModelError: there is no such pipeline, or it has no parser.
     """
     try:
         nlp = spacy.load(checkpoint, exclude=["ner"])
@@ -43,7 +42,7 @@ def load_parser(checkpoint: str | Path) -> Parser:
     if lacking:
         raise ModelError(
             f"the pipeline {checkpoint} ({', '.join(nlp.pipe_names) or 'empty'}) gives no {' and no '.join(lacking)}: "
-            "take one that does, such as en_core_web_sm"
+            "give one that does, such as --model parser=en_core_web_sm"
         )
     return Parser(nlp)
 
@@ -62,8 +61,8 @@ def _missing(checkpoint: str, error: Exception) -> str:
 
 
 def parse_captions(parser: Parser, captions: Sequence[str]) -> list[Parse]:
-    """Parse each of `captions`, in order. Character offsets are those of the caption, whatever its script."""
-    # Without the zone spaCy keeps every word it ever met: a job over millions of captions would only grow.
+    """Parse captions, in order. Offsets count the characters (code points) of the caption."""
+    # Outside a memory zone spaCy keeps every word that it ever saw: memory would grow over millions of captions.
     with parser.lock, parser.nlp.memory_zone():
         return [_to_parse(doc) for doc in parser.nlp.pipe(captions, batch_size=PIPE_BATCH)]
 

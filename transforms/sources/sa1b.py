@@ -25,7 +25,7 @@ from apache_beam.io.filesystems import FileSystems
 from schemas.errors import InputError, RecordError
 from schemas.example import Example, Segment, Source
 from schemas.rejects import Reason, Reject
-from transforms.batch import Record
+from transforms.batch import Outcome
 from transforms.files import join, open_file, read_file
 from transforms.sources.coco_masks import check_size, decode_segmentation, mismatch
 from transforms.sources.files import File
@@ -74,12 +74,12 @@ class AnnotatedTar:
         """The tar's stamp and the captions'."""
         return f"{self.tar.stamp} {self.captions.stamp}"
 
-    def read(self) -> Iterator[Record]:
+    def read(self) -> Iterator[Outcome]:
         """Yield a record per picture, and a reject where the tar breaks off."""
         for sample in self.tar.samples():
             yield sample if isinstance(sample, Reject) else self._record(sample)
 
-    def _record(self, sample: TarSample) -> Record:
+    def _record(self, sample: TarSample) -> Outcome:
         return attempt(sample.key, sample.uri, lambda: load(sample, self.captions))
 
 
