@@ -18,9 +18,9 @@ for relevance, on scenes with exact truth; it is measured on other scenes. `--mo
 `subjectloom train mip-adapter --model` takes it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,13 +33,12 @@ import transformers
 import typer
 from diffusers import DDIMScheduler
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks import localization
+from benchmarks.localization import examples_of
+from benchmarks.tables import Row, Write, report
 from jobs.train import PRESETS
-from schemas.example import Example, Object, Quality
 from schemas.samples import mip_adapter
 from tests.datasets import write_dataset
 from training.diffusion import Batch, Draws, encode_pictures, noise_loss, noise_target
@@ -62,21 +61,6 @@ STRENGTH = 1.0
 
 Scores = NDArray[np.float64]
 """[N, 3] float64, for each object the score of its own relevance, of another object's, and of even noise."""
-
-
-def examples_of(seed: int, count: int, size: int = 128) -> list[Example]:
-    """Make `count` examples of scenes with two objects or more, boxes and masks from the scenes' truth."""
-    return [
-        replace(
-            one,
-            objects=tuple(
-                Object(match.phrase, one.segments[match.segment].bbox, 1.0, one.segments[match.segment].mask, 1.0)
-                for match in one.matches
-            ),
-            quality=Quality(1.0, 0.0, 1.0),
-        )
-        for one in localization.examples_of(seed, count, size)
-    ]
 
 
 class Words(MipAdapter):
@@ -207,16 +191,13 @@ def _teach_and_score(job: tuple[Path, int, int, int]) -> Scores:
     return score(parts, folder / "held-out", held_out, 16)
 
 
-def show(console: Console, title: str, scores: list[Scores]) -> None:
-    """Print a row for each model."""
-    table = Table(title=title)
-    for name in ("seed", "objects", "noise alike", "by its relevance", "by another's", "its own above alike"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for seed, one in enumerate(scores):
-        means, errors = one.mean(0), one.std(0, ddof=1) / np.sqrt(len(one))
-        told = (f"{means[i]:.3f} ± {errors[i]:.3f}" for i in (2, 0, 1))
-        table.add_row(str(seed), str(len(one)), *told, f"{(one[:, 0] > one[:, 2]).mean():.0%}")
-    console.print(table)
+def rows(scores: Sequence[Scores]) -> Iterator[Row]:
+    """Rows of each model: mean scores with their standard errors."""
+    for seed, of_model in enumerate(scores):
+        means, errors = of_model.mean(0), of_model.std(0, ddof=1) / np.sqrt(len(of_model))
+        for column, name in ((2, "noise alike"), (0, "noise by its relevance"), (1, "noise by another's relevance")):
+            yield Row(f"{name}, seed {seed}", f"{means[column]:.3f} ± {errors[column]:.3f}", f"{len(of_model)} objects")
+        yield Row(f"objects with more by its relevance, seed {seed}", f"{(of_model[:, 0] > of_model[:, 2]).mean():.0%}")
 
 
 def main(
@@ -228,19 +209,21 @@ def main(
     scenes: Annotated[int, typer.Option(help="To train on.")] = 1500,
     held_out: Annotated[int, typer.Option(help="Pictures to measure on.")] = 160,
     processes: Annotated[int, typer.Option(help="Trainings at a time, a thread each.")] = 2,
+    write: Write = False,
 ) -> None:
-    """Compare even noise with noise by relevance."""
-    console = Console()
+    """Compare noise that is alike everywhere with noise in proportion to relevance."""
     if data is None:
         data = output / "held-out"
-        write_dataset(data, [examples_of(HELD_OUT, held_out, 512 if model else 128)], layout=mip_adapter.LAYOUT)
+        write_dataset(data, [examples_of(HELD_OUT, held_out, 512 if model else 128)], sample_format=mip_adapter.FORMAT)
     if model:
-        show(console, f"object relevance score of {model}", [score(load_mip_parts(model), data, held_out, 1)])
+        scores = [score(load_mip_parts(model), data, held_out, 1)]
+        report("object_relevance", __doc__ or "", list(rows(scores)), write=write)
         return
-    write_dataset(output / "training", [examples_of(TRAINING, scenes)], layout=mip_adapter.LAYOUT)
+    write_dataset(output / "training", [examples_of(TRAINING, scenes)], sample_format=mip_adapter.FORMAT)
     jobs = [(output, seed, steps, held_out) for seed in range(seeds)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        show(console, f"object relevance score, {steps} steps of training", list(pool.map(_teach_and_score, jobs)))
+        scores = list(pool.map(_teach_and_score, jobs))
+    report("object_relevance", __doc__ or "", list(rows(scores)), write=write)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Build a dataset: plan its shards, run the recipe over what is not yet done, close the books.
+"""Build a dataset: list its shards, run the recipe over those that are not done, close the books.
 
 The local runner passes everything through memory and finishes a pipeline only as a whole. So on a laptop the
 shards are made in rounds, a pipeline each: a job that is killed loses at most one round, and memory holds no
@@ -6,6 +6,7 @@ more than that. Other runners get one pipeline.
 """
 
 import argparse
+import logging
 import tempfile
 import threading
 import time
@@ -19,14 +20,18 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from jobs.plans import Config, plan
-from schemas.dataset import DatasetInfo, Job, Layout, ModelName, shard_fingerprint
+from pipelines import RECIPES
+from pipelines.build import BuildDataset
+from pipelines.recipe import BuildConfig
+from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
+from schemas.samples.base import SampleFormat
 from transforms.dataset import finish_dataset, finished_shards, leaving_nothing, prepare_output
 from transforms.models.presets import Models, name_of, revision_of
 from transforms.read import list_source
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
+from transforms.step import Step
 
 SHARDS_PER_ROUND = 4
 """Per local worker. A round loads the models anew, some seconds; four thousand JPEGs are some hundred megabytes."""
@@ -34,11 +39,12 @@ SHARDS_PER_ROUND = 4
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for: one `subjectloom build`."""
+    """One `subjectloom build`, as the user asked for it."""
 
+    recipe: str
     source: str
     output: str
-    config: Config
+    config: BuildConfig
     models: Models
     kind: str | None = None
     limit: int | None = None
@@ -54,53 +60,63 @@ def build(request: Request, console: Console) -> DatasetInfo:
         SubjectloomError: the source, the output, an option or a checkpoint cannot be used, or the books do not
             balance.
     """
-    config = request.config
+    recipe, models = RECIPES[request.recipe], request.models
     options = beam_options(request.beam_options)
+    if not is_local(options):
+        logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
     listing = list_source(
         request.source,
         request.kind,
-        samples_per_shard=config.samples_per_shard,
-        batch_size=config.batch_size,
+        samples_per_shard=request.config.samples_per_shard,
+        batch_size=request.config.batch_size,
         limit=request.limit,
     )
     chunks = listing.chunks
-    planned = plan(config, request.models, listing)
-    job = describe_job(planned.layout.recipe, planned.config, planned.models)
-    fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + planned.extra, job) for chunk in chunks}
-    final = cut_fingerprints(fingerprints, planned.cut) if planned.cut else fingerprints
+    config = recipe.settle(request.config, models, listing)
+    steps, cut = recipe.steps(config, models, listing), recipe.cut(config)
+    job = describe_job(request.recipe, config, steps)
+    stamps = "".join(step.stamp() for step in steps)
+    fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, job) for chunk in chunks}
+    final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
+    needs_captions = not recipe.writes_captions or models.captioner is None
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
     with leaving_nothing(request.output):
-        made = shards_made(request.output, fingerprints, final, planned.cut)
-        todo = [chunk for chunk in chunks if chunk.shard not in made]
-        if len(todo) < len(chunks):
-            console.print(f"{len(chunks) - len(todo)} of {len(chunks)} shards are done already", style="dim")
-        with progress_bar(console, todo) as progress:
-            for some in rounds(todo, options):
-                prints = {chunk.shard: fingerprints[chunk.shard] for chunk in some}
-                run(planned.recipe(some, output=request.output, fingerprints=prints, progress=progress), options)
-        if planned.cut:
-            with console.status(f"keeping the best {planned.cut.best:,}"):
-                cut_dataset(request.output, planned.layout, fingerprints, planned.cut, options)
-    return finish_dataset(request.output, job, final, planned.layout)
+        done = shards_done(request.output, fingerprints, final, cut)
+        missing = [chunk for chunk in chunks if chunk.shard not in done]
+        if len(missing) < len(chunks):
+            console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
+        with progress_bar(console, missing) as progress:
+            for some in rounds(missing, options):
+                of_round = {chunk.shard: fingerprints[chunk.shard] for chunk in some}
+                run(
+                    BuildDataset(
+                        recipe.format, config, steps, some, request.output, of_round, needs_captions, progress
+                    ),
+                    options,
+                )  # fmt: skip
+        if cut:
+            with console.status(f"keeping the best {cut.best:,}"):
+                cut_dataset(request.output, recipe.format, fingerprints, cut, options)
+    return finish_dataset(request.output, job, final, recipe.format)
 
 
-def shards_made(output: str, fingerprints: Mapping[int, str], final: Mapping[int, str], cut: Cut | None) -> set[int]:
-    """Return the shards that need not be made of the source: those that are done, and candidates that wait to be cut.
+def shards_done(output: str, fingerprints: Mapping[int, str], final: Mapping[int, str], cut: Cut | None) -> set[int]:
+    """Return the shards that need not be made from the source: those that are done, and candidates that wait to be cut.
 
-    `final` holds their fingerprints when they are done. Where the choice is missing, the candidates of shards that were
+    `final` holds their fingerprints when they are done. If the choice is missing, the candidates of shards that were
     cut are missing too: these are made again.
     """
-    done = finished_shards(output).items()
-    waiting, finished = done & fingerprints.items(), done & final.items()
+    written = finished_shards(output).items()
+    waiting, finished = written & fingerprints.items(), written & final.items()
     if cut is not None and len(finished) < len(final) and not is_chosen(output, choice_digest(fingerprints, cut)):
         finished = set()
     return {shard for shard, _ in waiting | finished}
 
 
 def cut_dataset(
-    output: str, layout: Layout, fingerprints: Mapping[int, str], cut: Cut, options: PipelineOptions
+    output: str, sample_format: SampleFormat, fingerprints: Mapping[int, str], cut: Cut, options: PipelineOptions
 ) -> None:
-    """Choose among all candidates, unless that is done, and cut the shards that are not.
+    """Choose among all candidates, unless that is done, and cut the shards that are not cut yet.
 
     One pipeline cuts them all, on any runner: it passes on nothing but numbers, and a shard is done when it is written.
     """
@@ -109,33 +125,36 @@ def cut_dataset(
         return
     if not is_chosen(output, choice_digest(fingerprints, cut)):
         run(ChooseSamples(output, fingerprints, cut), options)
-    run(CutShards(output, layout, left), options)
+    run(CutShards(output, sample_format, left), options)
 
 
-def describe_job(recipe: str, config: Config, models: Mapping[str, str]) -> Job:
-    """Say what the dataset is made by: the head of `dataset.json`."""
+def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step]) -> Job:
+    """Describe what the dataset is made by: the head of `dataset.json`."""
+    checkpoints = {kind: checkpoint for step in steps for kind, checkpoint in step.checkpoints().items()}
     return Job(
         recipe=recipe,
         config=config.model_dump(mode="json"),
-        models={use: ModelName(name=name_of(name), revision=revision_of(name)) for use, name in models.items()},
+        models={kind: ModelName(name=name_of(path), revision=revision_of(path)) for kind, path in checkpoints.items()},
         seed=config.seed,
     )
 
 
 def beam_options(arguments: Sequence[str]) -> PipelineOptions:
-    """Read what stands after `--`; where it names no runner, the local one is named here.
+    """Read the arguments after `--`; if they name no runner, choose the local one explicitly.
 
     Beam's own default tries another engine first, a program that it downloads.
 
     Raises:
-        ConfigError: Beam has no such option; Beam itself would pass over it.
+        ConfigError: Beam has no such option; Beam itself would ignore it.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for group in PipelineOptions.__subclasses__():
         group._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise ConfigError(f"Beam knows no option {' '.join(unknown)}: its options stand after --, as --runner=NAME")
+        raise ConfigError(
+            f"Beam has no option {' '.join(unknown)}: what follows -- is for Beam, as in -- --runner=NAME"
+        )
     options = PipelineOptions([*arguments])
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
@@ -144,7 +163,7 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
 
 
 def is_local(options: PipelineOptions) -> bool:
-    """Tell whether the pipeline runs on this machine, in Beam's own runner."""
+    """Whether the pipeline runs on this machine, in Beam's own runner."""
     return str(options.view_as(StandardOptions).runner).endswith("FnApiRunner")
 
 
@@ -158,20 +177,20 @@ def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequen
         yield chunks[start : start + size]
 
 
-def run(recipe: beam.PTransform, options: PipelineOptions) -> None:
+def run(transform: beam.PTransform, options: PipelineOptions) -> None:
     """Run one pipeline to its end."""
     try:
         with beam.Pipeline(options=options) as pipeline:
-            _ = pipeline | recipe
+            _ = pipeline | transform
     except Exception as error:
-        told = _told_by_ours(error)
-        if told is None:
+        cause = _own_cause(error)
+        if cause is None:
             raise
-        raise told from error
+        raise cause from error
 
 
-def _told_by_ours(error: BaseException | None) -> SubjectloomError | None:
-    """Return our own error among the causes of what Beam raised, as it was before Beam added where it ran."""
+def _own_cause(error: BaseException | None) -> SubjectloomError | None:
+    """Return our own error among the causes of what Beam raised, without Beam's note on where it was raised."""
     while error is not None:
         if isinstance(error, SubjectloomError):
             return type(error)(str(error).partition(" [while running")[0])

@@ -2,28 +2,22 @@
 
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
-from apache_beam.io.filesystem import BeamIOError
 from rich.console import Console
 from rich.table import Table
 
-from schemas.dataset import REJECT_COLUMNS, DatasetInfo, Layout, Row
-from schemas.errors import InputError
-from schemas.samples import blip_diffusion, fastcomposer, mip_adapter
+from schemas.dataset import REJECT_COLUMNS, DatasetInfo, Row
+from schemas.samples import format_of
+from schemas.samples.base import SampleFormat
 from schemas.shards import Entry, Sample, read_tar
 from transforms.dataset import read_info, read_table
 from transforms.files import join, list_files, open_file
 
-LAYOUTS: Mapping[str, Layout] = {
-    layout.recipe: layout for layout in (fastcomposer.LAYOUT, blip_diffusion.LAYOUT, mip_adapter.LAYOUT)
-}
-"""What each recipe writes, by the recipe's name."""
-
 SHOWN = 100
-"""So many problems are printed; the rest are counted."""
+"""Problems that are printed; the rest are counted."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +48,20 @@ def inspect(output: str) -> Inspection:
         InputError: there is no finished dataset, or its index or its rejects cannot be read.
     """
     info = read_info(output)
-    layout = layout_of(info.recipe)
+    sample_format = format_of(info.recipe)
     index, rejects = read_table(output, "index.parquet"), read_table(output, "rejects.parquet")
-    problems = [*_column_problems("index.parquet", index, layout.index_columns)]
+    problems = [*_column_problems("index.parquet", index, sample_format.index_columns)]
     problems += _column_problems("rejects.parquet", rejects, REJECT_COLUMNS)
     if problems:
         return Inspection(info, 0, tuple(problems))
     by_shard = _rows_by_shard(index)
     for shard, rows in by_shard.items():
-        problems += _shard_problems(output, shard, rows, layout)
+        problems += _shard_problems(output, shard, rows, sample_format)
     names = [name for name in list_files(output) if name.startswith(f"{info.recipe}-") and name.endswith(".tar")]
     problems += [Problem(name, "", "no sample of it is in the index") for name in names if name not in by_shard]
     problems += [Problem("index.parquet", key, "is there twice") for key in _twins(index)]
     problems += [Problem("dataset.json", "", text) for text in _count_problems(info, index, rejects)]
     return Inspection(info, sum(index["size"].to_pylist()), tuple(problems))
-
-
-def layout_of(recipe: str) -> Layout:
-    """Return what `recipe` writes.
-
-    Raises:
-        InputError: no recipe has that name.
-    """
-    if recipe not in LAYOUTS:
-        raise InputError(f"the dataset's recipe is {recipe!r}, known are {', '.join(LAYOUTS)}: update Subjectloom")
-    return LAYOUTS[recipe]
 
 
 def show(inspection: Inspection, console: Console) -> None:
@@ -131,19 +114,21 @@ def _rows_by_shard(index: pa.Table) -> dict[str, dict[str, Row]]:
     return dict(sorted(rows.items()))
 
 
-def _shard_problems(output: str, shard: str, rows: dict[str, Row], layout: Layout) -> Iterator[Problem]:
+def _shard_problems(output: str, shard: str, rows: dict[str, Row], sample_format: SampleFormat) -> Iterator[Problem]:
     missing = set(rows)
     try:
         with open_file(join(output, shard)) as stream:
             for entry, sample in read_tar(stream):
                 missing.discard(sample.key)
-                yield from (Problem(shard, sample.key, text) for text in _sample_problems(entry, sample, rows, layout))
-    except (OSError, BeamIOError, tarfile.TarError) as error:
+                yield from (
+                    Problem(shard, sample.key, text) for text in _sample_problems(entry, sample, rows, sample_format)
+                )
+    except (OSError, tarfile.TarError) as error:
         yield Problem(shard, "", f"cannot be read: {error}")
     yield from (Problem(shard, key, "is in the index, but not in the shard") for key in sorted(missing))
 
 
-def _sample_problems(entry: Entry, sample: Sample, rows: dict[str, Row], layout: Layout) -> list[str]:
+def _sample_problems(entry: Entry, sample: Sample, rows: dict[str, Row], sample_format: SampleFormat) -> list[str]:
     if sample.key not in rows:
         return ["is in the shard, but not in the index"]
     row = rows[sample.key]
@@ -152,10 +137,12 @@ def _sample_problems(entry: Entry, sample: Sample, rows: dict[str, Row], layout:
         problems.append(f"the index says {row['size']} bytes at {row['offset']}, it is {entry.size} at {entry.offset}")
     elif row["crc32"] != entry.crc32:
         problems.append("its bytes are not those that were written: the checksums differ")
-    if set(sample.members) != layout.members:
-        problems.append(f"has members {', '.join(sorted(sample.members))}, not {', '.join(sorted(layout.members))}")
+    if set(sample.members) != sample_format.member_names:
+        problems.append(
+            f"has members {', '.join(sorted(sample.members))}, not {', '.join(sorted(sample_format.member_names))}"
+        )
         return problems
-    return problems + layout.problems_of(sample, row)
+    return problems + sample_format.problems_of(sample, row)
 
 
 def _twins(index: pa.Table) -> list[str]:

@@ -4,19 +4,20 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from glob import has_magic
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-import yaml
-from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
+from typer.main import get_group
 
-from schemas.errors import ConfigError, SubjectloomError, choices
+from jobs.settings import expand_field_options, read_config
+from schemas.errors import ConfigError, InputError, SubjectloomError, choices
 
 app = typer.Typer(
     help="Training datasets for subject-driven text-to-image generation.",
@@ -28,9 +29,7 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-Config = TypeVar("Config", bound=BaseModel)
-
-RECIPES = ("fastcomposer", "blip-diffusion", "mip-adapter")
+SET_HELP = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."
 FORMATS = ("fastcomposer", "coco", "mip-adapter")
 
 
@@ -67,10 +66,10 @@ def scenes(
     out.print(f"{count} scenes in {output}: images/, backgrounds/, truth/", soft_wrap=True)
 
 
-@app.command(context_settings={"allow_extra_args": True})
+@app.command()
 def build(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer, blip-diffusion or mip-adapter.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe: `subjectloom recipes` lists them.")],
     source: Annotated[
         str,
         typer.Option("--input", help="Folder (COCO's annotations beside), tars or Parquet: path, address, glob."),
@@ -91,62 +90,51 @@ def build(
             help="One model alone: segmenter=PATH_OR_NAME; parser, clip, clipseg, captioner, sam, detector likewise."
         ),
     ] = None,
-    similarity: Annotated[
-        str | None, typer.Option(help="Of phrase and segment: clip, clip-label (fastcomposer), label.")
-    ] = None,
-    segmenter: Annotated[
-        str | None, typer.Option(help="fastcomposer: what finds segments: panoptic, or sam (everything, unnamed).")
-    ] = None,
-    expand_plurals: Annotated[
-        bool | None,
-        typer.Option("--expand-plurals/--keep-plurals", help='fastcomposer: "two women" as "a woman and a woman".'),
-    ] = None,
-    backgrounds: Annotated[
-        str | None, typer.Option(help="blip-diffusion: folder, glob or tars of background pictures; painted if none.")
-    ] = None,
-    best: Annotated[int | None, typer.Option(help="mip-adapter: keep the N samples of highest quality.", min=1)] = None,
-    min_quality: Annotated[float | None, typer.Option(help="mip-adapter: lowest quality of a sample.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first N records.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Make only what is missing or out of date.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUTPUT.")] = False,
 ) -> None:
     """Build a dataset. What follows -- goes to Beam: -- --runner=DataflowRunner --project=..."""
-    check_recipe(recipe)
-    from jobs.build import Request
-    from jobs.build import build as run_build
-    from jobs.plans import CONFIGS
-    from jobs.report.page import write_report
+    from pipelines import RECIPES
     from transforms.models.presets import resolve
 
-    given = {
-        "similarity": similarity,
-        "segmenter": segmenter,
-        "expand_plurals": expand_plurals,
-        "backgrounds": backgrounds,
-        "best": best,
-        "min_quality": min_quality,
-    }
-    request = Request(
-        source,
-        output,
-        read_config(CONFIGS[recipe], config, {name: value for name, value in given.items() if value is not None}),
-        resolve(preset, parse_overrides(model or [])),
-        kind,
-        limit,
-        overwrite,
-        resume,
-        tuple(context.args),
-    )
+    check_recipe(recipe)
+    fields = read_config(RECIPES[recipe].config, config, settings or [])
+    models = resolve(preset, parse_overrides(model or []))
+    check_source(source)
+    from jobs.build import Request
+    from jobs.build import build as run_build
+    from jobs.report.page import write_report
+
+    request = Request(recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj))
     info = run_build(request, out)
     report = write_report(output)
     print_books(info.counts.model_dump(), info.seconds)
     out.print(f"dataset  {output}\nreport   {report}", soft_wrap=True)
-    small = [use for use, one in info.models.items() if one.name.startswith("sample/") and use != "parser"]
+    small = [kind for kind, used in info.models.items() if used.name.startswith("sample/") and kind != "parser"]
     if small:
-        print_lines(f"models   {', '.join(small)}: small ones, for sample scenes alone; --preset hub reads photographs")
+        names = ", ".join(small)
+        print_lines(f"models   {names}: small ones, which know sample scenes alone; --preset hub reads photographs")
     if not info.counts.written:
         raise SubjectloomError(f"nothing was written: all {info.counts.read} records were rejected, see {report}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe, for its fields, defaults and units.")] = None,
+) -> None:
+    """List the recipes, or the fields of one."""
+    from jobs.recipes import show_fields, show_recipes
+
+    if name is None:
+        show_recipes(out)
+        return
+    check_recipe(name)
+    from training.recipes import training_of
+
+    show_fields(name, training_of(name).config, out)
 
 
 @app.command()
@@ -217,31 +205,34 @@ def counted(reasons: Mapping[str, int], things: str) -> str:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="The recipe: fastcomposer, blip-diffusion or mip-adapter.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe: `subjectloom recipes` lists them.")],
     data: Annotated[str, typer.Option(help="Folder of a dataset, or its tars by path or address, braces for many.")],
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[
         str, typer.Option(help="sample (small, from nothing, on a CPU) or hub (the published weights, downloaded).")
     ] = "sample",
     model: Annotated[
-        str | None, typer.Option(help="Start from this folder, a run's model or the published layout, instead.")
+        str | None, typer.Option(help="Start from this folder instead, a run's model or the published layout.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the training's fields.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
 ) -> None:
     """Train on a dataset. Several processes: torchrun --nproc_per_node N -m jobs.main train ..."""
     check_recipe(recipe)
-    from jobs.train import CONFIGS, PRESETS, run_training
-    from training.train import this_process
+    from jobs.train import run_training
+    from training.loop import this_process
+    from training.recipes import training_of
 
-    presets = PRESETS[recipe]
-    if preset not in presets:
-        raise ConfigError(f"there is no preset {preset!r}{choices(preset, presets)}")
-    settings = read_config(CONFIGS[recipe], config, {} if steps is None else {"steps": steps}, presets[preset])
+    training = training_of(recipe)
+    if preset not in training.presets:
+        raise ConfigError(f"there is no preset {preset!r}{choices(preset, training.presets)}")
+    given = [*(settings or []), *([] if steps is None else [f"steps={steps}"])]
+    fields = read_config(training.config, config, given, training.presets[preset])
     out.quiet = not this_process().is_main_process
-    running = run_training(recipe, data, output, settings, preset=preset, model=model, resume=resume)
-    show_training(running, settings.steps)
+    running = run_training(recipe, data, output, fields, preset=preset, model=model, resume=resume)
+    show_training(running, fields.steps)
     print_lines(f"run      {output}", f"curves   {output / 'curves.svg'}", f"model    {output / 'model'}")
 
 
@@ -273,39 +264,16 @@ def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) 
 
 def check_recipe(recipe: str) -> None:
     """Refuse a recipe that does not exist."""
+    from pipelines import RECIPES
+
     if recipe not in RECIPES:
         raise ConfigError(f"there is no recipe {recipe!r}{choices(recipe, RECIPES)}")
 
 
-def read_config(
-    kind: type[Config], path: Path | None, given: Mapping[str, Any], preset: Mapping[str, Any] | None = None
-) -> Config:
-    """Read a config of class `kind` from YAML; `given` on the command line goes before it, a preset's fields behind.
-
-    Raises:
-        ConfigError: the file cannot be read, or a field is unknown or out of range.
-    """
-    fields: dict[str, Any] = {}
-    if path is not None:
-        try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"the config {path} cannot be read: {' '.join(str(error).split())}") from error
-        if not isinstance(fields, dict):
-            raise ConfigError(f"the config {path} must hold one `field: value` on each line")
-    try:
-        return kind(**{**(preset or {}), **fields, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(step) for step in first["loc"])
-        option = f"--{name.replace('_', '-')}" if name in given else ""
-        if first["type"] != "extra_forbidden":
-            problem = f"{option or name} = {first['input']!r}: {first['msg']}"
-        elif option:
-            raise ConfigError(f"{option} is another recipe's: this one has {', '.join(kind.model_fields)}") from error
-        else:
-            problem = f"{name!r} is no field of the config{choices(name, kind.model_fields)}"
-        raise ConfigError(f"{'the command line' if option or path is None else path}: {problem}") from error
+def check_source(source: str) -> None:
+    """Refuse a local path that does not exist before anything slow is imported."""
+    if "://" not in source and not has_magic(source) and not Path(source).exists():
+        raise InputError(f"{source}: there is no such file or folder")
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, str]:
@@ -340,24 +308,48 @@ def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:
         for reason, number in reasons.items():
             table.add_row(f"  {stage}: {reason}", f"{number:,}", style="dim")
     out.print(table)
-    told = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
-    out.print(f"seconds  {told}", style="dim", soft_wrap=True)
+    stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
+    out.print(f"seconds  {stages}", style="dim", soft_wrap=True)
+
+
+def expand_arguments(arguments: Sequence[str]) -> list[str]:
+    """Write options of `build` and `train` that are named after fields as `--set FIELD=VALUE`."""
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if name not in ("build", "train"):
+        return list(arguments)
+    group = get_group(app)
+    parameters = [*group.commands[name].params, *group.params]
+    options = [option for parameter in parameters for option in parameter.opts if option.startswith("--")]
+    if all(argument.partition("=")[0] in [*options, "--help"] for argument in arguments if argument.startswith("--")):
+        return list(arguments)
+    from pipelines import RECIPES
+
+    recipe = next((argument for argument in arguments if argument in RECIPES), None)
+    known = RECIPES[recipe].config.model_fields if recipe and name == "build" else None
+    return expand_field_options(arguments, [*options, "--help"], known)
 
 
 def main() -> None:
     """Run the command; an error is one line on stderr, its traceback only with --debug."""
-    # Libraries narrate on the way; what a person needs to know is in the errors and the books.
+    # Libraries print on the way; what the user needs to know is in the errors and the books.
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
     try:
-        app()
-    except Exception as error:  # the last resort of a command: a person sees a line, not a traceback
+        arguments, beam = split_arguments(sys.argv[1:])
+        app(expand_arguments(arguments), obj=beam)
+    except Exception as error:  # the last resort of a command: the user sees a line, not a traceback
         if "--debug" in sys.argv:
             traceback.print_exc()
         known = isinstance(error, SubjectloomError)
         kind = "error" if known else f"unexpected {type(error).__name__} (`subjectloom --debug ...` shows where)"
         err.print(f"{kind}: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False, highlight=False)
         sys.exit(1)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line at `--`: ours, and Beam's."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*arguments[:end]], [*arguments[end + 1 :]]
 
 
 if __name__ == "__main__":

@@ -1,1 +1,14 @@
-"""One file per recipe: its config and its chain of transforms, in reading order."""
+"""One file per recipe: its config, and its steps in reading order."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines import blip_diffusion, fastcomposer, mip_adapter
+from pipelines.recipe import Recipe
+
+RECIPES: Mapping[str, Recipe[Any]] = {
+    "fastcomposer": fastcomposer.RECIPE,
+    "blip-diffusion": blip_diffusion.RECIPE,
+    "mip-adapter": mip_adapter.RECIPE,
+}
+"""The recipes, by the names that commands take."""

@@ -1,4 +1,4 @@
-"""FastComposer datasets: captioned pictures whose phrases are tied to the subjects they name.
+"""FastComposer datasets: captioned pictures whose phrases are tied to the subjects that they name.
 
 Xiao et al. 2023, "FastComposer: Tuning-Free Multi-Subject Image Generation with Localized Attention", section 5.1:
 a dependency parser chunks the caption into noun phrases, a panoptic model segments the picture, and a greedy
@@ -9,30 +9,29 @@ algorithm pairs the two by the similarity of phrase and segment.
 64 sample scenes become 64 samples within half a minute on two cores, the loading of the models included.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
-import apache_beam as beam
 from pydantic import Field
 
-from schemas.dataset import Part, StrictModel
-from schemas.samples.fastcomposer import LAYOUT
-from transforms.models.presets import Models
-from transforms.progress import CountRecords
-from transforms.read import ReadBatches
-from transforms.regions.match import MatchPhrases
-from transforms.regions.segment import SegmentEverything, SegmentPictures
-from transforms.regions.similarity import ScoreSimilarity
-from transforms.sources.records import Chunk
-from transforms.text.phrases import ExtractPhrases
-from transforms.write import WriteDataset
+from pipelines.recipe import BuildConfig, Recipe, check_similarity
+from schemas.errors import ConfigError
+from schemas.samples.fastcomposer import FORMAT
+
+if TYPE_CHECKING:
+    from transforms.models.presets import Models
+    from transforms.read import Listing
+    from transforms.step import Step
 
 
-class FastComposerConfig(StrictModel):
+class FastComposerConfig(BuildConfig):
     """What can be chosen about a FastComposer dataset; the defaults follow the paper where it says."""
 
-    expand_plurals: bool = Field(default=True, description='rewrite "two women" as "a woman and a woman" (section 5.1)')
+    expand_plurals: bool = Field(
+        default=True,
+        description='rewrite "two women" as "a woman and a woman" (section 5.1); --keep-plurals for false',
+        json_schema_extra={"negative": "keep-plurals"},
+    )
     similarity: Literal["clip", "clip-label", "label"] = Field(
         default="clip",
         description="of a phrase and a segment: clip (phrase and crop), clip-label (the paper's product of that and "
@@ -47,45 +46,39 @@ class FastComposerConfig(StrictModel):
         default=None, description="lowest similarity of a match, -1 to 1; none: the preset's (the paper does not say)"
     )
     min_area: float = Field(default=0.002, ge=0, le=1, description="smallest segment, as a share of the picture's area")
-    samples_per_shard: int = Field(default=1000, ge=1, description="records read into one shard")
-    batch_size: int = Field(default=8, ge=1, description="pictures that go through a model together")
-    seed: int = Field(default=0, ge=0, description="seed of everything random; this recipe draws nothing at random")
 
 
-@dataclass(eq=False)
-class BuildFastComposer(beam.PTransform):
-    """The recipe: from the chunks of a source to the shards in `output`, each with its part.
-
-    `fingerprints` names every shard by its number; `progress` is a local file that `CountRecords` appends to.
-    """
-
-    chunks: Sequence[Chunk]
-    config: FastComposerConfig
-    models: Models
-    output: str
-    fingerprints: Mapping[int, str]
-    progress: str = ""
-
-    def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
-        """Chain the steps in the order in which the paper tells them."""
-        config, models = self.config, self.models
-        expected = {chunk.shard: chunk.expected for chunk in self.chunks if chunk.expected is not None}
-        if config.segmenter == "sam" and models.segmenter is not None:
-            segment: beam.PTransform = SegmentEverything(models.sam, models.everything, config.min_area)
-        else:
-            segment = SegmentPictures(models.segmenter, config.min_area)
-        return (
-            root
-            | "read" >> ReadBatches(self.chunks, config.batch_size)
-            | "phrases" >> ExtractPhrases(models.parser, config.expand_plurals)
-            | "segments" >> segment
-            | "similarity" >> ScoreSimilarity(config.similarity, models.clip)
-            | "matches" >> MatchPhrases(threshold_of(config, models))
-            | "count" >> CountRecords(self.progress)
-            | "write" >> WriteDataset(self.output, LAYOUT, self.fingerprints, expected)
-        )
+def settle(config: FastComposerConfig, models: "Models", listing: "Listing") -> FastComposerConfig:
+    """Fill in the preset's threshold; refuse to segment what is annotated, and to compare class names that are not."""
+    if listing.has_segments and config.segmenter == "sam":
+        raise ConfigError(f"{listing.kind} has masks of its own, which are the segments: leave out --segmenter sam")
+    is_named = listing.has_labels if listing.has_segments else config.segmenter == "panoptic"
+    check_similarity(config.similarity, listing, is_named=is_named)
+    threshold = models.thresholds[config.similarity] if config.threshold is None else config.threshold
+    return config.model_copy(update={"threshold": threshold})
 
 
-def threshold_of(config: FastComposerConfig, models: Models) -> float:
-    """Return the lowest similarity of a match: the config's, or the preset's for this kind of similarity."""
-    return models.thresholds[config.similarity] if config.threshold is None else config.threshold
+def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "Sequence[Step]":
+    """Return the steps in the order in which the paper describes them."""
+    from transforms.regions.match import MatchPhrases
+    from transforms.regions.segment import SegmentEverything, SegmentPictures
+    from transforms.regions.similarity import ScoreSimilarity
+    from transforms.text.phrases import ExtractPhrases
+
+    assert config.threshold is not None
+    segment: Step
+    if listing.has_segments:
+        segment = SegmentPictures(None, config.min_area)
+    elif config.segmenter == "sam":
+        segment = SegmentEverything(models.sam, models.everything, config.min_area)
+    else:
+        segment = SegmentPictures(models.segmenter, config.min_area)
+    return [
+        ExtractPhrases(models.parser, config.expand_plurals),
+        segment,
+        ScoreSimilarity(config.similarity, models.clip),
+        MatchPhrases(config.threshold),
+    ]
+
+
+RECIPE = Recipe(format=FORMAT, config=FastComposerConfig, settle=settle, steps=steps)

@@ -3,17 +3,14 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from schemas.example import Example
 from schemas.rejects import Reject
-from schemas.shards import Sample, shard_name
 
 INDEX_COLUMNS = pa.schema(
     [
@@ -29,7 +26,7 @@ INDEX_COLUMNS = pa.schema(
         ("license", pa.string()),  # "" where the source states none
     ]
 )
-"""What `index.parquet` tells of every sample; a recipe adds its own columns."""
+"""The columns of `index.parquet` that every recipe has; a recipe adds its own."""
 
 REJECT_COLUMNS = pa.schema([(name, pa.string()) for name in ("key", "source", "stage", "reason", "detail")])
 
@@ -39,30 +36,8 @@ Row = dict[str, Any]
 _PART_KEY = b"subjectloom"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a recipe writes for an example.
-
-    `sample_of` makes the sample, `row_of` the recipe's own columns of the index (their types in `columns`),
-    `problems_of` says in words what is wrong with a sample, given its row of the index. Every sample has
-    exactly the members `members`. `recipe` is also the prefix of the shards' names.
-    """
-
-    recipe: str
-    members: frozenset[str]
-    columns: pa.Schema
-    sample_of: Callable[[Example], Sample]
-    row_of: Callable[[Example], Row]
-    problems_of: Callable[[Sample, Row], list[str]]
-
-    @property
-    def index_columns(self) -> pa.Schema:
-        """The schema of the recipe's `index.parquet`."""
-        return pa.schema([*INDEX_COLUMNS, *self.columns])
-
-
 class StrictModel(BaseModel):
-    """Base of what is written as JSON: an unknown or a missing field is an error."""
+    """Base of all that is written as JSON: an unknown or a missing field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,7 +50,7 @@ class ModelName(StrictModel):
 
 
 class Job(StrictModel):
-    """What a dataset is made by, known before it starts: the head of `dataset.json`."""
+    """How a dataset is made, known before the job starts: the first fields of `dataset.json`."""
 
     recipe: str
     config: dict[str, Any]
@@ -84,7 +59,7 @@ class Job(StrictModel):
 
 
 def shard_fingerprint(chunk: str, job: Job) -> str:
-    """Name what a shard is made from and how: the SHA-256 of its chunk's fingerprint and of the job's every field."""
+    """Return the SHA-256 of what a shard is made from, its chunk's fingerprint, and how, all fields of the job."""
     how = json.dumps(job.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(f"{chunk}\n{how}".encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -139,9 +114,9 @@ def _printable(text: str) -> str:
 
 
 class Part(StrictModel):
-    """The books of one shard. Its file appears after the shard's tar: it is the mark that the shard is done.
+    """The books of one shard. Its file appears after the shard's tar and marks the shard as done.
 
-    `fingerprint` names what the shard was made from and how; a part with another one is out of date.
+    `fingerprint` is that of what the shard was made from and how; a part with another one is out of date.
     """
 
     shard: int
@@ -179,19 +154,6 @@ def table_to_parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def base_row(example: Example, recipe: str, shard: int) -> Row:
-    """Fill the columns of the index that every recipe has; the sample's place is known once the tar is written."""
-    return {
-        "key": example.key,
-        "shard": shard_name(recipe, shard),
-        "caption": example.caption,
-        "width": example.width,
-        "height": example.height,
-        "source": example.source.uri,
-        "license": example.source.license,
-    }
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:

@@ -1,19 +1,20 @@
-"""A real browser for tests: headless Chromium that may not leave the machine."""
+"""Pages in headless Chromium, which may not load anything beside them."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+"""Path of the browser, empty where none is installed."""
 
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine: apt-get install chromium")
+OpenPage = Callable[..., AbstractContextManager[Page]]
+"""`open_page` without its first argument, as the fixture `open_page` of the report's tests gives it."""
 
-_QUIET = [
+_OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -25,24 +26,37 @@ _QUIET = [
 
 
 @contextmanager
-def open_page(path: Path | str, **context: Any) -> Iterator[Page]:  # noqa: ANN401 - as playwright has it
-    """Open a file in a new browser and hand over its page; fail if it logged an error or asked for an address.
+def start_browser() -> Iterator[Browser]:
+    """Start Chromium, and close it on exit. Until then this thread cannot run an asyncio loop of its own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
+        yield browser
+        browser.close()
 
-    `context` are playwright's options of a browser context, as `viewport` and `color_scheme`.
+
+@contextmanager
+def open_page(browser: Browser, path: Path | str, **context: Any) -> Iterator[Page]:  # noqa: ANN401
+    """Open a file in a new context (no cookies, no cache), and close it on exit.
+
+    Args:
+        browser: The browser to open it in.
+        path: The file.
+        context: Options of playwright's `Browser.new_context`, such as `viewport` and `color_scheme`.
+
+    Raises:
+        AssertionError: On exit, if the page logged a warning or an error, or requested any other address.
     """
     complaints: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
-        page = browser.new_context(**context).new_page()
+    address = Path(path).resolve().as_uri()
+    with browser.new_context(**context) as opened:
+        page = opened.new_page()
         page.on(
             "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
         )
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        address = Path(path).resolve().as_uri()
         page.on("request", lambda request: complaints.append(request.url) if _leaves(request.url, address) else None)
         page.goto(address)
         yield page
-        browser.close()
     assert not complaints, complaints
 
 

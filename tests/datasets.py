@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from schemas.dataset import DatasetInfo, Job, Layout, ModelName
+from schemas.dataset import DatasetInfo, Job, ModelName
 from schemas.example import Example, Match, Object, Phrase, Quality, Segment, Source
 from schemas.masks import Mask
 from schemas.rejects import Reject
 from schemas.samples import fastcomposer
+from schemas.samples.base import SampleFormat
 from transforms.batch import Batch
 from transforms.dataset import finish_dataset, prepare_output
 from transforms.write import commit_shard, settle
@@ -89,13 +90,13 @@ def write_dataset(
     shards: Sequence[Sequence[Example | Reject]],
     *,
     overwrite: bool = False,
-    layout: Layout = fastcomposer.LAYOUT,
+    sample_format: SampleFormat = fastcomposer.FORMAT,
 ) -> DatasetInfo:
     """Write a finished dataset, a shard for each sequence of records, without a pipeline."""
-    job = JOB.model_copy(update={"recipe": layout.recipe})
+    job = JOB.model_copy(update={"recipe": sample_format.recipe})
     prepare_output(str(output), job, overwrite=overwrite)
     for shard, records in enumerate(shards):
-        settled = settle(Batch(shard, tuple(records), (("segment", 1.5),)), layout)
-        commit_shard(str(output), layout, shard, f"print-{shard}", [settled])
+        settled = settle(Batch(shard, tuple(records), (("segment", 1.5),)), sample_format)
+        commit_shard(str(output), sample_format, shard, f"print-{shard}", [settled])
     fingerprints = {shard: f"print-{shard}" for shard in range(len(shards))}
-    return finish_dataset(str(output), job, fingerprints, layout)
+    return finish_dataset(str(output), job, fingerprints, sample_format)

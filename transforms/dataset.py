@@ -1,12 +1,12 @@
-"""The folder of a dataset: prepared before a job, finished after it, read by what comes later.
+"""The folder of a dataset: prepared before a job, finished after it, read by the report, the exports and training.
 
-    OUT/.subjectloom/job.json              written first: the folder is ours, and what is made in it
+    OUT/.subjectloom/job.json              written first: marks the folder as ours, and states what is built
     OUT/RECIPE-000000.tar                  a shard
-    OUT/.subjectloom/part-000000.parquet   its books, written after it: the mark that the shard is done
-    OUT/index.parquet, rejects.parquet     composed of the parts
+    OUT/.subjectloom/part-000000.parquet   its books, written after it: mark the shard as done
+    OUT/index.parquet, rejects.parquet     made from the parts
     OUT/dataset.json                       written last: the dataset is finished
 
-Every file appears under its name only when it is whole. Files that Subjectloom did not write are never deleted.
+A file gets its name only when it is complete. Files that Subjectloom did not write are never deleted.
 """
 
 import re
@@ -18,14 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import BeamIOError
 from pydantic import ValidationError
 
 from schemas.dataset import (
     Counts,
     DatasetInfo,
     Job,
-    Layout,
     Part,
     decode_part,
     part_name,
@@ -34,11 +32,13 @@ from schemas.dataset import (
     to_json,
 )
 from schemas.errors import ConfigError, InputError, SubjectloomError
+from schemas.samples import FORMATS
+from schemas.samples.base import SampleFormat
 from schemas.shards import shard_name
 from transforms.files import join, list_files, open_file, read_file, remove_files, replace_file
 
 STATE = ".subjectloom"
-"""The folder inside a dataset that says how far its job came."""
+"""The folder inside a dataset that records the progress of its job."""
 
 _PART = r"\.subjectloom/part-\d{6,}\.parquet"
 _TEMPORARY = r"(\.[0-9a-f]{32}\.tmp)?"
@@ -55,16 +55,16 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-"""What the bytes of a dataset depend on; their versions stand in `dataset.json`."""
+"""The libraries that the bytes of a dataset depend on; `dataset.json` records their versions."""
 
 
 def prepare_output(output: str, job: Job, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Make `output` ready for `job`: leave what a resumed job needs, remove what an overwritten one wrote.
+    """Prepare the folder `output` for `job`: keep what a resumed job needs, remove what an overwritten one wrote.
 
     Raises:
         ConfigError: both `overwrite` and `resume` are asked for.
         InputError: `output` cannot be written to, holds files that are not ours, or holds a dataset and
-            neither option says what to do with it.
+            neither option is given.
     """
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume contradict each other: choose one")
@@ -74,13 +74,13 @@ def prepare_output(output: str, job: Job, *, overwrite: bool = False, resume: bo
         if earlier:
             _decide(output, names, earlier, job, overwrite=overwrite, resume=resume)
         replace_file(join(output, STATE, "job.json"), to_json(job.model_dump(mode="json")))
-    except (OSError, BeamIOError) as error:
+    except OSError as error:
         raise InputError(f"cannot write to {output}: {error}") from error
 
 
 @contextmanager
 def leaving_nothing(output: str) -> Iterator[None]:
-    """Empty `output` again where a job fails before a shard is done: the mended command starts as the first did."""
+    """Empty `output` again if the block fails before a shard is done: the corrected command finds it as it was."""
     try:
         yield
     except BaseException:
@@ -103,32 +103,35 @@ def finished_shards(output: str) -> dict[int, str]:
             continue
         try:
             with open_file(join(output, name)) as stream:
-                part = decode_part(pq.read_metadata(stream).metadata)
+                metadata = pq.read_metadata(stream)
+            part = decode_part(metadata.metadata)
         except (pa.ArrowInvalid, KeyError, ValidationError):
             continue  # of another version, or damaged: the shard is made again
+        if recipe in FORMATS and metadata.schema.to_arrow_schema().names != FORMATS[recipe].index_columns.names:
+            continue  # of another version: the index has other columns now
         if part.written == 0 or shard_name(recipe, part.shard) in names:
             done[part.shard] = part.fingerprint
     return done
 
 
-def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], layout: Layout) -> DatasetInfo:
-    """Compose the index, the rejects and `dataset.json` of the shards' parts; check the books.
+def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], sample_format: SampleFormat) -> DatasetInfo:
+    """Write the index, the rejects and `dataset.json` from the shards' parts, and check the books.
 
     The index is sorted by key and held in memory meanwhile, about 300 bytes per sample. Shards and parts of
     an earlier run that do not belong to this one are removed.
 
     Args:
         output: the dataset's folder.
-        job: what the dataset was made by.
-        fingerprints: those of all its shards, by number.
-        layout: the recipe's.
+        job: how the dataset was made.
+        fingerprints: of all its shards, by number.
+        sample_format: the recipe's.
 
     Raises:
         InputError: two samples have one key.
         SubjectloomError: a shard is not finished.
     """
-    parts, rows = _read_parts(output, fingerprints, layout)
-    index = pa.concat_tables([layout.index_columns.empty_table(), *rows]).sort_by("key")
+    parts, rows = _read_parts(output, fingerprints, sample_format)
+    index = pa.concat_tables([sample_format.index_columns.empty_table(), *rows]).sort_by("key")
     _refuse_twins(index)
     info = _compose(job, parts, index)
     _remove_stale(output, {part.shard: part.written for part in parts}, job.recipe)
@@ -166,7 +169,7 @@ def read_table(output: str, name: str) -> pa.Table:
     try:
         with open_file(join(output, name)) as stream:
             return pq.read_table(stream)
-    except (OSError, BeamIOError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{output}/{name} cannot be read: {error}") from error
 
 
@@ -182,7 +185,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _earlier_job(output: str, names: list[str]) -> Job | None:
-    """Return the job that made the folder's contents, None where there are none."""
+    """Return the job that made the folder's contents, None for an empty folder."""
     if join(STATE, "job.json") in names:
         return _read_job(output)
     if names:
@@ -198,7 +201,7 @@ def _read_job(output: str) -> Job:
         return Job.model_validate_json(read_file(join(output, STATE, "job.json")))
     except ValidationError as error:
         raise InputError(
-            f"{output}/{STATE}/job.json cannot be read, so what the folder holds is unknown: remove it or name another"
+            f"{output}/{STATE}/job.json cannot be read, so its contents are unknown: remove the folder or name another"
         ) from error
 
 
@@ -212,7 +215,7 @@ def _decide(output: str, names: list[str], earlier: Job, job: Job, *, overwrite:
             "--overwrite replaces it"
         )
     elif resume:
-        # Until it is finished again, the dataset must not look finished.
+        # The dataset must not look finished before it is finished again.
         remove_files([join(output, "dataset.json")])
         remove_files(path for path in ours if path.endswith(".tmp"))
     elif "dataset.json" in names:
@@ -232,13 +235,15 @@ def _is_ours(name: str, recipe: str) -> bool:
     return name.startswith(f"{STATE}/") or re.fullmatch(own + _TEMPORARY, name) is not None
 
 
-def _read_parts(output: str, fingerprints: Mapping[int, str], layout: Layout) -> tuple[list[Part], list[pa.Table]]:
+def _read_parts(
+    output: str, fingerprints: Mapping[int, str], sample_format: SampleFormat
+) -> tuple[list[Part], list[pa.Table]]:
     done = finished_shards(output)
     missing = [shard for shard, fingerprint in fingerprints.items() if done.get(shard) != fingerprint]
     if missing:
         raise SubjectloomError(
             f"{len(missing)} of {len(fingerprints)} shards in {output} are not finished, "
-            f"{shard_name(layout.recipe, min(missing))} for one: run again with --resume"
+            f"{shard_name(sample_format.recipe, min(missing))} for one: run again with --resume"
         )
     parts, rows = [], []
     for shard in sorted(fingerprints):

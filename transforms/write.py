@@ -1,7 +1,7 @@
 """Write samples into WebDataset shards, and the records of a job into a dataset.
 
-`WriteWebDataset` is a tar sink for any Beam pipeline. `WriteDataset` is what a recipe ends in: it also keeps the
-books of every shard, in a part that appears after the shard and marks it as done.
+`WriteWebDataset` is a tar sink for any Beam pipeline. `WriteDataset` is the end of every recipe: it also writes the
+books of each shard, in a part that appears after the shard and marks it as done.
 """
 
 import time
@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field
 
 import apache_beam as beam
 
-from schemas.dataset import Layout, Part, RejectRow, Row, base_row, encode_part, part_name
+from schemas.dataset import Part, RejectRow, Row, encode_part, part_name
 from schemas.errors import InputError, SubjectloomError
 from schemas.example import Example
+from schemas.samples.base import SampleFormat
 from schemas.shards import Entry, Sample, shard_name, write_tar
 from transforms.batch import Batch, reject
 from transforms.dataset import STATE, check_books
@@ -27,7 +28,7 @@ class WriteWebDataset(beam.PTransform):
     """Write `(shard, Sample)` pairs into `PREFIX-000000.tar` and so on; yield a row per sample.
 
     The samples of a shard are sorted by key, and the tar is a function of them alone: the same samples give the
-    same bytes on any runner. It appears under its name when it is whole. A row is a dict with `key`, `shard`
+    same bytes on any runner. It gets its name when it is complete. A row is a dict with `key`, `shard`
     (the tar's file name), `offset`, `size` (bytes) and `crc32`, as an `Entry` has them.
     Samples of one shard are sorted in memory. Two samples of one key in a shard raise an InputError.
 
@@ -55,7 +56,7 @@ class WriteWebDataset(beam.PTransform):
 
 @dataclass(frozen=True)
 class Settled:
-    """A batch at its end: every record that was read is now a sample with its row of the index, or a reject."""
+    """A finished batch: every record that was read is a sample with its row of the index, or a reject."""
 
     read: int = 0
     samples: tuple[Sample, ...] = ()
@@ -66,22 +67,22 @@ class Settled:
 
 @dataclass(eq=False)
 class WriteDataset(beam.PTransform):
-    """Write batches into the shards of a dataset, and the books of every shard beside them; yield a `Part` per shard.
+    """Write batches into the shards of a dataset, with the books of each shard; yield a `Part` per shard.
 
-    `output` is a folder that `prepare_output` made ready, `layout` the recipe's, `fingerprints` names by its number
-    every shard that this pipeline makes: also one in which nothing remains gets its part, so that it counts as done.
-    `expected` tells of a shard how many records the listing found for it, where that is known before reading.
+    `output` is a folder that `prepare_output` made ready, `sample_format` the recipe's. `fingerprints` maps the number
+    of every shard that this pipeline makes to its fingerprint: a shard without samples gets its part too, so that it
+    counts as done. `expected` maps a shard to its number of records, where the listing knows it before reading.
     """
 
     output: str
-    layout: Layout
+    sample_format: SampleFormat
     fingerprints: Mapping[int, str]
     expected: Mapping[int, int] = field(default_factory=dict)
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Part]:
         """Group the settled batches by shard and commit each group."""
         settled = batches | "settle" >> beam.Map(self._settle)
-        # A shard of an empty chunk has no batch.
+        # A shard whose chunk is empty has no batch.
         every = batches.pipeline | "every shard" >> beam.Create([(shard, Settled()) for shard in self.fingerprints])
         return (
             (settled, every)
@@ -91,40 +92,41 @@ class WriteDataset(beam.PTransform):
         )
 
     def _settle(self, batch: Batch) -> tuple[int, Settled]:
-        return batch.shard, settle(batch, self.layout)
+        return batch.shard, settle(batch, self.sample_format)
 
     def _commit(self, shard: int, batches: Iterable[Settled]) -> Part:
         settled = list(batches)
         read = sum(s.read for s in settled)
         if read != self.expected.get(shard, read):
             raise SubjectloomError(
-                f"{shard_name(self.layout.recipe, shard)}: {self.expected[shard]} records were listed for it, "
-                f"{read} came: did the source change meanwhile? run again with --resume"
+                f"{shard_name(self.sample_format.recipe, shard)}: {self.expected[shard]} records were listed for it, "
+                f"{read} were read: did the source change? run again with --resume"
             )
-        return commit_shard(self.output, self.layout, shard, self.fingerprints[shard], settled)
+        return commit_shard(self.output, self.sample_format, shard, self.fingerprints[shard], settled)
 
 
-def settle(batch: Batch, layout: Layout) -> Settled:
-    """Make the samples and the index's rows of a batch; an example for which that fails becomes a reject."""
+def settle(batch: Batch, sample_format: SampleFormat) -> Settled:
+    """Make the samples and rows of the index of a batch; an example for which that fails becomes a reject."""
     started = time.perf_counter()
     samples, rows, rejects = [], [], []
     for record in batch.records:
         if isinstance(record, Example):
             try:
-                sample = layout.sample_of(record)
-                row = base_row(record, layout.recipe, batch.shard) | layout.row_of(record)
+                sample, row = sample_format.pack(record)
             except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
                 rejects.append(RejectRow.of(reject(record, STAGE, error)))
             else:
                 samples.append(sample)
-                rows.append(row)
+                rows.append({"shard": shard_name(sample_format.recipe, batch.shard), **row})
         else:
             rejects.append(RejectRow.of(record))
     seconds = (*batch.seconds, (STAGE, time.perf_counter() - started))
     return Settled(len(batch.records), tuple(samples), tuple(rows), tuple(rejects), seconds)
 
 
-def commit_shard(output: str, layout: Layout, shard: int, fingerprint: str, settled: list[Settled]) -> Part:
+def commit_shard(
+    output: str, sample_format: SampleFormat, shard: int, fingerprint: str, settled: list[Settled]
+) -> Part:
     """Write a shard and then its part.
 
     Raises:
@@ -132,9 +134,9 @@ def commit_shard(output: str, layout: Layout, shard: int, fingerprint: str, sett
         SubjectloomError: the shard's books do not balance.
     """
     started = time.perf_counter()
-    # From here until the new part stands, the shard must not look done, whichever fingerprint is asked for.
+    # Until the new part is written, the shard must not look done under any fingerprint.
     remove_files([join(output, STATE, part_name(shard))])
-    entries = write_shard(output, layout.recipe, shard, (sample for s in settled for sample in s.samples))
+    entries = write_shard(output, sample_format.recipe, shard, (sample for s in settled for sample in s.samples))
     places = {entry.key: asdict(entry) for entry in entries}
     rows = sorted((row | places[row["key"]] for s in settled for row in s.rows), key=lambda row: row["key"])
     seconds: dict[str, float] = defaultdict(float)
@@ -149,13 +151,13 @@ def commit_shard(output: str, layout: Layout, shard: int, fingerprint: str, sett
         rejects=[row for s in settled for row in s.rejects],
         seconds=dict(seconds),
     )
-    check_books(part.read, part.written, len(part.rejects), shard_name(layout.recipe, shard))
-    replace_file(join(output, STATE, part_name(shard)), encode_part(part, rows, layout.index_columns))
+    check_books(part.read, part.written, len(part.rejects), shard_name(sample_format.recipe, shard))
+    replace_file(join(output, STATE, part_name(shard)), encode_part(part, rows, sample_format.index_columns))
     return part
 
 
 def write_shard(folder: str, prefix: str, shard: int, samples: Iterable[Sample]) -> list[Entry]:
-    """Write the tar of a shard, its samples sorted by key; no samples, no tar (and an old one is removed).
+    """Write the tar of a shard, its samples sorted by key; without samples an existing tar is removed.
 
     Raises:
         InputError: two samples have one key.

@@ -1,169 +1,171 @@
-"""A sample of a dataset as a card of the report: per recipe, what its template draws."""
+"""How the report shows a dataset: the default card, which needs nothing but the format of the samples.
 
-import base64
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+A recipe that wants another one changes what differs; see `jobs.report.cards`.
+"""
 
-import contourpy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image
-from scipy import ndimage
 
-from schemas.masks import Mask
-from schemas.samples.fastcomposer import Record, Subject
-from schemas.samples.mip_adapter import ObjectField
+from jobs.report import figures
+from jobs.report.figures import Figure
+from jobs.report.parts import THUMBNAIL, common_fields, thumbnail
+from schemas.dataset import DatasetInfo
+from schemas.samples.base import SampleFormat
 from schemas.shards import Sample
 
-THUMBNAIL = 640
-"""Longest side of a picture in the report, pixels."""
-
-COLOURS = 8
-"""Hues of the style sheet, classes c0 to c7; a ninth subject starts again, told apart by its number."""
-
-_QUALITY = 78
-_GRID = 400  # longest side on which an outline is traced, pixels: finer than a screen shows, a third of the bytes
-_VIEW = 1280  # longest side of the drawing, units: whole numbers are then half pixels of the thumbnail
-
-Span = tuple[int, int]
-"""[start, end) in characters."""
+PANEL = 400
+"""Longest side of a thumbnail in the default card, in pixels, where a sample has several pictures."""
 
 
-def fastcomposer_card(sample: Sample) -> dict[str, Any]:
-    """Return what `fastcomposer.html.j2` draws of a sample: its picture, its subjects, its caption in pieces."""
-    record = Record.from_sample(sample)
-    picture, size = thumbnail(sample.members["jpg"])
-    view = view_of((record.width, record.height))
-    # Of several subjects of one phrase the first is marked.
-    owners = {subject.phrase: index for index, subject in reversed(list(enumerate(record.subjects)))}
-    return {
-        "key": sample.key,
-        "picture": picture,
-        "width": size[0],
-        "height": size[1],
-        "stored": (record.width, record.height),
-        "view": view,
-        "subjects": [_subject(index, subject, view) for index, subject in enumerate(record.subjects)],
-        "pieces": list(caption_pieces(record.caption, [(p.start, p.end) for p in record.phrases], owners)),
-        "original": record.source_caption if record.source_caption != record.caption else "",
-        "loose": sum(index not in owners for index in range(len(record.phrases))),
-        "unmatched": record.segments_unmatched,
-        "source": record.source.uri,
-        "license": record.source.license,
-        "labels": [subject.label for subject in record.subjects],
+@dataclass(frozen=True)
+class Section:
+    """A section of the report that is drawn from the index.
+
+    Attributes:
+        title: Its heading.
+        measures: Histograms that fill the page's width, each below a sentence.
+        panels: Histograms and bars that stand side by side, by their headings.
+
+    A figure is None where there is nothing to draw.
+    """
+
+    title: str
+    measures: Sequence[Figure | None] = ()
+    panels: Mapping[str, Figure | None] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to draw: the section is then left out."""
+        return not any(self.measures) and not any(self.panels.values())
+
+
+@dataclass(frozen=True)
+class Card:
+    """How the report shows the dataset of a recipe.
+
+    Attributes:
+        title: The recipe's name for people.
+        lead: A sentence above the samples, or "".
+        template: The template of one sample.
+        fill: Returns what the template shows of a sample. `width` and `height` are those of its picture.
+        sections: Returns the sections on the whole dataset.
+        score: The column of the index by which samples of low and high score are chosen, or "".
+        count: The column of the index that counts what a sample has several of, or "".
+        groups: What the chosen samples are called, by group: "low", "high" and "many" (see `figures.choose`).
+        layers: What can be switched off in the pictures.
+        wide: Whether a sample needs more than a third of the page's width.
+    """
+
+    title: str
+    lead: str
+    template: str
+    fill: Callable[[Sample], dict[str, Any]]
+    sections: Callable[[pa.Table, DatasetInfo], list[Section]]
+    score: str
+    count: str
+    groups: Mapping[str, str]
+    layers: tuple[str, ...] = ()
+    wide: bool = False
+
+
+def default_card(sample_format: SampleFormat) -> Card:
+    """Return the card of a recipe that has none of its own.
+
+    It shows every JPEG and PNG member, the caption and the record's scalar fields. Samples are chosen by the first
+    column of floats and the first column of counts; without either they are random.
+    """
+    pictures = picture_names(sample_format)
+    columns = sample_format.columns
+    score = next((column.name for column in columns if pa.types.is_floating(column.type)), "")
+    count = next((column.name for column in columns if pa.types.is_signed_integer(column.type)), "")
+    return Card(
+        title=sample_format.recipe[:1].upper() + sample_format.recipe[1:],
+        lead=f"From left to right: {', '.join(pictures.values())}." if len(pictures) > 1 else "",
+        template="default.html.j2",
+        fill=partial(fill, sample_format),
+        sections=partial(sections, sample_format),
+        score=score,
+        count=count,
+        # A group is empty where there is no column to choose it by.
+        groups={"low": f"Lowest {words(score)}", "high": f"Highest {words(score)}", "many": f"Most {words(count)}"},
+        wide=len(pictures) > 1,
+    )
+
+
+def picture_names(sample_format: SampleFormat) -> dict[str, str]:
+    """Return the names that the pictures of a sample are shown under, by member: "input" for "input.jpg"."""
+    names = [name for name in sample_format.members if name.endswith(("jpg", "png"))]
+    return {name: words(name.rpartition(".")[0]) or "picture" for name in names}
+
+
+def fill(sample_format: SampleFormat, sample: Sample) -> dict[str, Any]:
+    """Return what `default.html.j2` shows of a sample."""
+    record = sample_format.record.from_sample(sample)
+    names = picture_names(sample_format)
+    side = THUMBNAIL if len(names) == 1 else PANEL
+    pictures = [{"name": name, "address": thumbnail(sample.members[member], side)[0]} for member, name in names.items()]
+    return common_fields(record) | {
+        "pictures": pictures,
+        "width": record.width,
+        "height": record.height,
+        "caption": record.caption,
+        "scalars": scalars(record.model_dump()),
     }
 
 
-def _subject(index: int, subject: Subject, view: tuple[int, int]) -> dict[str, Any]:
-    return drawn(index, subject, view) | {"label": subject.label, "score": f"{subject.score:.2f}"}
-
-
-def drawn(index: int, thing: Subject | ObjectField, view: tuple[int, int]) -> dict[str, Any]:
-    """Return what is drawn and said of every subject or object; `view` is as in `outline`."""
-    mask = thing.segmentation.to_mask()
-    height, width = mask.size
-    path, at = outline(mask, view)
-    return {
-        "index": index,
-        "number": index + 1,
-        "colour": f"c{index % COLOURS}",
-        "text": thing.text,
-        "bbox": ", ".join(map(str, thing.bbox)),
-        "area": thing.area,
-        "share": f"{thing.area / (height * width):.1%}",
-        "outline": path,
-        "at": at,
-    }
-
-
-def thumbnail(jpeg: bytes) -> tuple[str, tuple[int, int]]:
-    """Encode a picture again at `THUMBNAIL` pixels or its own size; return a data address and (width, height)."""
-    with Image.open(io.BytesIO(jpeg)) as opened:
-        opened.draft("RGB", (THUMBNAIL, THUMBNAIL))  # the decoder halves a large picture almost for nothing
-        picture = opened.convert("RGB")
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    stored = io.BytesIO()
-    picture.save(stored, "JPEG", quality=_QUALITY, optimize=True, progressive=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stored.getvalue()).decode("ascii"), picture.size
-
-
-def outline(mask: Mask, view: tuple[int, int]) -> tuple[str, tuple[float, float]]:
-    """Trace a mask's border as the data of an SVG path; holes come out by the even-odd rule.
-
-    Args:
-        mask: of any size.
-        view: (width, height) of the drawing; the path has its units, whole numbers.
-
-    Returns:
-        The path ("" for an empty mask) and a point well inside the mask, (x, y) in per cent of the picture.
-    """
-    cover = _coverage(mask)
-    if not cover.any():
-        return "", (50.0, 50.0)
-    level = min(0.5, float(cover.max()) / 2)  # what is thinner than a cell of the grid is drawn all the same
-    padded = np.pad(cover, 1)  # zeros around it close every line
-    height, width = cover.shape
-    scale = np.array([view[0] / width, view[1] / height])
-    # With "Separate" lines, the generator's default, they are arrays of points; its type allows for others.
-    lines = cast("list[NDArray[np.float64]]", contourpy.contour_generator(z=padded, name="serial").lines(level))
-    # Node i of the padded grid is the centre of cell i - 1, which lies at i - 0.5.
-    rings = [np.rint(np.clip((line - 0.5) * scale, 0, view)).astype(int) for line in lines]
-    depth = ndimage.distance_transform_edt(padded >= level)
-    y, x = np.unravel_index(int(np.argmax(depth)), depth.shape)
-    centre = (round(100 * (float(x) - 0.5) / width, 1), round(100 * (float(y) - 0.5) / height, 1))
-    return "".join(map(_ring, rings)), centre
-
-
-def _coverage(mask: Mask) -> NDArray[np.float32]:
-    """Return how much of each cell of a grid of at most `_GRID` cells a side the mask covers, 0 to 1."""
-    picture = Image.fromarray(mask.to_array().astype(np.uint8) * 255)
-    size = _fit(picture.size, min(_GRID, max(picture.size)))
-    return (np.asarray(picture.resize(size, Image.Resampling.BOX)) / np.float32(255)).astype(np.float32)
-
-
-def _ring(line: NDArray[np.int_]) -> str:
-    """Write a closed line, [N + 1, 2] int (x, y), as an SVG path in steps, without the points that bend nothing."""
-    ring = line[:-1]
-    ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
-    before = ring - np.roll(ring, 1, axis=0)
-    after = np.roll(before, -1, axis=0)
-    ring = ring[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
-    if len(ring) < 3:
-        return ""
-    steps = " ".join(f"{x} {y}" for x, y in np.diff(ring, axis=0).tolist())
-    return f"M{ring[0][0]} {ring[0][1]}l{steps}z".replace(" -", "-")
-
-
-def caption_pieces(caption: str, spans: Sequence[Span], owners: Mapping[int, int]) -> Iterator[dict[str, Any]]:
-    """Cut a caption at the spans of its phrases: every character is in one piece, in order.
-
-    A piece has `text`, `phrase` (bool), `subject` (its index, or None), and a subject's `number` and `colour`.
-    Of phrases that overlap the one that starts first is marked.
-
-    Args:
-        caption: the caption.
-        spans: [start, end) of each phrase.
-        owners: the subject that a phrase names, by the phrase's index; others name none.
-    """
-    at = 0
-    for index, (start, end) in sorted(enumerate(spans), key=lambda item: (item[1][0], item[0])):
-        if not at <= start < end <= len(caption):
+def scalars(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the names and values of a record's scalar fields as text, without empty ones and those of every recipe."""
+    shown = []
+    for name, value in record.items():
+        if name in ("key", "caption", "width", "height") or not isinstance(value, (str, int, float)) or value == "":
             continue
-        yield {"text": caption[at:start], "phrase": False, "subject": None}
-        subject = owners.get(index)
-        piece = {"text": caption[start:end], "phrase": True, "subject": subject}
-        yield piece if subject is None else piece | {"number": subject + 1, "colour": f"c{subject % COLOURS}"}
-        at = end
-    yield {"text": caption[at:], "phrase": False, "subject": None}
+        if isinstance(value, bool):
+            text = "yes" if value else "no"
+        elif isinstance(value, float):
+            text = figures.signed(value, ".4g")
+        else:
+            text = str(value)
+        shown.append((words(name), text))
+    return shown
 
 
-def view_of(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (width, height) of the drawing over a picture of that size, in units of its own."""
-    return _fit(size, _VIEW)
+def sections(sample_format: SampleFormat, index: pa.Table, info: DatasetInfo) -> list[Section]:  # noqa: ARG001
+    """Return a histogram per column of floats, one per column of counts, and bars per column of lists of text.
+
+    Unsigned integers are hashes and not drawn; text columns neither.
+    """
+    measures: list[Figure | None] = []
+    panels: dict[str, Figure | None] = {}
+    for column in sample_format.columns:
+        kind, name, values = column.type, words(column.name), index[column.name]
+        if pa.types.is_list(kind):
+            kind, values = kind.value_type, pc.list_flatten(values)
+            if pa.types.is_string(kind):
+                panels[name.capitalize()] = figures.label_bars(counted(values), name, "number")
+        elif pa.types.is_signed_integer(kind):
+            panels[f"{name} per sample".capitalize()] = figures.number_histogram(numbers(values, np.int64), name)
+        if pa.types.is_floating(kind):
+            measures.append(figures.score_histogram(numbers(values), name))
+    return [Section("Values", measures), Section("Contents", panels=panels)]
 
 
-def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """Scale (width, height) to a longest side; no side becomes zero."""
-    scale = longest / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+def numbers(column: pa.ChunkedArray, dtype: type = np.float64) -> NDArray[Any]:
+    """Return a column of numbers as an array, [N] of `dtype`."""
+    return np.asarray(column.to_numpy()).astype(dtype)
+
+
+def counted(labels: pa.ChunkedArray) -> dict[str, int]:
+    """Return how often each label occurs in a column of text."""
+    return {row["values"]: row["counts"] for row in pc.value_counts(labels).to_pylist()}
+
+
+def words(name: str) -> str:
+    """Return the name of a field or member as words: "score min" for "score_min"."""
+    return name.replace("_", " ").replace(".", " ")

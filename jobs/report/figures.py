@@ -1,4 +1,4 @@
-"""The numbers of the report, ready to draw: funnel, histograms, bars, rejects. Pure functions over columns."""
+"""The figures of the report as numbers and texts for its templates: funnel, histograms, bars, rejects."""
 
 import hashlib
 import heapq
@@ -15,81 +15,97 @@ from numpy.typing import NDArray
 from schemas.dataset import DatasetInfo
 
 LABELS = 20
-"""Classes that are drawn, the most frequent first."""
+"""Most labels that are drawn, the most frequent first."""
+
+LAST_COUNT = 24
+"""Counts from here on share the last bar of a histogram."""
 
 EXAMPLES = 5
-"""Rejects that are shown of each reason."""
+"""Most rejects that are shown of each reason."""
 
-Drawn = dict[str, Any]
+Figure = dict[str, Any]
+"""What a template draws; lengths are in per cent."""
 
 
 def rank(seed: int, name: str) -> int:
-    """Return a pseudo-random number in [0, 2**64) that only `seed` and `name` decide."""
+    """Return a pseudo-random number in [0, 2**64), a function of `seed` and `name`."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(errors="replace"), digest_size=8).digest(), "big")
 
 
 def choose(
-    keys: Sequence[str], scores: NDArray[np.float64], subjects: NDArray[np.int64], count: int, seed: int
+    keys: Sequence[str], scores: NDArray[np.float64], counts: NDArray[np.int64], number: int, seed: int
 ) -> list[tuple[int, str]]:
-    """Choose samples to look at: a sixth of low score, of high score, of many subjects each, the rest at random.
+    """Choose samples to show: a sixth each of low score, of high score and of high count, the rest at random.
 
-    A sixth is drawn from the tenth of the samples that has it most, and left out where all are alike. The choice
-    depends on the keys, their numbers and the seed, not on the order of the samples.
+    Each sixth is drawn at random from the most extreme tenth of all samples, and left out if all samples are equal.
+    The choice depends on keys, scores, counts and seed, not on the order of the samples.
 
     Args:
-        keys: of all samples, distinct.
+        keys: Keys of all samples, all different.
         scores: [N] float64, one per sample.
-        subjects: [N] int64, subjects per sample.
-        count: how many to choose; all where there are fewer.
-        seed: of the choice.
+        counts: [N] int64, one per sample.
+        number: How many samples to choose; all if there are fewer.
+        seed: Seed of the choice.
 
     Returns:
-        (position, group) of each chosen sample, shuffled; group is "low", "high", "many" or "random".
+        (position, group) of each chosen sample, in random order; group is "low", "high", "many" or "random".
     """
-    count = min(count, len(keys))
-    if count <= 0:
+    number = min(number, len(keys))
+    if number <= 0:
         return []
     ranks = np.array([rank(seed, key) for key in keys], dtype=np.uint64)
     shuffled = np.argsort(ranks)
-    share = math.ceil(count / 6)
+    share = math.ceil(number / 6)
     pool = max(share, math.ceil(len(keys) / 10))
     chosen: dict[int, str] = {}
-    for group, order in (("low", scores), ("high", -scores), ("many", -subjects)):
+    for group, order in (("low", scores), ("high", -scores), ("many", -counts)):
         if order.min() < order.max():
             extreme = set(np.lexsort((ranks, order))[:pool].tolist())
             fresh = (i for i in shuffled.tolist() if i in extreme and i not in chosen)
-            chosen.update(dict.fromkeys(list(islice(fresh, min(share, count - len(chosen)))), group))
+            chosen.update(dict.fromkeys(list(islice(fresh, min(share, number - len(chosen)))), group))
     rest = (i for i in shuffled.tolist() if i not in chosen)
-    chosen.update(dict.fromkeys(list(islice(rest, count - len(chosen))), "random"))
+    chosen.update(dict.fromkeys(list(islice(rest, number - len(chosen))), "random"))
     return sorted(chosen.items(), key=lambda item: int(ranks[item[0]]))
 
 
-def headline(info: DatasetInfo, subjects: NDArray[np.int64], things: str) -> list[Drawn]:
-    """Return the figures at the head of the page: name, value, unit.
+def headline(info: DatasetInfo, counts: NDArray[np.int64], what: str) -> list[Figure]:
+    """Return the numbers at the head of the page: name, value, unit.
 
-    `subjects` counts those of each sample, which the recipe calls `things`; zeros: the recipe does not count them.
+    Args:
+        info: The dataset.
+        counts: [N] int64, what each sample has several of; their mean is left out if all are zero.
+        what: What is counted, plural.
     """
-    counts, seconds = info.counts, sum(info.seconds.values())
-    figures = [
-        ("Read", f"{counts.read:,}", ""),
-        ("Written", f"{counts.written:,}", ""),
-        ("Rejected", f"{counts.rejected:,}", ""),
+    totals, seconds = info.counts, sum(info.seconds.values())
+    numbers = [
+        ("Read", f"{totals.read:,}", ""),
+        ("Written", f"{totals.written:,}", ""),
+        ("Rejected", f"{totals.rejected:,}", ""),
     ]
-    if subjects.any():
-        figures.append((f"{things.capitalize()} per sample", f"{subjects.mean():.2f}", ""))
+    if counts.any():
+        numbers.append((f"{what.capitalize()} per sample", f"{counts.mean():.2f}", ""))
     if seconds:
-        figures.append(("Images per second", significant(counts.read / seconds), "a worker"))
-    return [{"name": name, "value": value, "unit": unit} for name, value, unit in figures]
+        numbers.append(("Images per second", significant(totals.read / seconds), "per worker"))
+    return [{"name": name, "value": value, "unit": unit} for name, value, unit in numbers]
 
 
-def balance(info: DatasetInfo, indexed: int, listed: int) -> Drawn:
-    """Check that read = written + rejected, and that the `indexed` and `listed` rows of the files are these."""
+def balance(info: DatasetInfo, indexed: int, listed: int) -> Figure:
+    """Check that read = written + rejected.
+
+    Args:
+        info: The dataset.
+        indexed: Number of rows of `index.parquet`, which must be that of the written samples.
+        listed: Number of rows of `rejects.parquet`, which must be that of the rejects.
+
+    Returns:
+        `holds` (bool), and a `sentence` with the numbers.
+    """
     read, written, rejected = info.counts.read, info.counts.written, info.counts.rejected
     if (indexed, listed) != (written, rejected):
         return {
             "holds": False,
             "sentence": f"dataset.json counts {written:,} written and {rejected:,} rejected, "
-            f"index.parquet holds {indexed:,} rows and rejects.parquet {listed:,}.",
+            f"index.parquet has {indexed:,} rows and rejects.parquet {listed:,}.",
         }
     holds = read == written + rejected
     return {
@@ -98,11 +114,11 @@ def balance(info: DatasetInfo, indexed: int, listed: int) -> Drawn:
     }
 
 
-def funnel(info: DatasetInfo) -> list[Drawn]:
-    """Return what remains of the records after each stage that ran or refused any, in the order of the work."""
+def funnel(info: DatasetInfo) -> list[Figure]:
+    """Return how many records remain after each stage that ran or rejected any, in the order of the stages."""
     lost = {stage: sum(reasons.values()) for stage, reasons in info.counts.rejects.items()}
     stages = list(dict.fromkeys(["read", *(s for s in info.seconds if s != "write"), *lost]))
-    stages.sort(key="write".__eq__)  # last, the others as they are
+    stages.sort(key="write".__eq__)  # last; the order of the others stays
     kept, rows = info.counts.read, []
     for stage in stages:
         kept -= lost.get(stage, 0)
@@ -118,50 +134,79 @@ def funnel(info: DatasetInfo) -> list[Drawn]:
 
 def score_histogram(
     scores: NDArray[np.float64], what: str, threshold: float | None = None, mark: str = "threshold"
-) -> Drawn | None:
-    """Count scores in at most 40 bins of a round width; None where there are none.
+) -> Figure | None:
+    """Return a histogram of at most 40 bins of a round width (1, 2 or 5 times a power of ten, at least 0.005).
 
-    `mark` is what stands at the line drawn at `threshold`.
+    Args:
+        scores: [N] float64. NaN and infinities are left out.
+        what: What they measure.
+        threshold: Where a line is drawn, or None.
+        mark: The word at that line.
+
+    Returns:
+        The histogram, or None if there are no scores.
     """
+    scores = scores[np.isfinite(scores)]
     if not len(scores):
         return None
     marked = scores if threshold is None else np.append(scores, threshold)
-    width = next(w for w in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1e9) if np.ptp(marked) <= 36 * w)
+    width = _bin_width(float(np.ptp(marked)))
     low = math.floor(marked.min() / width + 1e-9)
     bins = max(8, math.floor(marked.max() / width + 1e-9) - low + 1)
     edges = (low + np.arange(bins + 1)) * width
     counts = np.bincount(np.clip(np.floor(scores / width + 1e-9).astype(int) - low, 0, bins - 1), minlength=bins)
-    low_text, high_text, middle = (signed(value, ".2f") for value in (scores.min(), scores.max(), np.median(scores)))
+    low_text, high_text, middle = (signed(value, ",.2f") for value in (scores.min(), scores.max(), np.median(scores)))
     span = f"{low_text} to {high_text}"
-    texts = [signed(edge, ".3g") for edge in edges]
-    drawn = _histogram(counts.tolist(), [f"{a} to {b}" for a, b in pairwise(texts)])
+    texts = [signed(edge, ",.0f" if width >= 10 else ".3g") for edge in edges]
+    figure = _histogram(counts.tolist(), [f"{a} to {b}" for a, b in pairwise(texts)])
     step = math.ceil(bins / 8)
-    drawn["ticks"] = [{"at": percent(i, bins), "text": texts[i]} for i in range(0, bins + 1, step)]
+    figure["ticks"] = [{"at": percent(i, bins), "text": texts[i]} for i in range(0, bins + 1, step)]
     if threshold is not None:
         at = percent(threshold / width - low, bins)
-        drawn["marks"] = [{"at": at, "text": f"{mark} {signed(threshold, 'g')}", "left": at > 60}]
-    drawn["x"] = what
-    drawn["label"] = f"Histogram of {what}: {len(scores):,} values from {span}, median {middle}"
-    drawn["summary"] = f"{len(scores):,} values from {span}; half of them are above {middle}."
-    return drawn
+        figure["marks"] = [{"at": at, "text": f"{mark} {signed(threshold, 'g')}", "left": at > 60}]
+    figure["x"] = what
+    figure["label"] = f"Histogram of {what}: {len(scores):,} values from {span}, median {middle}"
+    figure["summary"] = f"{len(scores):,} values from {span}, median {middle}."
+    return figure
 
 
-def count_histogram(values: NDArray[np.int64], what: str) -> Drawn | None:
-    """Count whole numbers, a bar each; 24 and above share the last. None where there are none."""
-    if not len(values):
+def _bin_width(span: float) -> float:
+    """Return the smallest round width by which 36 bins cover `span`."""
+    widths = (digit * 10.0**power for power in range(-3, 300) for digit in (1, 2, 5))
+    return next(width for width in widths if width >= 0.005 and span <= 36 * width)
+
+
+def count_histogram(counts: NDArray[np.int64], what: str) -> Figure | None:
+    """Return a histogram with a bar per whole number, from 1 (or 0 if it occurs) to `LAST_COUNT` and above.
+
+    Args:
+        counts: [N] int64, none negative.
+        what: What is counted.
+
+    Returns:
+        The histogram, or None if there are no counts.
+    """
+    if not len(counts):
         return None
-    last = 24
-    counts = np.bincount(np.minimum(values, last))[1:].tolist() or [0]
-    names = [f"{i}+" if i == last else str(i) for i in range(1, len(counts) + 1)]
-    drawn = _histogram(counts, names)
-    step = math.ceil(len(counts) / 12)
-    drawn["ticks"] = [{"at": percent(i + 0.5, len(counts)), "text": names[i]} for i in range(0, len(counts), step)]
-    drawn["x"] = what
-    drawn["label"] = f"Histogram of {what}: {len(values):,} samples, from {values.min()} to {values.max()}"
-    return drawn
+    first = min(1, int(counts.min()))
+    bars = np.bincount(np.minimum(counts, LAST_COUNT))[first:].tolist()
+    names = [f"{i}+" if i == LAST_COUNT else str(i) for i in range(first, first + len(bars))]
+    figure = _histogram(bars, names)
+    step = math.ceil(len(bars) / 12)
+    figure["ticks"] = [{"at": percent(i + 0.5, len(bars)), "text": names[i]} for i in range(0, len(bars), step)]
+    figure["x"] = what
+    figure["label"] = f"Histogram of {what}: {len(counts):,} samples, from {counts.min()} to {counts.max()}"
+    return figure
 
 
-def _histogram(counts: list[int], names: list[str]) -> Drawn:
+def number_histogram(values: NDArray[np.int64], what: str) -> Figure | None:
+    """Return a histogram of whole numbers, [N] int64: a bar per number if most are small counts, else bins of them."""
+    if len(values) and values.min() >= 0 and np.median(values) < LAST_COUNT:
+        return count_histogram(values, what)
+    return score_histogram(values.astype(np.float64), what)
+
+
+def _histogram(counts: list[int], names: list[str]) -> Figure:
     top = max(*counts, 1)
     bars = [
         {"height": percent(count, top), "title": f"{name}: {count:,}"}
@@ -170,15 +215,32 @@ def _histogram(counts: list[int], names: list[str]) -> Drawn:
     return {"bars": bars, "top": top, "marks": []}
 
 
-def label_bars(labels: Mapping[str, int]) -> Drawn:
-    """Return the most frequent of `labels` (class to number of subjects); equal ones by name."""
+def label_bars(labels: Mapping[str, int], what: str, things: str) -> Figure | None:
+    """Return bars of the most frequent labels, equally frequent ones in the order of their names.
+
+    Args:
+        labels: How often each label occurs.
+        what: What a label is, such as "class".
+        things: What is counted, plural.
+
+    Returns:
+        The bars, or None if there are no labels.
+    """
     most = sorted(labels.items(), key=lambda item: (-item[1], item[0]))[:LABELS]
+    if not most:
+        return None
     rows = [{"name": name, "value": f"{count:,}", "share": percent(count, most[0][1])} for name, count in most]
-    return {"rows": rows, "shown": len(rows), "total": len(labels)}
+    heads = {"name": what.capitalize(), "value": things.capitalize()}
+    return {"rows": rows, "shown": len(rows), "total": len(labels), "heads": heads}
 
 
-def reject_groups(rows: Iterable[Mapping[str, str]], seed: int) -> list[Drawn]:
-    """Group rejects by stage and reason, the most frequent first, each with a few examples that `seed` picks."""
+def reject_groups(rows: Iterable[Mapping[str, str]], seed: int) -> list[Figure]:
+    """Group rejects by stage and reason, the most frequent first, each with up to `EXAMPLES` examples.
+
+    Args:
+        rows: The rows of `rejects.parquet`.
+        seed: Seed of the choice of examples.
+    """
     groups: dict[tuple[str, str], list[Mapping[str, str]]] = defaultdict(list)
     for row in rows:
         groups[row["stage"], row["reason"]].append(row)
@@ -195,8 +257,8 @@ def reject_groups(rows: Iterable[Mapping[str, str]], seed: int) -> list[Drawn]:
     ]
 
 
-def stage_bars(info: DatasetInfo) -> list[Drawn]:
-    """Return the seconds of each stage, in the order of the work."""
+def stage_bars(info: DatasetInfo) -> list[Figure]:
+    """Return bars of the seconds of each stage, summed over workers, in the order of the stages."""
     longest, read = max(info.seconds.values(), default=0), max(info.counts.read, 1)
     return [
         {
@@ -209,8 +271,8 @@ def stage_bars(info: DatasetInfo) -> list[Drawn]:
     ]
 
 
-def provenance(info: DatasetInfo) -> list[Drawn]:
-    """Return config, models, versions and licences as rows of text."""
+def provenance(info: DatasetInfo) -> list[Figure]:
+    """Return the dataset's config, models, library versions and licences as rows of text."""
     return [
         {"name": "Configuration", "rows": [*flat(info.config)]},
         {"name": "Models", "rows": [(part, model.name, model.revision) for part, model in info.models.items()]},
@@ -223,7 +285,7 @@ def provenance(info: DatasetInfo) -> list[Drawn]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Yield a nested config as (dotted name, value) in its own order."""
+    """Yield the fields of a nested config as (dotted name, value), in their order."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{name}.")
@@ -232,17 +294,17 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
 
 
 def percent(part: float, whole: float) -> float:
-    """Return 100 part / whole with two decimals, 0 where the whole is 0."""
+    """Return 100 part / whole, rounded to two decimals; 0 if `whole` is 0."""
     return round(100 * part / whole, 2) if whole else 0.0
 
 
 def signed(value: float, form: str) -> str:
-    """Write a number in the format `form`, with a true minus sign, and none before a zero."""
+    """Format a number by `form`, with the character "−" as its sign and no sign before a zero."""
     return f"{value:z{form}}".replace("-", "−")
 
 
 def significant(value: float) -> str:
-    """Write a positive number with three digits that say something: 0.0123, 4.56, 78.9, 12,345."""
+    """Format a positive number with three significant digits, or more before its point: 0.0123, 4.56, 12,345."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -1,19 +1,31 @@
-"""What the JSON of every recipe's sample has in common: how it is read and written, and what can be wrong with it."""
+"""What the samples of every recipe have in common: the record in `KEY.json`, the members, the columns of the index.
+
+A recipe states what is different about it: a `SampleRecord` with its own fields, and a `SampleFormat` that names the
+members of a sample. Writing, indexing and verifying samples is written once, here.
+"""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import AfterValidator, ValidationError
 
-from schemas.dataset import Row, StrictModel
+from schemas.dataset import INDEX_COLUMNS, Row, StrictModel
 from schemas.errors import RecordError
-from schemas.images import decode_image
-from schemas.masks import Mask
+from schemas.example import Example
+from schemas.images import decode_grey, decode_image
+from schemas.masks import BBox, Mask
 from schemas.shards import Sample
 
 Score = Annotated[float, AfterValidator(lambda score: round(score, 4))]
-"""A similarity or a confidence; four decimals, so that the text is short and the same everywhere."""
+"""A similarity, a confidence or a share, rounded to four decimals: short text, the same on every machine."""
+
+Pictures = Mapping[str, NDArray[np.uint8]]
+"""The decoded pictures of a sample by member: [H, W, 3] RGB of a .jpg, [H, W] grey of a .png."""
 
 
 class SourceField(StrictModel):
@@ -29,48 +41,190 @@ class Segmentation(StrictModel):
     size: tuple[int, int]
     counts: str
 
+    @classmethod
+    def of(cls, mask: Mask) -> Self:
+        """Return the field for `mask`."""
+        return cls(size=mask.size, counts=mask.counts)
+
     def to_mask(self) -> Mask:
         """Return the mask as a value."""
         return Mask(self.size, self.counts)
 
 
 class SampleRecord(StrictModel):
-    """The contents of `KEY.json`: a recipe adds the fields."""
+    """The contents of `KEY.json`: these fields, and those that a recipe adds.
+
+    JSON lists the fields in the order in which the recipe's class declares them, inherited ones first. A recipe that
+    declares an inherited field again moves it.
+    """
+
+    key: str
+    caption: str
+    width: int
+    height: int
+    source: SourceField
+
+    @classmethod
+    def from_example(cls, example: Example) -> Self:
+        """Return the record of an example that went through all steps of the recipe.
+
+        Raises:
+            RecordError: the example lacks what a sample of this recipe must have.
+        """
+        return cls(**cls.common_fields(example))
+
+    @staticmethod
+    def common_fields(example: Example) -> dict[str, Any]:
+        """Return the fields that the records of all recipes have."""
+        return {
+            "key": example.key,
+            "caption": example.caption,
+            "width": example.width,
+            "height": example.height,
+            "source": SourceField(uri=example.source.uri, license=example.source.license),
+        }
 
     @classmethod
     def from_sample(cls, sample: Sample) -> Self:
         """Read the record of a sample.
 
         Raises:
-            pydantic.ValidationError: its JSON is not that of this recipe's samples.
+            pydantic.ValidationError: its JSON is not a record of this recipe.
         """
         return cls.model_validate_json(sample.members["json"])
 
     def to_json(self) -> bytes:
-        """Encode as compact JSON in UTF-8, fields in the order of the class: the same record, the same bytes."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).encode()
+        """Encode as compact JSON in UTF-8: the same record gives the same bytes."""
+        own = type(self).__annotations__
+        names = [*(name for name in type(self).model_fields if name not in own), *own]
+        fields = self.model_dump(mode="json")
+        ordered = {name: fields[name] for name in names}
+        return json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def columns(self) -> Row:
+        """Return the recipe's own columns of the index."""
+        return {}
+
+    def problems(self, pictures: Pictures) -> Iterator[str]:  # noqa: ARG002 - for recipes that look at them
+        """Yield what is wrong with the record's own fields; `pictures` are those that could be decoded."""
+        yield from ()
 
 
-def unreadable(key: str, what: str, error: ValidationError) -> str:
-    """Say that the JSON of a sample is no record of `what`, and where it first goes wrong."""
-    first = error.errors()[0]
-    where = ".".join(str(step) for step in first["loc"])
-    return f"{key}.json is not a {what} record: {where}: {first['msg']}".replace(": : ", ": ")
+def no_columns(_: Example) -> Row:
+    """Return no columns."""
+    return {}
 
 
-def picture_problems(sample: Sample, width: int, height: int) -> Iterator[str]:
-    """Say what is wrong with KEY.jpg, of which the JSON says that it has `width` x `height` pixels."""
-    try:
-        found = decode_image(sample.members["jpg"]).shape
-    except RecordError as error:
-        yield f"{sample.key}.jpg cannot be decoded: {error.detail}"
+@dataclass(frozen=True)
+class SampleFormat:
+    """What a recipe writes for an example.
+
+    `recipe` is also the prefix of the shards' names. A sample has the members `members`, each made by a function of
+    the example, and "json", the record. `columns` are the recipe's own columns of the index: those that
+    `record.columns()` returns, and those of `index_only`, which stand in the index and not in the record.
+    """
+
+    recipe: str
+    record: type[SampleRecord]
+    members: Mapping[str, Callable[[Example], bytes]]
+    columns: pa.Schema
+    index_only: Callable[[Example], Row] = no_columns
+
+    @property
+    def index_columns(self) -> pa.Schema:
+        """The schema of the recipe's `index.parquet`."""
+        return pa.schema([*INDEX_COLUMNS, *self.columns])
+
+    @property
+    def member_names(self) -> frozenset[str]:
+        """The members that every sample has."""
+        return frozenset({*self.members, "json"})
+
+    def pack(self, example: Example) -> tuple[Sample, Row]:
+        """Return the sample of an example, and its row of the index without the sample's place in a shard.
+
+        Raises:
+            RecordError: the example lacks what a sample of this recipe must have.
+        """
+        record = self.record.from_example(example)
+        members = {name: content(example) for name, content in self.members.items()}
+        return Sample(example.key, members | {"json": record.to_json()}), _row(record) | self.index_only(example)
+
+    def sample_of(self, example: Example) -> Sample:
+        """Return the sample of an example; raises as `pack` does."""
+        return self.pack(example)[0]
+
+    def row_of(self, example: Example) -> Row:
+        """Return an example's row of the index; raises as `pack` does."""
+        return self.pack(example)[1]
+
+    def problems_of(self, sample: Sample, row: Row) -> list[str]:
+        """Return what is wrong with a sample whose row of the index is `row`; an empty list if it is right."""
+        try:
+            record = self.record.from_sample(sample)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            problem = f"{place}: {first['msg']}" if place else first["msg"]
+            return [f"{sample.key}.json is not a {self.recipe} record: {problem}"]
+        pictures, problems = _decode(sample)
+        for name, picture in pictures.items():
+            height, width = picture.shape[:2]
+            if (width, height) != (record.width, record.height):
+                stated = f"{record.width} x {record.height}"
+                problems.append(f"{sample.key}.{name} is {width} x {height} pixels, its JSON says {stated}")
+        for column, value in _row(record).items():
+            if row[column] != value:
+                problems.append(f"the index says {column} {row[column]!r}, the record {value!r}")
+        return [*problems, *record.problems(pictures)]
+
+
+def _row(record: SampleRecord) -> Row:
+    return {
+        "key": record.key,
+        "caption": record.caption,
+        "width": record.width,
+        "height": record.height,
+        "source": record.source.uri,
+        "license": record.source.license,
+        **record.columns(),
+    }
+
+
+def _decode(sample: Sample) -> tuple[dict[str, NDArray[np.uint8]], list[str]]:
+    """Decode a sample's pictures, [H, W, 3] or [H, W] uint8 by member, and describe those that cannot be decoded."""
+    pictures, problems = {}, []
+    for name, content in sample.members.items():
+        if not name.endswith(("jpg", "png")):
+            continue
+        try:
+            pictures[name] = decode_grey(content) if name.endswith("png") else decode_image(content)
+        except RecordError as error:
+            problems.append(f"{sample.key}.{name} cannot be decoded: {error.detail}")
+    return pictures, problems
+
+
+def span_problems(text: str, start: int, end: int, caption: str) -> Iterator[str]:
+    """Yield a problem where a phrase is not what its span [start, end) of the caption holds."""
+    if caption[start:end] != text:
+        yield f"is {text!r}, but its span holds {caption[start:end]!r}"
+
+
+def mask_problems(
+    segmentation: Segmentation, area: int, record: SampleRecord, bbox: BBox | None = None
+) -> Iterator[str]:
+    """Yield what is wrong with a mask: its size, its pixels, its area and, where `bbox` is given, its box."""
+    height, width = segmentation.size
+    if (width, height) != (record.width, record.height):
+        yield f"has a mask of {width} x {height} pixels, the picture has {record.width} x {record.height}"
         return
-    if (width, height) != (found[1], found[0]):
-        yield f"{sample.key}.jpg is {found[1]} x {found[0]} pixels, its JSON says {width} x {height}"
-
-
-def row_problems(truth: Mapping[str, Any], row: Row) -> Iterator[str]:
-    """Say where a row of the index tells another thing than its record, whose columns are `truth`."""
-    for column, value in truth.items():
-        if row[column] != value:
-            yield f"the index says {column} {row[column]!r}, the record {value!r}"
+    mask = segmentation.to_mask()
+    try:
+        pixels = int(mask.to_array().sum())
+    except ValueError as error:
+        yield f"has a mask that cannot be decoded: {error}"
+        return
+    if area != pixels:
+        yield f"has area {area}, its mask {pixels} pixels"
+    if bbox is not None and bbox != mask.bbox:
+        yield f"has bbox {list(bbox)}, its mask {list(mask.bbox)}"

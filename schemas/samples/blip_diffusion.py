@@ -1,6 +1,6 @@
 """What a BLIP-Diffusion sample is: the picture, the subject on another background, its matte, and a `Record`.
 
-KEY.target.jpg    the picture as the source has it: what the model learns to make
+KEY.target.jpg    the picture as the source has it: what the model learns to draw
 KEY.input.jpg     its subject on another background, of the same size: what the model is shown
 KEY.alpha.png     8 bits, the subject's alpha in the target
 KEY.trimap.png    8 bits, 0 background, 128 unknown, 255 subject: what the alpha was solved from
@@ -8,32 +8,26 @@ KEY.json          a `Record`
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ValidationError
 
-from schemas.dataset import Layout, Row, StrictModel
-from schemas.errors import RecordError
+from schemas.dataset import Row, StrictModel
 from schemas.example import Example
-from schemas.images import decode_grey, decode_image
+from schemas.images import decode_grey
 from schemas.masks import BBox
-from schemas.samples.base import SampleRecord, SourceField, row_problems, unreadable
-from schemas.shards import Sample
-
-Share = Annotated[float, AfterValidator(lambda share: round(share, 4))]
-"""A share of the picture's area, with four decimals."""
+from schemas.samples.base import Pictures, SampleFormat, SampleRecord, Score, SourceField
 
 TRIMAP = (0, 128, 255)
-"""What a trimap's pixels may be: background, unknown, subject."""
+"""The values of a trimap's pixels: background, unknown, subject."""
 
 
 class PlacementField(StrictModel):
     """How the subject was laid on its background.
 
-    Mirrored first where `flip` says so, then enlarged by `scale` about the middle of its box, then moved by `shift`,
+    Mirrored first if `flip` is set, then scaled by `scale` about the middle of its box, then moved by `shift`,
     (x, y) in pixels.
     """
 
@@ -61,35 +55,54 @@ class Record(SampleRecord):
     width: int
     height: int
     bbox: BBox
-    foreground_fraction: Share
-    unknown_fraction: Share
+    foreground_fraction: Score
+    unknown_fraction: Score
     background: str
     placement: PlacementField
     source: SourceField
 
     @classmethod
     def from_example(cls, example: Example) -> Self:
-        """Keep what the dataset states of an example that went through the whole recipe."""
+        """Return the record of an example that went through the whole recipe."""
         subject, placement = example.subject, example.placement
         assert subject is not None
         assert placement is not None
         alpha, trimap = decode_grey(example.alpha), decode_grey(example.trimap)
         return cls(
-            key=example.key,
-            caption=example.caption,
+            **cls.common_fields(example),
             caption_origin=example.caption_origin,
             subject=subject.text,
             phrase=subject.phrase,
             origin="caption" if subject.phrase else "annotation",
-            width=example.width,
-            height=example.height,
             bbox=bbox_of(alpha),
             foreground_fraction=float(alpha.mean()) / 255,
             unknown_fraction=float((trimap == 128).mean()),
             background=placement.background,
             placement=PlacementField(scale=placement.scale, shift=placement.shift, flip=placement.flip),
-            source=SourceField(uri=example.source.uri, license=example.source.license),
         )
+
+    def columns(self) -> Row:
+        """Return the subject, its background and how much of the picture is subject and unknown."""
+        return {name: getattr(self, name) for name in FORMAT.columns.names}
+
+    def problems(self, pictures: Pictures) -> Iterator[str]:
+        """Yield where trimap, alpha and the numbers about them contradict each other."""
+        alpha, trimap = pictures.get("alpha.png"), pictures.get("trimap.png")
+        if alpha is None or trimap is None or alpha.shape != trimap.shape:
+            return
+        strange = np.setdiff1d(trimap, TRIMAP)
+        if strange.size:
+            yield f"the trimap holds {strange[0]}: its values are 0, 128 and 255"
+        known = trimap != 128
+        if (alpha[known] != trimap[known]).any():
+            yield "alpha differs from the trimap where the trimap is known"
+        if self.bbox != bbox_of(alpha):
+            yield f"the JSON says bbox {list(self.bbox)}, alpha {list(bbox_of(alpha))}"
+        fractions = {"foreground": float(alpha.mean()) / 255, "unknown": float((trimap == 128).mean())}
+        for name, share in fractions.items():
+            stated = getattr(self, f"{name}_fraction")
+            if abs(stated - share) > 1e-4:
+                yield f"the JSON says {name}_fraction {stated}, the matte {share:.4f}"
 
 
 def bbox_of(alpha: NDArray[np.uint8]) -> BBox:
@@ -100,98 +113,22 @@ def bbox_of(alpha: NDArray[np.uint8]) -> BBox:
     return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
 
 
-def to_sample(example: Example) -> Sample:
-    """Make the sample of an example; its picture's bytes are kept as they are."""
-    members = {
-        "target.jpg": example.image,
-        "input.jpg": example.composite,
-        "alpha.png": example.alpha,
-        "trimap.png": example.trimap,
-        "json": Record.from_example(example).to_json(),
-    }
-    return Sample(example.key, members)
-
-
-def to_row(example: Example) -> Row:
-    """Fill the recipe's columns of the index."""
-    record = Record.from_example(example)
-    return {name: getattr(record, name) for name in COLUMNS.names}
-
-
-COLUMNS = pa.schema(
-    [
-        ("subject", pa.string()),
-        ("phrase", pa.string()),
-        ("foreground_fraction", pa.float64()),
-        ("unknown_fraction", pa.float64()),
-        ("background", pa.string()),
-    ]
-)
-
-
-def problems_of(sample: Sample, row: Row) -> list[str]:
-    """Say what is wrong with a sample whose row of the index is `row`; nothing where all is right."""
-    try:
-        record = Record.from_sample(sample)
-    except ValidationError as error:
-        return [unreadable(sample.key, "BLIP-Diffusion", error)]
-    return [*_picture_problems(sample, record), *row_problems(_columns_of(record), row)]
-
-
-def _picture_problems(sample: Sample, record: Record) -> Iterator[str]:
-    sizes = {}
-    greys = {}
-    for name, content in sample.members.items():
-        if name == "json":
-            continue
-        try:
-            pixels = decode_grey(content) if name.endswith(".png") else decode_image(content)
-        except RecordError as error:
-            yield f"{sample.key}.{name} cannot be decoded: {error.detail}"
-            continue
-        sizes[name] = pixels.shape[1], pixels.shape[0]
-        greys[name] = pixels
-    for name, (width, height) in sizes.items():
-        if (width, height) != (record.width, record.height):
-            yield f"{sample.key}.{name} is {width} x {height} pixels, its JSON says {record.width} x {record.height}"
-    alpha, trimap = greys.get("alpha.png"), greys.get("trimap.png")
-    if alpha is not None and trimap is not None and alpha.shape == trimap.shape:
-        yield from _matte_problems(alpha, trimap, record)
-
-
-def _matte_problems(alpha: NDArray[np.uint8], trimap: NDArray[np.uint8], record: Record) -> Iterator[str]:
-    strange = np.setdiff1d(trimap, TRIMAP)
-    if strange.size:
-        yield f"the trimap holds {strange[0]}: its values are 0, 128 and 255"
-    sure = trimap != 128
-    if (alpha[sure] != trimap[sure]).any():
-        yield "alpha differs from the trimap where that is sure"
-    if record.bbox != bbox_of(alpha):
-        yield f"the JSON says bbox {list(record.bbox)}, alpha {list(bbox_of(alpha))}"
-    fractions = {"foreground": float(alpha.mean()) / 255, "unknown": float((trimap == 128).mean())}
-    for name, share in fractions.items():
-        stated = getattr(record, f"{name}_fraction")
-        if abs(stated - share) > 1e-4:
-            yield f"the JSON says {name}_fraction {stated}, the matte {share:.4f}"
-
-
-def _columns_of(record: Record) -> Row:
-    """The index's columns that the record tells."""
-    return {
-        "caption": record.caption,
-        "width": record.width,
-        "height": record.height,
-        "source": record.source.uri,
-        "license": record.source.license,
-        **{name: getattr(record, name) for name in COLUMNS.names},
-    }
-
-
-LAYOUT = Layout(
+FORMAT = SampleFormat(
     recipe="blip-diffusion",
-    members=frozenset({"target.jpg", "input.jpg", "alpha.png", "trimap.png", "json"}),
-    columns=COLUMNS,
-    sample_of=to_sample,
-    row_of=to_row,
-    problems_of=problems_of,
+    record=Record,
+    members={
+        "target.jpg": lambda example: example.image,
+        "input.jpg": lambda example: example.composite,
+        "alpha.png": lambda example: example.alpha,
+        "trimap.png": lambda example: example.trimap,
+    },
+    columns=pa.schema(
+        [
+            ("subject", pa.string()),
+            ("phrase", pa.string()),
+            ("foreground_fraction", pa.float64()),
+            ("unknown_fraction", pa.float64()),
+            ("background", pa.string()),
+        ]
+    ),
 )

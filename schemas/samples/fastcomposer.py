@@ -5,27 +5,27 @@ from typing import Annotated, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from schemas.dataset import Layout, Row, StrictModel
+from schemas.dataset import Row, StrictModel
 from schemas.errors import RecordError
 from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.masks import BBox
 from schemas.rejects import Reason
 from schemas.samples.base import (
+    Pictures,
+    SampleFormat,
     SampleRecord,
     Score,
     Segmentation,
     SourceField,
-    picture_problems,
-    row_problems,
-    unreadable,
+    mask_problems,
+    span_problems,
 )
-from schemas.shards import Sample
 
 
 class PhraseField(StrictModel):
-    """A noun phrase: `text == caption[start:end]`, `root` the lemma of its head noun.
+    """A noun phrase: `text == caption[start:end]`, `root` is the lemma of its head noun.
 
     `origin` is the span [start, end) of `source_caption` that it was made from.
     """
@@ -75,20 +75,16 @@ class Record(SampleRecord):
 
     @classmethod
     def from_example(cls, example: Example) -> Self:
-        """Keep what the dataset states of an example that went through phrases, segments and matching.
+        """Return the record of an example that went through phrases, segments and matching.
 
         Raises:
-            RecordError: no phrase was matched with a segment.
+            RecordError: NO_MATCH, no phrase was matched with a segment.
         """
         if not example.matches:
             raise RecordError(Reason.NO_MATCH, "no phrase of the caption was matched with a segment")
         return cls(
-            key=example.key,
-            caption=example.caption,
+            **cls.common_fields(example),
             source_caption=example.source_caption,
-            width=example.width,
-            height=example.height,
-            source=SourceField(uri=example.source.uri, license=example.source.license),
             phrases=[
                 PhraseField(text=p.text, start=p.start, end=p.end, root=p.root, origin=p.origin)
                 for p in example.phrases
@@ -115,6 +111,36 @@ class Record(SampleRecord):
             matches=tuple(Match(s.phrase, index, s.score) for index, s in enumerate(self.subjects)),
         )
 
+    def columns(self) -> Row:
+        """Return counts, scores and classes of the subjects."""
+        scores = [subject.score for subject in self.subjects]
+        return {
+            "phrases": len(self.phrases),
+            "subjects": len(self.subjects),
+            "segments_unmatched": self.segments_unmatched,
+            "score_mean": round(float(np.mean(scores)), 4),
+            "score_min": min(scores),
+            "scores": scores,
+            "labels": [subject.label for subject in self.subjects],
+        }
+
+    def problems(self, pictures: Pictures) -> Iterator[str]:  # noqa: ARG002 - the picture's size is checked for all
+        """Yield where phrases do not fit the caption, and subjects neither their phrase nor the picture."""
+        for index, phrase in enumerate(self.phrases):
+            for problem in span_problems(phrase.text, phrase.start, phrase.end, self.caption):
+                yield f"phrases[{index}] {problem}"
+        for index, subject in enumerate(self.subjects):
+            yield from (f"subjects[{index}] {problem}" for problem in self._subject_problems(subject))
+
+    def _subject_problems(self, subject: Subject) -> Iterator[str]:
+        if not 0 <= subject.phrase < len(self.phrases):
+            yield f"names phrase {subject.phrase}, but there are {len(self.phrases)}"
+        else:
+            phrase = self.phrases[subject.phrase]
+            if (phrase.text, phrase.start, phrase.end) != (subject.text, subject.start, subject.end):
+                yield f"says {subject.text!r}, its phrase says {phrase.text!r}, or their spans differ"
+        yield from mask_problems(subject.segmentation, subject.area, self, subject.bbox)
+
 
 def _subject(example: Example, match: Match) -> Subject:
     phrase, segment = example.phrases[match.phrase], example.segments[match.segment]
@@ -127,118 +153,23 @@ def _subject(example: Example, match: Match) -> Subject:
         score=match.score,
         bbox=segment.bbox,
         area=segment.area,
-        segmentation=Segmentation(size=segment.mask.size, counts=segment.mask.counts),
+        segmentation=Segmentation.of(segment.mask),
     )
 
 
-def to_sample(example: Example) -> Sample:
-    """Make the sample of an example; its picture's bytes are kept as they are.
-
-    Raises:
-        RecordError: no phrase was matched with a segment.
-    """
-    return Sample(example.key, {"jpg": example.image, "json": Record.from_example(example).to_json()})
-
-
-def to_row(example: Example) -> Row:
-    """Fill the recipe's columns of the index."""
-    scores = [match.score for match in example.matches]
-    return {
-        "phrases": len(example.phrases),
-        "subjects": len(example.matches),
-        "segments_unmatched": len(example.segments) - len(example.matches),
-        "score_mean": round(float(np.mean(scores)), 4),
-        "score_min": round(min(scores), 4),
-        "scores": [round(score, 4) for score in scores],
-        "labels": [example.segments[match.segment].label for match in example.matches],
-    }
-
-
-COLUMNS = pa.schema(
-    [
-        ("phrases", pa.int32()),
-        ("subjects", pa.int32()),
-        ("segments_unmatched", pa.int32()),
-        ("score_mean", pa.float64()),  # over the subjects
-        ("score_min", pa.float64()),
-        ("scores", pa.list_(pa.float64())),  # of each subject
-        ("labels", pa.list_(pa.string())),  # class of each subject
-    ]
-)
-
-
-def problems_of(sample: Sample, row: Row) -> list[str]:
-    """Say what is wrong with a sample whose row of the index is `row`; nothing where all is right."""
-    try:
-        record = Record.from_sample(sample)
-    except ValidationError as error:
-        return [unreadable(sample.key, "FastComposer", error)]
-    return [
-        *picture_problems(sample, record.width, record.height),
-        *_record_problems(record),
-        *row_problems(_columns_of(record), row),
-        *_score_problems(record, row),
-    ]
-
-
-def _record_problems(record: Record) -> Iterator[str]:
-    for index, phrase in enumerate(record.phrases):
-        if record.caption[phrase.start : phrase.end] != phrase.text:
-            found = record.caption[phrase.start : phrase.end]
-            yield f"phrases[{index}] is {phrase.text!r}, but its span holds {found!r}"
-    for index, subject in enumerate(record.subjects):
-        yield from (f"subjects[{index}] {problem}" for problem in _subject_problems(subject, record))
-
-
-def _subject_problems(subject: Subject, record: Record) -> Iterator[str]:
-    if not 0 <= subject.phrase < len(record.phrases):
-        yield f"names phrase {subject.phrase}, but there are {len(record.phrases)}"
-    else:
-        phrase = record.phrases[subject.phrase]
-        if (phrase.text, phrase.start, phrase.end) != (subject.text, subject.start, subject.end):
-            yield f"says {subject.text!r}, its phrase says {phrase.text!r}, or their spans differ"
-    height, width = subject.segmentation.size
-    if (width, height) != (record.width, record.height):
-        yield f"has a mask of {width} x {height} pixels, the picture has {record.width} x {record.height}"
-        return
-    mask = subject.segmentation.to_mask()
-    try:
-        pixels = mask.to_array()
-    except ValueError as error:
-        yield f"has a mask that cannot be decoded: {error}"
-        return
-    if subject.area != int(pixels.sum()):
-        yield f"has area {subject.area}, its mask {int(pixels.sum())} pixels"
-    if subject.bbox != mask.bbox:
-        yield f"has bbox {list(subject.bbox)}, its mask {list(mask.bbox)}"
-
-
-def _columns_of(record: Record) -> Row:
-    """The index's columns that the record tells."""
-    return {
-        "caption": record.caption,
-        "width": record.width,
-        "height": record.height,
-        "source": record.source.uri,
-        "license": record.source.license,
-        "phrases": len(record.phrases),
-        "subjects": len(record.subjects),
-        "segments_unmatched": record.segments_unmatched,
-    }
-
-
-def _score_problems(record: Record, row: Row) -> Iterator[str]:
-    scores = [subject.score for subject in record.subjects]
-    # Scores were rounded before and after the mean was taken.
-    if abs(row["score_min"] - min(scores)) > 1e-4 or abs(row["score_mean"] - float(np.mean(scores))) > 2e-4:
-        yield f"the index says scores {row['score_min']} to mean {row['score_mean']}, the record {scores}"
-
-
-LAYOUT = Layout(
+FORMAT = SampleFormat(
     recipe="fastcomposer",
-    members=frozenset({"jpg", "json"}),
-    columns=COLUMNS,
-    sample_of=to_sample,
-    row_of=to_row,
-    problems_of=problems_of,
+    record=Record,
+    members={"jpg": lambda example: example.image},
+    columns=pa.schema(
+        [
+            ("phrases", pa.int32()),
+            ("subjects", pa.int32()),
+            ("segments_unmatched", pa.int32()),
+            ("score_mean", pa.float64()),  # over the subjects
+            ("score_min", pa.float64()),
+            ("scores", pa.list_(pa.float64())),  # of each subject
+            ("labels", pa.list_(pa.string())),  # class of each subject
+        ]
+    ),
 )

@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
+from benchmarks.localization import examples_of
 from benchmarks.object_relevance import (
     HELD_OUT,
     STEPS,
@@ -16,7 +17,6 @@ from benchmarks.object_relevance import (
     TRAINING,
     Disturbed,
     Words,
-    examples_of,
     measure,
     redraw,
     score,
@@ -144,8 +144,8 @@ def test_words_are_taught_by_names_behind_the_caption(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_model_that_was_taught_words_knows_where_they_are(tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    write_dataset(tmp_path / "training", [examples_of(TRAINING, 60)], layout=mip_adapter.LAYOUT)
-    write_dataset(tmp_path / "held-out", [examples_of(HELD_OUT, 16)], layout=mip_adapter.LAYOUT)
+    write_dataset(tmp_path / "training", [examples_of(TRAINING, 60)], sample_format=mip_adapter.FORMAT)
+    write_dataset(tmp_path / "held-out", [examples_of(HELD_OUT, 16)], sample_format=mip_adapter.FORMAT)
     parts = teach(tmp_path / "training", tmp_path / "run", 0, 60)
     scores = score(parts, tmp_path / "held-out", 16, 16)
     gaps = scores[:, 0] - scores[:, 2]

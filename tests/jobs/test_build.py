@@ -1,7 +1,6 @@
 """Builds whose recipe keeps only the best samples: candidates, the choice, the cut."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,26 +9,22 @@ from typing import Any
 import apache_beam as beam
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.io.filesystems import FileSystems
 from rich.console import Console
 
 import jobs.build
-import jobs.inspect
+import transforms.files
 from jobs.build import Request, build
 from jobs.inspect import inspect
-from jobs.plans import Plan
-from pipelines.fastcomposer import FastComposerConfig
-from schemas.dataset import Part
+from pipelines import RECIPES
+from pipelines.recipe import BuildConfig, Recipe
 from schemas.example import Example
-from schemas.samples.mip_adapter import LAYOUT
+from schemas.samples.mip_adapter import FORMAT
 from tests.datasets import example as matched
 from tests.datasets import jpeg, scored
-from transforms.batch import advance, each
+from transforms.batch import Batch, each
 from transforms.models.presets import resolve
-from transforms.read import ReadBatches
 from transforms.selection.cut import Cut
-from transforms.sources.records import Chunk
-from transforms.write import WriteDataset
+from transforms.step import Step, map_batches
 
 MODELS = resolve("sample", {})
 QUIET = Console(quiet=True)
@@ -38,38 +33,27 @@ COUNT = SHARDS * PER_SHARD
 
 
 @dataclass(eq=False)
-class Candidates(beam.PTransform):
-    """A recipe without models: quality and look of a picture are made of its key."""
+class Score(Step):
+    """A step without a model: quality and hash of a picture are made of its key."""
 
-    chunks: Sequence[Chunk]
-    output: str
-    fingerprints: Mapping[int, str]
-    progress: str = ""
-
-    def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
-        return (
-            root
-            | ReadBatches(self.chunks, 2)
-            | "score" >> beam.Map(partial(advance, stage="quality", step=each(score)))
-            | WriteDataset(self.output, LAYOUT, self.fingerprints)
-        )
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        return map_batches(batches, "quality", each(score))
 
 
 def score(example: Example) -> Example:
     number = int(example.key)
-    told = matched(example.key, size=(example.width, example.height))
-    told = replace(told, caption=example.caption, image=example.image, source=example.source)
-    return scored(told, quality=(number * 5 % 7) / 10, phash=(number // 2) * 0x0F0F0F0F0F0F)
+    scene = matched(example.key, size=(example.width, example.height))
+    scene = replace(scene, caption=example.caption, image=example.image, source=example.source)
+    return scored(scene, quality=(number * 5 % 7) / 10, phash=(number // 2) * 0x0F0F0F0F0F0F)
 
 
-def plan(config: Any, *_: Any, cut: Cut | None) -> Plan:  # noqa: ANN401
-    return Plan(LAYOUT, config, {}, Candidates, cut=cut)
+def scoring(cut: Cut | None) -> Recipe[BuildConfig]:
+    return Recipe(FORMAT, BuildConfig, lambda config, *_: config, lambda *_: [Score()], lambda _: cut)
 
 
 @pytest.fixture(autouse=True)
-def planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.build, "plan", partial(plan, cut=Cut(best=5, distance=3)))
-    monkeypatch.setitem(jobs.inspect.LAYOUTS, LAYOUT.recipe, LAYOUT)
+def recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, FORMAT.recipe, scoring(Cut(best=5, distance=3)))
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +66,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def request(pictures: Path, output: Path, **changes: Any) -> Request:  # noqa: ANN401
-    config = FastComposerConfig(samples_per_shard=PER_SHARD)
-    return Request(str(pictures), str(output), **{"config": config, "models": MODELS, **changes})
+    config = BuildConfig(samples_per_shard=PER_SHARD)
+    return Request("mip-adapter", str(pictures), str(output), **{"config": config, "models": MODELS, **changes})
 
 
 def contents(output: Path) -> dict[str, Any]:
@@ -105,7 +89,7 @@ def test_the_best_of_all_shards_are_kept(pictures: Path, tmp_path: Path) -> None
 
 
 def test_without_a_cut_all_stay(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.build, "plan", partial(plan, cut=None))
+    monkeypatch.setitem(RECIPES, FORMAT.recipe, scoring(None))
     assert build(request(pictures, tmp_path / "out"), QUIET).counts.written == COUNT
     assert not (tmp_path / "out" / ".subjectloom" / "chosen.parquet").exists()
 
@@ -151,8 +135,8 @@ class Files:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, allowed: int = 10**9) -> None:
         self.changes: list[str] = []
         self.allowed = allowed
-        for name in ("create", "rename", "delete"):
-            monkeypatch.setattr(FileSystems, name, partial(self._change, getattr(FileSystems, name)))
+        for name in ("_create", "_rename", "_delete"):
+            monkeypatch.setattr(transforms.files, name, partial(self._change, getattr(transforms.files, name)))
 
     def _change(self, change: Any, path: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
         if len(self.changes) >= self.allowed:

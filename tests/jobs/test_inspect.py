@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from jobs.inspect import SHOWN, Inspection, Problem, inspect, layout_of, show
+from jobs.inspect import SHOWN, Inspection, Problem, inspect, show
 from schemas.errors import InputError
 from schemas.rejects import Reason, Reject
+from schemas.samples import format_of
 from schemas.shards import Sample, read_tar, write_tar
 from tests.datasets import example, write_dataset
 
@@ -181,7 +182,7 @@ def test_a_recipe_of_another_version_is_named() -> None:
     with pytest.raises(
         InputError, match=r"recipe is 'telepathy', known are fastcomposer, blip-diffusion, mip-adapter: update"
     ):
-        layout_of("telepathy")
+        format_of("telepathy")
 
 
 def printed(inspection: Inspection) -> str:

@@ -66,7 +66,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(source: Path, output: Path, **changes: Any) -> Request:  # noqa: ANN401
     config = BlipDiffusionConfig(samples_per_shard=9, scale=(0.7, 1.2), move=True, flip=0.5)
-    return Request(str(source), str(output), **{"config": config, "models": MODELS, **changes})
+    return Request("blip-diffusion", str(source), str(output), **{"config": config, "models": MODELS, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -46,7 +47,8 @@ def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(scenes: Path, output: Path, **changes: object) -> Request:
     config = FastComposerConfig(samples_per_shard=12)
-    return Request(str(scenes / "images"), str(output), **{"config": config, "models": SAMPLE, **changes})  # type: ignore[arg-type]
+    options: Any = {"config": config, "models": SAMPLE, **changes}
+    return Request("fastcomposer", str(scenes / "images"), str(output), **options)
 
 
 def digests(output: Path) -> dict[str, str]:
@@ -69,7 +71,7 @@ def test_masks_without_names_are_linked_by_what_is_seen_in_them(scenes: Path, tm
         listed.append((f"./{key}.jpg", (scenes / "images" / f"{key}.jpg").read_bytes()))
         listed += [(f"./{key}.json", json.dumps(annotation)), (f"./{key}.txt", truth["caption"])]
     (tmp_path / "sa_000000.tar").write_bytes(tar(listed))
-    info = build(Request(str(tmp_path), str(tmp_path / "out"), FastComposerConfig(), SAMPLE), QUIET)
+    info = build(Request("fastcomposer", str(tmp_path), str(tmp_path / "out"), FastComposerConfig(), SAMPLE), QUIET)
     assert set(info.models) == {"parser", "clip"}
     assert inspect(str(tmp_path / "out")).problems == ()
     scores = link_scores(tmp_path / "out", read_truths(scenes))
@@ -155,7 +157,10 @@ def test_one_poisoned_picture_among_sixty_four_is_one_reject(tmp_path: Path, mon
         return [(ball,) for _ in images]
 
     monkeypatch.setattr("transforms.regions.segment.segment_images", poisoned)
-    info = build(Request(str(pictures), str(tmp_path / "out"), FastComposerConfig(similarity="label"), SAMPLE), QUIET)
+    info = build(
+        Request("fastcomposer", str(pictures), str(tmp_path / "out"), FastComposerConfig(similarity="label"), SAMPLE),
+        QUIET,
+    )
     assert (info.counts.read, info.counts.written, info.counts.rejected) == (64, 63, 1)
     (row,) = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert (row["key"], row["stage"], row["reason"]) == ("37", "segments", "step-failed")
@@ -187,7 +192,7 @@ def test_the_caption_as_it_was_is_kept_beside_the_expanded_one(tmp_path: Path, s
     pictures.mkdir()
     for suffix in (".jpg", ".txt"):
         (pictures / f"{key}{suffix}").write_bytes((scenes / "images" / f"{key}{suffix}").read_bytes())
-    build(Request(str(pictures), str(tmp_path / "out"), FastComposerConfig(), SAMPLE), QUIET)
+    build(Request("fastcomposer", str(pictures), str(tmp_path / "out"), FastComposerConfig(), SAMPLE), QUIET)
     (row,) = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
     tar = (tmp_path / "out" / row["shard"]).read_bytes()
     record = json.loads(tar[tar.index(b'{"') : tar.rindex(b"}") + 1])

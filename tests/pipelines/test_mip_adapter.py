@@ -14,7 +14,6 @@ from rich.console import Console
 from jobs.build import Request, build
 from jobs.exports.folder import read_samples
 from jobs.inspect import inspect
-from jobs.plans import plan
 from jobs.report.page import write_report
 from jobs.scenes import scene_of, write_scenes
 from pipelines.fastcomposer import FastComposerConfig
@@ -24,6 +23,7 @@ from schemas.masks import Mask, intersection_over_union
 from schemas.samples.mip_adapter import Record
 from tests.grounding import write_detector
 from tests.pictures import Member, tar
+from tests.recipes import plan
 from transforms.models.presets import SAMPLE, resolve
 from transforms.read import list_source
 from transforms.scenes import Scene
@@ -76,7 +76,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, scenes: list[Scene]) -> Pat
 
 def request(source: Path, output: Path, config: dict[str, Any] | None = None, **changes: Any) -> Request:  # noqa: ANN401
     asked = MipAdapterConfig(**{**WIDE, "samples_per_shard": 20, **(config or {})})
-    return Request(str(source), str(output), **{"config": asked, "models": MODELS, **changes})
+    return Request("mip-adapter", str(source), str(output), **{"config": asked, "models": MODELS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +164,10 @@ def test_a_detector_s_boxes_are_filled_from_the_source_s_masks(source: Path, tmp
     write_detector(tmp_path / "detector")
     models = resolve("sample", {"detector": str(tmp_path / "detector")})
     asked = MipAdapterConfig(**{**WIDE, "box_threshold": 0.0, "min_score": 0.0})
-    planned = plan(asked, models, list_source(str(source)))
-    assert planned.config.model_dump()["grounding"] == "detector"
-    assert set(planned.models) == {"parser", "clip", "detector"}
-    info = build(Request(str(source), str(tmp_path / "out"), asked, models, limit=8), QUIET)
+    settled, kinds = plan("mip-adapter", asked, models, list_source(str(source)))
+    assert settled.grounding == "detector"
+    assert kinds == {"parser", "clip", "detector"}
+    info = build(Request("mip-adapter", str(source), str(tmp_path / "out"), asked, models, limit=8), QUIET)
     assert info.counts.read == 8
     assert info.models["detector"].revision.startswith("sha256:")
     # Random boxes: what matters is that each picture met the gates and none broke.
@@ -177,9 +177,9 @@ def test_a_detector_s_boxes_are_filled_from_the_source_s_masks(source: Path, tmp
 def test_what_contradicts_itself_is_refused_before_anything_runs(source: Path) -> None:
     listing = list_source(str(source))
     with pytest.raises(ConfigError, match="grounding = detector needs one: choose --preset hub"):
-        plan(MipAdapterConfig(grounding="detector"), MODELS, listing)
+        plan("mip-adapter", MipAdapterConfig(grounding="detector"), MODELS, listing)
     with pytest.raises(ConfigError, match=r"sa-1b have no class names.*choose --similarity clip"):
-        plan(MipAdapterConfig(similarity="label"), MODELS, listing)
+        plan("mip-adapter", MipAdapterConfig(similarity="label"), MODELS, listing)
 
 
 @needs_sam
@@ -201,8 +201,8 @@ def test_pictures_without_masks_have_sam_s_in_both_recipes(tmp_path: Path) -> No
     assert total >= 4
     assert right >= 0.7 * total
     fast = FastComposerConfig(segmenter="sam")
-    info = build(Request(str(images), str(tmp_path / "fast"), fast, MODELS), QUIET)
+    info = build(Request("fastcomposer", str(images), str(tmp_path / "fast"), fast, MODELS), QUIET)
     assert set(info.models) == {"parser", "clip", "sam"}
     assert info.counts.written >= 6
     with pytest.raises(ConfigError, match="SAM have no class names"):
-        plan(FastComposerConfig(segmenter="sam", similarity="label"), MODELS, list_source(str(images)))
+        plan("fastcomposer", FastComposerConfig(segmenter="sam", similarity="label"), MODELS, list_source(str(images)))

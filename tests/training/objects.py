@@ -11,7 +11,7 @@ import torch
 from schemas.example import Example, Object, Phrase, Quality, Source
 from schemas.masks import Mask
 from schemas.samples import mip_adapter
-from schemas.samples.mip_adapter import to_sample
+from schemas.samples.mip_adapter import FORMAT
 from tests.datasets import box_mask, write_dataset
 from tests.training.models import save_tiny_autoencoder
 from tests.training.pairs import jpeg_of, pixels_of
@@ -64,14 +64,14 @@ def example(
 
 def raw_of(one: Example) -> dict[str, Any]:
     """An example as webdataset reads it."""
-    return {"__key__": one.key, **to_sample(one).members}
+    return {"__key__": one.key, **FORMAT.sample_of(one).members}
 
 
 def write_objects(folder: Path, sizes: Sequence[int]) -> Path:
     """Write a dataset with shards of that many samples."""
     numbers = itertools.count()
     shards = [[example(f"key{next(numbers):03d}") for _ in range(size)] for size in sizes]
-    write_dataset(folder, shards, layout=mip_adapter.LAYOUT)
+    write_dataset(folder, shards, sample_format=mip_adapter.FORMAT)
     return folder
 
 

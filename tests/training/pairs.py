@@ -13,7 +13,7 @@ from PIL import Image
 
 from schemas.example import Example, Placement, Source, Subject
 from schemas.images import encode_grey
-from schemas.samples.blip_diffusion import to_sample
+from schemas.samples.blip_diffusion import FORMAT
 from schemas.shards import write_tar
 from tests.training.models import save_tiny_autoencoder
 from training.blip_data import fill_template
@@ -69,7 +69,7 @@ def pair(
 
 def raw_of(one: Example) -> dict[str, Any]:
     """A pair as webdataset reads it."""
-    return {"__key__": one.key, **to_sample(one).members}
+    return {"__key__": one.key, **FORMAT.sample_of(one).members}
 
 
 def write_pairs(folder: Path, sizes: Sequence[int]) -> Path:
@@ -80,7 +80,7 @@ def write_pairs(folder: Path, sizes: Sequence[int]) -> Path:
         chosen = [next(numbers) for _ in range(size)]
         made = [pair(f"key{i:03d}", subject="cup" if i % 2 else "ball") for i in chosen]
         with (folder / f"blip-diffusion-{shard:06d}.tar").open("wb") as tar:
-            write_tar(tar, map(to_sample, made))
+            write_tar(tar, map(FORMAT.sample_of, made))
     return folder
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import InputError
 from schemas.example import Example, Placement
-from schemas.samples.blip_diffusion import PlacementField, Record, to_sample
+from schemas.samples.blip_diffusion import FORMAT, PlacementField, Record
 from schemas.shards import Sample, write_tar
 from tests.training.batches import same
 from tests.training.pairs import PROMPTS, pair, raw_of, write_pairs
@@ -281,7 +281,7 @@ def test_each_damage_of_a_sample_is_told_and_the_batch_is_smaller(
 
 
 def test_texts_are_read_as_the_template_has_them_and_damaged_ones_left_out(tmp_path: Path) -> None:
-    samples = [to_sample(pair(f"key{i}", caption=f"{i} balls")) for i in range(4)]
+    samples = [FORMAT.sample_of(pair(f"key{i}", caption=f"{i} balls")) for i in range(4)]
     samples[1] = Sample("key1", {**samples[1].members, "json": b"{"})
     with (tmp_path / "blip-diffusion-000000.tar").open("wb") as tar:
         write_tar(tar, samples)

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import ElasticTransform
 from schemas.errors import InputError
 from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.masks import Mask
-from schemas.samples.fastcomposer import Record, to_sample
+from schemas.samples.fastcomposer import FORMAT, Record
 from schemas.shards import Sample, read_tar, write_tar
 from tests.paths import ROOT
 from tests.training.batches import same
@@ -75,7 +75,7 @@ def box_mask(height: int, width: int, box: tuple[int, int, int, int]) -> NDArray
 
 
 def raw_of(one: Example) -> dict[str, Any]:
-    sample = to_sample(one)
+    sample = FORMAT.sample_of(one)
     return {"__key__": one.key, **sample.members}
 
 
@@ -88,7 +88,7 @@ def write_shards(folder: Path, sizes: Sequence[int]) -> Path:
     number = itertools.count()
     for shard, size in enumerate(sizes):
         mask = box_mask(40, 40, (4, 4, 20, 20))
-        samples = [to_sample(example(f"key{next(number):03d}", [mask, ~mask])) for _ in range(size)]
+        samples = [FORMAT.sample_of(example(f"key{next(number):03d}", [mask, ~mask])) for _ in range(size)]
         with (folder / f"fastcomposer-{shard:06d}.tar").open("wb") as tar:
             write_tar(tar, samples)
     return folder
@@ -474,7 +474,7 @@ def test_a_box_that_lies_changes_nothing() -> None:
 def write_damaged(folder: Path, damaged: Sequence[int], count: int) -> Path:
     folder.mkdir()
     mask = box_mask(40, 40, (4, 4, 20, 20))
-    samples = [to_sample(example(f"key{i:03d}", [mask, ~mask])) for i in range(count)]
+    samples = [FORMAT.sample_of(example(f"key{i:03d}", [mask, ~mask])) for i in range(count)]
     for i in damaged:
         samples[i] = Sample(samples[i].key, {**samples[i].members, "jpg": b"none"})
     with (folder / "fastcomposer-000000.tar").open("wb") as tar:
@@ -498,7 +498,7 @@ def test_a_batch_of_which_nothing_can_be_read_gives_place_to_the_next(tmp_path: 
 
 def test_a_damaged_record_has_no_caption(tmp_path: Path) -> None:
     mask = box_mask(40, 40, (4, 4, 20, 20))
-    samples = [to_sample(example(f"key{i}", [mask, ~mask])) for i in range(3)]
+    samples = [FORMAT.sample_of(example(f"key{i}", [mask, ~mask])) for i in range(3)]
     samples[1] = Sample("key1", {**samples[1].members, "json": b'{"key": "key1"}'})
     (tmp_path / "fc").mkdir()
     with (tmp_path / "fc" / "fastcomposer-000000.tar").open("wb") as tar:
@@ -596,5 +596,5 @@ def test_training_needs_no_beam() -> None:
 
 
 def test_written_members_are_what_the_loader_reads() -> None:
-    assert set(to_sample(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])).members) == {"jpg", "json"}
-    assert isinstance(to_sample(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])), Sample)
+    assert set(FORMAT.sample_of(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])).members) == {"jpg", "json"}
+    assert isinstance(FORMAT.sample_of(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])), Sample)

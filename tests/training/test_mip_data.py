@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.example import Example
-from schemas.samples.mip_adapter import Record, to_sample
+from schemas.samples.mip_adapter import FORMAT, Record
 from schemas.shards import Sample, write_tar
 from tests.training.batches import same
 from tests.training.objects import TWO, example, raw_of, write_objects
@@ -321,7 +321,7 @@ def test_each_damage_of_a_sample_is_told_and_the_batch_is_smaller(
 
 
 def test_captions_and_names_are_read_and_damaged_ones_left_out(tmp_path: Path) -> None:
-    samples = [to_sample(example(f"key{i}", [BALL] if i else TWO)) for i in range(4)]
+    samples = [FORMAT.sample_of(example(f"key{i}", [BALL] if i else TWO)) for i in range(4)]
     samples[1] = Sample("key1", {**samples[1].members, "json": b"{"})
     with (tmp_path / "mip-adapter-000000.tar").open("wb") as tar:
         write_tar(tar, samples)

@@ -10,7 +10,7 @@ from schemas.dataset import DatasetInfo
 from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.example import Example
 from schemas.rejects import Reason, Reject
-from schemas.samples.fastcomposer import LAYOUT
+from schemas.samples.fastcomposer import FORMAT
 from schemas.shards import read_sample
 from tests.datasets import JOB, example, write_dataset
 from transforms.batch import Batch
@@ -28,8 +28,8 @@ SHARDS: list[list[Example | Reject]] = [
 
 
 def commit(output: Path, shard: int, *keys: str, fingerprint: str = "") -> None:
-    settled = settle(Batch(shard, tuple(example(key) for key in keys)), LAYOUT)
-    commit_shard(str(output), LAYOUT, shard, fingerprint or f"print-{shard}", [settled])
+    settled = settle(Batch(shard, tuple(example(key) for key in keys)), FORMAT)
+    commit_shard(str(output), FORMAT, shard, fingerprint or f"print-{shard}", [settled])
 
 
 def test_a_finished_dataset_tells_what_it_holds(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_finished_dataset_tells_what_it_holds(tmp_path: Path) -> None:
 def test_the_index_is_sorted_and_its_offsets_give_each_sample_alone(tmp_path: Path) -> None:
     write_dataset(tmp_path, SHARDS)
     index = pq.read_table(tmp_path / "index.parquet")
-    assert index.schema.equals(LAYOUT.index_columns)
+    assert index.schema.equals(FORMAT.index_columns)
     assert index["key"].to_pylist() == ["a", "aa", "b"]
     for row in index.to_pylist():
         with (tmp_path / row["shard"]).open("rb") as tar:
@@ -101,7 +101,7 @@ def test_a_dataset_with_a_missing_or_an_outdated_shard_is_not_finished(tmp_path:
     with pytest.raises(
         SubjectloomError, match=r"2 of 3 shards in .* are not finished, fastcomposer-000001.tar for one"
     ):
-        finish_dataset(str(tmp_path), JOB, {shard: f"print-{shard}" for shard in range(3)}, LAYOUT)
+        finish_dataset(str(tmp_path), JOB, {shard: f"print-{shard}" for shard in range(3)}, FORMAT)
 
 
 def test_a_shard_whose_tar_or_part_was_lost_or_damaged_is_not_done(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_finishing_removes_what_an_earlier_run_left_and_only_that(tmp_path: Path
     (tmp_path / "mine-000009.tar").write_bytes(b"not ours")
     (tmp_path / ("fastcomposer-000000.tar." + "0" * 32 + ".tmp")).write_bytes(b"half a shard")
     prepare_output(str(tmp_path), JOB, resume=True)
-    finish_dataset(str(tmp_path), JOB, {0: "print-0", 1: "print-1"}, LAYOUT)
+    finish_dataset(str(tmp_path), JOB, {0: "print-0", 1: "print-1"}, FORMAT)
     assert list_files(str(tmp_path)) == [
         ".subjectloom/job.json",
         ".subjectloom/part-000000.parquet",
@@ -196,7 +196,7 @@ def test_both_options_at_once_are_refused(tmp_path: Path) -> None:
 def test_a_folder_whose_state_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".subjectloom").mkdir()
     (tmp_path / ".subjectloom" / "job.json").write_text("{}")
-    with pytest.raises(InputError, match=r"job.json cannot be read, so what the folder holds is unknown"):
+    with pytest.raises(InputError, match=r"job.json cannot be read, so its contents are unknown"):
         prepare_output(str(tmp_path), JOB, overwrite=True)
 
 

@@ -15,7 +15,7 @@ from schemas.dataset import decode_part
 from schemas.errors import InputError, SubjectloomError
 from schemas.example import Example
 from schemas.rejects import Reason, Reject
-from schemas.samples.fastcomposer import LAYOUT
+from schemas.samples.fastcomposer import FORMAT
 from schemas.shards import Sample, read_sample
 from tests.datasets import JOB, example
 from transforms.batch import Batch
@@ -90,7 +90,7 @@ def test_a_write_that_breaks_leaves_the_old_shard_and_no_other_file(tmp_path: Pa
 
 def test_a_batch_settles_into_samples_and_rejects() -> None:
     broken = Example("d", b"jpeg", 64, 48, "a dog", example("d").source, "a dog")
-    settled = settle(Batch(3, (example("a"), NO_PHRASE, broken), (("read", 2.0),)), LAYOUT)
+    settled = settle(Batch(3, (example("a"), NO_PHRASE, broken), (("read", 2.0),)), FORMAT)
     assert (settled.read, [s.key for s in settled.samples]) == (3, ["a"])
     assert [(r.key, r.stage, r.reason) for r in settled.rejects] == [
         ("c", "phrases", "no-phrase"),
@@ -102,8 +102,8 @@ def test_a_batch_settles_into_samples_and_rejects() -> None:
 
 def test_a_part_holds_the_books_of_its_shard(tmp_path: Path) -> None:
     batches = [Batch(0, (example("b"), NO_PHRASE), (("read", 2.0),)), Batch(0, (example("a"),), (("read", 0.5),))]
-    settled = [settle(batch, LAYOUT) for batch in batches]
-    part = commit_shard(str(tmp_path), LAYOUT, 0, "print", settled)
+    settled = [settle(batch, FORMAT) for batch in batches]
+    part = commit_shard(str(tmp_path), FORMAT, 0, "print", settled)
     assert (part.read, part.written, part.fingerprint, part.seconds["read"]) == (3, 2, "print", 2.5)
     table = pq.read_table(tmp_path / ".subjectloom" / "part-000000.parquet")
     assert decode_part(table.schema.metadata) == part
@@ -117,26 +117,26 @@ def test_a_record_that_got_lost_is_noticed(tmp_path: Path) -> None:
         SubjectloomError, match=r"books of fastcomposer-000000.tar do not balance: 2 read, 0 written, 1 rej"
     ):
         commit_shard(
-            str(tmp_path), LAYOUT, 0, "print", [Settled(read=2, rejects=settle(Batch(0, (NO_PHRASE,)), LAYOUT).rejects)]
+            str(tmp_path), FORMAT, 0, "print", [Settled(read=2, rejects=settle(Batch(0, (NO_PHRASE,)), FORMAT).rejects)]
         )
     assert not (tmp_path / ".subjectloom").exists()
 
 
 def test_a_batch_that_never_came_is_noticed(tmp_path: Path) -> None:
-    write = WriteDataset(str(tmp_path), LAYOUT, {0: "print"}, expected={0: 3})
-    settled = settle(Batch(0, (example("a"), NO_PHRASE)), LAYOUT)
-    with pytest.raises(SubjectloomError, match=r"fastcomposer-000000.tar: 3 records were listed for it, 2 came"):
+    write = WriteDataset(str(tmp_path), FORMAT, {0: "print"}, expected={0: 3})
+    settled = settle(Batch(0, (example("a"), NO_PHRASE)), FORMAT)
+    with pytest.raises(SubjectloomError, match=r"fastcomposer-000000.tar: 3 records were listed for it, 2 were read"):
         write._commit(0, [settled])
     assert files(tmp_path) == []
 
 
 def test_while_a_shard_is_written_again_it_does_not_look_done(tmp_path: Path) -> None:
     prepare_output(str(tmp_path), JOB)
-    commit_shard(str(tmp_path), LAYOUT, 0, "old", [settle(Batch(0, (example("a"),)), LAYOUT)])
+    commit_shard(str(tmp_path), FORMAT, 0, "old", [settle(Batch(0, (example("a"),)), FORMAT)])
     assert finished_shards(str(tmp_path)) == {0: "old"}
-    twice = settle(Batch(0, (example("a"), example("a"))), LAYOUT)
+    twice = settle(Batch(0, (example("a"), example("a"))), FORMAT)
     with pytest.raises(InputError, match=r"two samples"):
-        commit_shard(str(tmp_path), LAYOUT, 0, "new", [twice])
+        commit_shard(str(tmp_path), FORMAT, 0, "new", [twice])
     assert finished_shards(str(tmp_path)) == {}
 
 
@@ -151,9 +151,9 @@ def build(output: Path, workers: int) -> None:
     fingerprints = {shard: f"print-{shard}" for shard in range(6)}
     with pipeline(workers) as p:
         batches_of = p | beam.Create([*batches, Batch(4, (NO_PHRASE,))]) | beam.Reshuffle()
-        batches_of | WriteDataset(str(output), LAYOUT, fingerprints, expected={0: 4, 4: 1, 5: 0})
+        batches_of | WriteDataset(str(output), FORMAT, fingerprints, expected={0: 4, 4: 1, 5: 0})
     assert finished_shards(str(output)) == fingerprints
-    finish_dataset(str(output), JOB, fingerprints, LAYOUT)
+    finish_dataset(str(output), JOB, fingerprints, FORMAT)
 
 
 @pytest.mark.slow

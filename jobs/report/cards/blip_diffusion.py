@@ -1,47 +1,49 @@
-"""A BLIP-Diffusion sample as a card of the report: its four pictures, and the part of its edge that was hardest."""
+"""BLIP-Diffusion's card: its four pictures, and below each the part of the subject's edge with most soft pixels."""
 
-import base64
-import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from jobs.report import figures
+from jobs.report.card import Section, counted, default_card, numbers
+from jobs.report.parts import common_fields, data_address
+from schemas.dataset import DatasetInfo
 from schemas.images import decode_grey, decode_image
-from schemas.samples.blip_diffusion import Record
+from schemas.samples.blip_diffusion import FORMAT, Record
 from schemas.shards import Sample
 
 THUMBNAIL = 400
-"""Longest side of each picture, pixels."""
+"""Longest side of each picture, in pixels."""
 
-CLOSE = 48
-"""Side of the part that is shown pixel by pixel, pixels; less in a picture that has fewer."""
+CLOSE_UP = 48
+"""Side of the enlarged part, in pixels; less in a picture that is smaller."""
 
-_QUALITY = 80
+_QUALITY = 80  # of thumbnails, JPEG
 
 Window = tuple[int, int, int, int]
 """[x, y, w, h] in pixels."""
 
 
-def blip_diffusion_card(sample: Sample) -> dict[str, Any]:
-    """Return what `blip_diffusion.html.j2` draws of a sample."""
+def fill(sample: Sample) -> dict[str, Any]:
+    """Return what `blip_diffusion.html.j2` shows of a sample."""
     record = Record.from_sample(sample)
     alpha = decode_grey(sample.members["alpha.png"])
-    window = hardest_window(alpha)
+    window = softest_window(alpha)
     pictures = {
         "Picture": (decode_image(sample.members["target.jpg"]), window),
         "Trimap": (decode_grey(sample.members["trimap.png"]), window),
         "Alpha": (alpha, window),
         "Input": (decode_image(sample.members["input.jpg"]), placed_window(window, record, alpha.shape)),
     }
-    return {
-        "key": sample.key,
+    return common_fields(record) | {
         "panels": [_panel(name, *shown) for name, shown in pictures.items()],
         "width": record.width,
         "height": record.height,
-        "stored": (record.width, record.height),
         "caption": record.caption,
         "caption_origin": record.caption_origin,
         "subject": record.subject,
@@ -51,8 +53,6 @@ def blip_diffusion_card(sample: Sample) -> dict[str, Any]:
         "unknown": f"{record.unknown_fraction:.1%}",
         "background": record.background,
         "placement": _placement(record),
-        "source": record.source.uri,
-        "license": record.source.license,
     }
 
 
@@ -64,17 +64,25 @@ def _placement(record: Record) -> str:
     return ", ".join(parts) or "in its place"
 
 
-def hardest_window(alpha: NDArray[np.uint8]) -> Window:
-    """Return the square with the most alphas [H, W] that are neither 0 nor 255; the first one of several."""
-    side = min(CLOSE, *alpha.shape)
-    mixed = ((alpha > 0) & (alpha < 255)).astype(np.float32)
-    density = ndimage.uniform_filter(mixed, side, mode="constant")
+def softest_window(alpha: NDArray[np.uint8]) -> Window:
+    """Return the square with most alphas that are neither 0 nor 255; of several, the first.
+
+    Args:
+        alpha: [H, W] uint8.
+    """
+    side = min(CLOSE_UP, *alpha.shape)
+    soft = ((alpha > 0) & (alpha < 255)).astype(np.float32)
+    density = ndimage.uniform_filter(soft, side, mode="constant")
     y, x = np.unravel_index(int(np.argmax(density)), alpha.shape)
     return _inside(int(x) - side // 2, int(y) - side // 2, side, alpha.shape)
 
 
 def placed_window(window: Window, record: Record, size: tuple[int, ...]) -> Window:
-    """Move a window of the target to where its middle lies in the input."""
+    """Return the window of the input that shows what a window of the target shows.
+
+    The subject was mirrored, scaled about the middle of its box and moved; the window's centre follows, its side
+    stays. `size` is the input's (height, width).
+    """
     x, y, side, _ = window
     left, top, w, h = record.bbox
     placement = record.placement
@@ -95,17 +103,36 @@ def _panel(name: str, pixels: NDArray[np.uint8], window: Window) -> dict[str, An
     x, y, w, h = window
     height, width = pixels.shape[:2]
     at = [round(100 * part / whole, 2) for part, whole in ((x, width), (y, height), (w, width), (h, height))]
-    close = Image.fromarray(np.ascontiguousarray(pixels[y : y + h, x : x + w]))
-    return {"name": name, "whole": _thumbnail(pixels), "close": _address(close, "PNG", optimize=True), "at": at}
+    close_up = Image.fromarray(np.ascontiguousarray(pixels[y : y + h, x : x + w]))
+    return {"name": name, "whole": _thumbnail(pixels), "close": data_address(close_up, "PNG", optimize=True), "at": at}
 
 
 def _thumbnail(pixels: NDArray[np.uint8]) -> str:
     picture = Image.fromarray(pixels)
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return _address(picture, "JPEG", quality=_QUALITY, optimize=True)
+    return data_address(picture, "JPEG", quality=_QUALITY, optimize=True)
 
 
-def _address(picture: Image.Image, form: str, **options: Any) -> str:  # noqa: ANN401 - Pillow's own
-    stored = io.BytesIO()
-    picture.save(stored, form, **options)
-    return f"data:image/{form.lower()};base64," + base64.b64encode(stored.getvalue()).decode("ascii")
+def sections(index: pa.Table, info: DatasetInfo) -> list[Section]:  # noqa: ARG001 - the config draws nothing here
+    """Return the histograms of the mattes' shares, and the subjects by class."""
+    measures = {
+        "foreground_fraction": "share of the picture that the subject covers",
+        "unknown_fraction": "unknown share",
+    }
+    return [
+        Section("Mattes", [figures.score_histogram(numbers(index[name]), what) for name, what in measures.items()]),
+        Section("Subjects", panels={"By class": figures.label_bars(counted(index["subject"]), "class", "subjects")}),
+    ]
+
+
+CARD = replace(
+    default_card(FORMAT),
+    title="BLIP-Diffusion",
+    lead="From left to right: picture, trimap, alpha and input; below each, the part of the subject's edge with most "
+    "soft pixels, enlarged.",
+    template="blip_diffusion.html.j2",
+    fill=fill,
+    sections=sections,
+    score="unknown_fraction",
+    groups={"low": "Least unknown", "high": "Most unknown"},
+)

@@ -3,22 +3,22 @@ const samples = document.querySelector("#samples");
 const gallery = samples.querySelector(".gallery");
 const dialog = samples.querySelector("dialog");
 
-// A phrase, its mask, its number and its line in the list carry one data-subject; they light up together.
-function light(target) {
+// A phrase, its mask, its number and its line in the list have the same data-region; they are highlighted together.
+function highlight(target) {
   for (const card of samples.querySelectorAll(".card.lit")) {
     card.classList.remove("lit");
     for (const part of card.querySelectorAll(".on")) part.classList.remove("on");
   }
-  const part = target instanceof Element && target.closest("[data-subject]");
+  const part = target instanceof Element && target.closest("[data-region]");
   const card = part && part.closest(".card");
   if (!card) return;
   card.classList.add("lit");
-  for (const same of card.querySelectorAll(`[data-subject="${part.dataset.subject}"]`)) same.classList.add("on");
+  for (const same of card.querySelectorAll(`[data-region="${part.dataset.region}"]`)) same.classList.add("on");
 }
 
 const shown = () => [...gallery.querySelectorAll("li:not([hidden]) > .card")];
 
-// Only one card takes part in the Tab order: its picture first, then its phrases.
+// Only one card is in the Tab order: its picture first, then its phrases.
 function enter(card) {
   for (const stop of gallery.querySelectorAll(".open, .phrase"))
     stop.tabIndex = card && card.contains(stop) ? 0 : -1;
@@ -36,14 +36,14 @@ function neighbour(card, key) {
 
 function show(card) {
   const large = card.cloneNode(true);
-  for (const path of large.querySelectorAll("defs")) path.remove(); // the gallery's own are drawn
+  for (const path of large.querySelectorAll("defs")) path.remove(); // the references point to the gallery's
   const picture = large.querySelector(".open");
   picture.replaceWith(picture.firstElementChild);
   for (const phrase of large.querySelectorAll(".phrase")) phrase.tabIndex = 0;
   dialog.querySelector(".large").replaceChildren(large);
   dialog.setAttribute("aria-label", card.getAttribute("aria-label"));
   dialog.current = card;
-  light(null);
+  highlight(null);
   enter(card);
   if (!dialog.open) dialog.showModal();
 }
@@ -97,10 +97,10 @@ if (gallery) {
   enter(shown()[0]);
   samples.addEventListener("click", clicked);
   samples.addEventListener("keydown", keyed);
-  samples.addEventListener("pointerover", (event) => light(event.target));
-  samples.addEventListener("pointerleave", () => light(document.activeElement));
-  samples.addEventListener("focusin", (event) => light(event.target));
-  samples.addEventListener("focusout", () => light(null));
+  samples.addEventListener("pointerover", (event) => highlight(event.target));
+  samples.addEventListener("pointerleave", () => highlight(document.activeElement));
+  samples.addEventListener("focusin", (event) => highlight(event.target));
+  samples.addEventListener("focusout", () => highlight(null));
   dialog.addEventListener("close", () => dialog.current.querySelector(".open").focus());
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 }

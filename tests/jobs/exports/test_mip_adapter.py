@@ -17,7 +17,7 @@ from schemas.errors import InputError
 from schemas.example import Example
 from schemas.images import decode_image
 from schemas.masks import BBox
-from schemas.samples.mip_adapter import LAYOUT, Record
+from schemas.samples.mip_adapter import FORMAT, Record
 from tests.datasets import box_mask, example, write_dataset
 from tests.jobs.conftest import Run
 from tests.objects import TWO, disc_mask, example_of_objects
@@ -111,7 +111,7 @@ def taken(root: Path, key: str) -> bool:
 
 def test_the_published_loader_gets_each_object_as_the_sample_says(tmp_path: Path) -> None:
     made = example_of_objects("sa_1", scores=(0.7, 0.8))
-    write_dataset(tmp_path / "data", [[made]], layout=LAYOUT)
+    write_dataset(tmp_path / "data", [[made]], sample_format=FORMAT)
     exported = export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     assert exported == Exported(1, 1, 0, {}, {}, {})
     selected = pickle.loads((tmp_path / "out" / "selected_indexes.pkl").read_bytes())
@@ -155,7 +155,7 @@ def random_example(rng: np.random.Generator, key: str) -> Example:
 def test_the_selected_pictures_are_those_that_the_loader_takes_and_shows_rightly(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     made = [random_example(rng, f"k{number:03d}") for number in range(150)]
-    write_dataset(tmp_path / "data", [made], layout=LAYOUT)
+    write_dataset(tmp_path / "data", [made], sample_format=FORMAT)
     exported = export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     keys = keys_of(tmp_path / "out", "indexes.json")
     selected = keys_of(tmp_path / "out", "selected_indexes.json")
@@ -295,7 +295,7 @@ def test_an_object_that_no_word_of_the_caption_names_is_left_out_and_counted(tmp
         replace(one, phrases=(replace(one.phrases[0], text="a wolf"), *one.phrases[1:])) for one in (made, alone)
     ]
     assert label_of("a wolf", made.caption) == ""
-    write_dataset(tmp_path / "data", [strange], layout=LAYOUT)
+    write_dataset(tmp_path / "data", [strange], sample_format=FORMAT)
     exported = export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     assert (exported.written, exported.without_object) == (1, 1)
     assert exported.dropped == {"without a word of the caption": 2}
@@ -305,7 +305,7 @@ def test_an_object_that_no_word_of_the_caption_names_is_left_out_and_counted(tmp
 
 
 def test_the_json_is_ascii_and_the_pickle_holds_nothing_but_strings(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "data", [[example_of_objects("k", [("ein Bär", DOG[1]), CAT])]], layout=LAYOUT)
+    write_dataset(tmp_path / "data", [[example_of_objects("k", [("ein Bär", DOG[1]), CAT])]], sample_format=FORMAT)
     export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     text = (tmp_path / "out" / "jsons" / "k.json").read_bytes()
     assert text.isascii()
@@ -328,7 +328,7 @@ def test_only_a_mip_adapter_dataset_is_exported(tmp_path: Path) -> None:
 
 def test_the_command_tells_what_the_loader_will_not_take(tmp_path: Path, run: Run) -> None:
     made = [example_of_objects("k1"), replace(GATES["small"][0], key="k2"), replace(GATES["one name"][0], key="k3")]
-    write_dataset(tmp_path / "data", [made], layout=LAYOUT)
+    write_dataset(tmp_path / "data", [made], sample_format=FORMAT)
     status, printed = run("export", tmp_path / "data", tmp_path / "out", "--format", "mip-adapter")
     assert status == 0
     assert "3 pictures in" in printed
@@ -342,7 +342,7 @@ def test_the_command_tells_what_the_loader_will_not_take(tmp_path: Path, run: Ru
 
 def test_the_pictures_are_not_encoded_with_loss(tmp_path: Path) -> None:
     made = example_of_objects("k")
-    write_dataset(tmp_path / "data", [[made]], layout=LAYOUT)
+    write_dataset(tmp_path / "data", [[made]], sample_format=FORMAT)
     export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     stored = np.asarray(Image.open(tmp_path / "out" / "images" / "k.png"))
     np.testing.assert_array_equal(stored, decode_image(made.image))

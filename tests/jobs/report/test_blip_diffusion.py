@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.report.cards.blip_diffusion import hardest_window, placed_window
+from jobs.report.cards.blip_diffusion import placed_window, softest_window
 from jobs.report.page import write_report
 from schemas.example import Placement
 from schemas.images import encode_grey
 from schemas.rejects import Reason, Reject
-from schemas.samples.blip_diffusion import LAYOUT, Record
-from tests.browser import needs_browser, open_page
+from schemas.samples.blip_diffusion import FORMAT, Record
+from tests.browser import OpenPage
 from tests.datasets import write_dataset
 from tests.training.pairs import pair
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = [pair(f"k{i}", size=(120, 80), box=(10 + i, 8, 40, 50), placement=moved) for i in range(7)]
     pairs.append(pair("evil", size=(120, 80), caption=HOSTILE, subject=HOSTILE))
     rejects = [Reject("no", "n", "subject", Reason.MANY_SUBJECTS, "dog (30.0%) and cat (24.0%)")]
-    write_dataset(output, [[*pairs, *rejects]], layout=LAYOUT)
+    write_dataset(output, [[*pairs, *rejects]], sample_format=FORMAT)
     write_report(str(output))
     return output
 
@@ -56,17 +56,17 @@ def test_the_same_dataset_gives_the_same_page(folder: Path, page: str) -> None:
     assert Path(write_report(str(folder))).read_text(encoding="utf-8") == page
 
 
-def test_the_hardest_window_is_where_most_pixels_are_mixed() -> None:
+def test_the_softest_window_is_where_most_pixels_are_mixed() -> None:
     alpha = np.zeros((100, 140), np.uint8)
     alpha[20:80, 20:120] = 255
     alpha[60:80, 90:110] = 128
-    x, y, w, h = hardest_window(alpha)
+    x, y, w, h = softest_window(alpha)
     assert (w, h) == (48, 48)
     assert x <= 90
     assert x + w >= 110
     assert y <= 60
     assert y + h >= 80
-    assert hardest_window(np.zeros((30, 200), np.uint8))[2:] == (30, 30)
+    assert softest_window(np.zeros((30, 200), np.uint8))[2:] == (30, 30)
 
 
 def test_a_window_moves_with_its_subject() -> None:
@@ -83,13 +83,12 @@ def test_a_subject_as_small_as_a_pixel_has_a_card(tmp_path: Path) -> None:
     alpha = np.zeros((3, 5), np.uint8)
     alpha[1, 2] = 255
     tiny = replace(pair("k", size=(5, 3)), alpha=encode_grey(alpha), trimap=encode_grey(alpha))
-    write_dataset(tmp_path / "tiny", [[tiny]], layout=LAYOUT)
+    write_dataset(tmp_path / "tiny", [[tiny]], sample_format=FORMAT)
     assert "<i>Alpha</i>" in Path(write_report(str(tmp_path / "tiny"))).read_text()
 
 
-@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_sample_opens_large_with_the_keyboard(folder: Path, scheme: str) -> None:
+def test_a_sample_opens_large_with_the_keyboard(folder: Path, open_page: OpenPage, scheme: str) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}, color_scheme=scheme) as page:
         page.locator(".gallery .open").first.focus()
         page.keyboard.press("Enter")
@@ -102,14 +101,12 @@ def test_a_sample_opens_large_with_the_keyboard(folder: Path, scheme: str) -> No
         assert page.locator("dialog[open]").count() == 0
 
 
-@needs_browser
-def test_a_phone_shows_it_without_scrolling_sideways(folder: Path) -> None:
+def test_a_phone_shows_it_without_scrolling_sideways(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 390, "height": 800}) as page:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@needs_browser
-def test_the_parts_are_shown_pixel_by_pixel_and_framed_where_they_lie(folder: Path) -> None:
+def test_the_parts_are_shown_pixel_by_pixel_and_framed_where_they_lie(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         card = page.locator(".gallery .card").first
         assert card.locator(".close").first.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.localization import example_of
 from jobs.inspect import inspect
-from jobs.report.cards.mip_adapter import mip_adapter_card
-from jobs.report.figures import choose, score_histogram, signed
-from jobs.report.page import VIEWS, render, write_report
-from schemas.example import Example, Object, Quality
+from jobs.report.cards.mip_adapter import CARD, fill
+from jobs.report.figures import score_histogram, signed
+from jobs.report.page import choose_samples, render, write_report
+from jobs.scenes import scene_of
+from schemas.example import Example, Quality
 from schemas.rejects import Reason, Reject
-from schemas.samples.mip_adapter import LAYOUT, to_sample
-from tests.browser import needs_browser, open_page
+from schemas.samples.mip_adapter import FORMAT
+from tests.browser import OpenPage
 from tests.datasets import write_dataset
 from tests.objects import TWO, example_of_objects
 from transforms.dataset import read_info, read_table
+from transforms.scenes.truth import true_example
 
 HOSTILE = '<script>alert(1)</script> & "a dog"'
 
@@ -28,10 +29,10 @@ HOSTILE = '<script>alert(1)</script> & "a dog"'
 def scenes(count: int) -> Iterator[Example]:
     """Scenes whose objects have their true masks and boxes; the quality falls from scene to scene."""
     for index in range(count):
-        made = example_of(31, index)
-        if made is not None:
-            objects = tuple(Object(i, s.bbox, 0.8, s.mask, 0.7) for i, s in enumerate(made.segments))
-            yield replace(made, objects=objects, quality=Quality(0.7, -0.01 * index, 0.7 - 0.01 * index))
+        example = true_example(scene_of(31, index, 128), f"{index:06d}")
+        if len(example.objects) >= 2:
+            objects = tuple(replace(thing, score=0.8, similarity=0.7) for thing in example.objects)
+            yield replace(example, objects=objects, quality=Quality(0.7, -0.01 * index, 0.7 - 0.01 * index))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("report") / "dataset"
     evil = example_of_objects("evil", ((HOSTILE, TWO[0][1]), TWO[1]), license=HOSTILE)
     reject = Reject("no", "n", "objects", Reason.NO_SUBJECT, HOSTILE)
-    write_dataset(output, [[*scenes(16), evil, reject]], layout=LAYOUT)
+    write_dataset(output, [[*scenes(16), evil, reject]], sample_format=FORMAT)
     write_report(str(output))
     return output
 
@@ -72,32 +73,36 @@ def test_the_same_dataset_gives_the_same_page(folder: Path, page: str) -> None:
 
 
 def test_nothing_written_is_a_page_too(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "none", [[Reject("a", "a", "read", Reason.EMPTY_IMAGE, "")]], layout=LAYOUT)
+    write_dataset(tmp_path / "none", [[Reject("a", "a", "read", Reason.EMPTY_IMAGE, "")]], sample_format=FORMAT)
     assert "No sample was written" in Path(write_report(str(tmp_path / "none"))).read_text()
 
 
 def test_a_card_ties_each_phrase_to_its_object() -> None:
-    card: dict[str, Any] = mip_adapter_card(to_sample(example_of_objects("k", scores=(0.71, 0.82), similarity=-0.001)))
-    first, second = card["objects"]
-    assert (card["view"], first["frame"], second["frame"]) == ((1280, 960), [160, 160, 480, 560], [720, 240, 400, 480])
-    assert [(o["text"], o["name"], o["score"], o["bbox"]) for o in card["objects"]] == [
+    card = fill(FORMAT.sample_of(example_of_objects("k", scores=(0.71, 0.82), similarity=-0.001)))
+    first, second = card["regions"]
+    assert (card["drawing"], first["frame"], second["frame"]) == (
+        (1280, 960),
+        [160, 160, 480, 560],
+        [720, 240, 400, 480],
+    )
+    assert [(o["text"], o["name"], o["score"], o["bbox"]) for o in card["regions"]] == [
         ("a red dog", "dog", "0.71", "20, 20, 60, 70"),
         ("a cat", "cat", "0.82", "90, 30, 50, 60"),
     ]
     # The middle of the ellipse, in per cent.
     np.testing.assert_allclose(second["at"], (100 * 115 / 160, 100 * 60 / 120), atol=1)
-    pieces = [(piece["text"], piece["subject"]) for piece in card["pieces"] if piece["text"]]
+    pieces = [(piece["text"], piece["region"]) for piece in card["pieces"] if piece["text"]]
     assert pieces == [("a red dog", 0), (" and ", None), ("a cat", 1)]
     assert (card["single"], card["pair"], card["quality"]) == ("0.00", "−0.25", "−0.25")
 
 
 def test_two_objects_of_one_phrase_share_its_place_in_the_caption() -> None:
-    made = example_of_objects("k")
-    twins = replace(made, objects=tuple(replace(one, phrase=0) for one in made.objects))
-    card = mip_adapter_card(to_sample(twins))
-    assert len(card["objects"]) == 2
-    assert "".join(piece["text"] for piece in card["pieces"]) == made.caption
-    assert [piece["subject"] for piece in card["pieces"] if piece["subject"] is not None] == [0]
+    example = example_of_objects("k")
+    twins = replace(example, objects=tuple(replace(thing, phrase=0) for thing in example.objects))
+    card = fill(FORMAT.sample_of(twins))
+    assert len(card["regions"]) == 2
+    assert "".join(piece["text"] for piece in card["pieces"]) == example.caption
+    assert [piece["region"] for piece in card["pieces"] if piece["region"] is not None] == [0]
 
 
 @pytest.mark.parametrize(
@@ -113,14 +118,14 @@ def test_two_objects_of_one_phrase_share_its_place_in_the_caption() -> None:
 def test_the_cut_is_drawn_where_there_was_one(folder: Path, config: dict[str, Any], is_marked: bool) -> None:
     info = read_info(str(folder)).model_copy(update={"config": config})
     index, rejects = read_table(str(folder), "index.parquet"), read_table(str(folder), "rejects.parquet")
-    found = re.findall(r"cut at ([−.0-9]+)", render(info, index, rejects, [], 0))
+    found = re.findall(r"cut at ([−.0-9]+)", render(info, index, rejects, [], CARD, 0))
     lowest = min(index["quality"].to_pylist())
     assert found == ([f"{lowest:g}"] if is_marked else [])
 
 
 def test_the_best_and_the_worst_are_groups(folder: Path) -> None:
     index = read_table(str(folder), "index.parquet")
-    chosen = choose(index["key"].to_pylist(), *VIEWS["mip-adapter"].ranks(index), 6, seed=0)
+    chosen = choose_samples(index, CARD, 6, seed=0)
     order = np.argsort(index["quality"].to_numpy()).tolist()
     groups = {group: position for position, group in chosen if group != "random"}
     assert groups["low"] in order[:2]
@@ -132,12 +137,11 @@ def test_negative_numbers_have_a_minus_sign_and_zero_has_none() -> None:
     drawn = score_histogram(np.array([-0.5, -0.2, 0.1]), "what", -0.5, "cut at")
     assert drawn is not None
     assert drawn["marks"][0]["text"] == "cut at −0.5"
-    assert drawn["summary"] == "3 values from −0.50 to 0.10; half of them are above −0.20."
+    assert drawn["summary"] == "3 values from −0.50 to 0.10, median −0.20."
     assert not any("-" in tick["text"] for tick in drawn["ticks"])
 
 
-@needs_browser
-def test_boxes_lie_where_the_record_says_and_can_be_switched_off(folder: Path) -> None:
+def test_boxes_lie_where_the_record_says_and_can_be_switched_off(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         card = page.locator('.gallery .card[aria-label="Sample evil"]')
         places = card.locator(".canvas").evaluate(
@@ -158,8 +162,7 @@ def test_boxes_lie_where_the_record_says_and_can_be_switched_off(folder: Path) -
         assert card.locator("use.line").first.is_visible()
 
 
-@needs_browser
-def test_a_phrase_lights_its_object(folder: Path) -> None:
+def test_a_phrase_lights_its_object(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         phrase = page.locator(".gallery .phrase").first
         phrase.hover()
@@ -168,9 +171,8 @@ def test_a_phrase_lights_its_object(folder: Path) -> None:
         assert {"mark", "g", "b", "li"} <= tags
 
 
-@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it_without_scrolling_sideways(folder: Path, scheme: str) -> None:
+def test_a_phone_shows_it_without_scrolling_sideways(folder: Path, open_page: OpenPage, scheme: str) -> None:
     with open_page(folder / "report.html", viewport={"width": 390, "height": 800}, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.locator(".gallery .open").first.click()

@@ -9,13 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.report.cards import CARDS
 from jobs.report.figures import choose
-from jobs.report.page import render, write_report
+from jobs.report.page import choose_samples, render, write_report
+from schemas.dataset import REJECT_COLUMNS
 from schemas.errors import InputError
 from schemas.example import Example, Phrase
 from schemas.rejects import Reason, Reject
-from schemas.samples.fastcomposer import LAYOUT
-from tests.browser import needs_browser, open_page
+from schemas.samples.fastcomposer import FORMAT
+from tests.browser import OpenPage
 from tests.datasets import example, write_dataset
 from tests.paths import ROOT
 from transforms.dataset import read_info
@@ -58,7 +60,7 @@ def page(folder: Path) -> str:
 def test_the_page_holds_all_that_it_needs(page: str) -> None:
     assert re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page) == []
     assert page.count("data:image/jpeg;base64,") == 9
-    assert "The books balance." in page
+    assert "The counts add up." in page
     assert "11 read = 9 written + 2 rejected" in page
 
 
@@ -106,19 +108,14 @@ def test_a_hundred_thousand_samples_are_reported_within_seconds(folder: Path) ->
     }
     index = pa.table(
         {
-            name: pa.array(values, LAYOUT.columns.field(name).type if name != "key" else None)
+            name: pa.array(values, FORMAT.columns.field(name).type if name != "key" else None)
             for name, values in columns.items()
         }
     )
     started = time.process_time()
-    chosen = choose(columns["key"], columns["score_min"], subjects, 60, seed=0)  # type: ignore[arg-type]
-    page = render(
-        read_info(str(folder)),
-        index,
-        pa.table({name: pa.array([], pa.string()) for name in ("key", "source", "stage", "reason", "detail")}),
-        [],
-        0,
-    )
+    card = CARDS["fastcomposer"]
+    chosen = choose_samples(index, card, 60, seed=0)
+    page = render(read_info(str(folder)), index, REJECT_COLUMNS.empty_table(), [], card, 0)
     assert time.process_time() - started < 10
     assert len(chosen) == len({position for position, _ in chosen}) == 60
     assert {group for _, group in chosen} == {"low", "high", "many", "random"}
@@ -130,10 +127,10 @@ def test_the_choice_does_not_depend_on_the_order() -> None:
     rng = np.random.default_rng(1)
     scores, subjects = rng.random(500), rng.integers(1, 6, 500)
     shuffled = rng.permutation(500)
-    one = {(keys[i], group) for i, group in choose(keys, scores, subjects, 40, seed=3)}
-    other = choose([keys[i] for i in shuffled], scores[shuffled], subjects[shuffled], 40, seed=3)
-    assert one == {(keys[shuffled[i]], group) for i, group in other}
-    assert one != {(keys[i], group) for i, group in choose(keys, scores, subjects, 40, seed=4)}
+    chosen = {(keys[i], group) for i, group in choose(keys, scores, subjects, 40, seed=3)}
+    from_shuffled = choose([keys[i] for i in shuffled], scores[shuffled], subjects[shuffled], 40, seed=3)
+    assert chosen == {(keys[shuffled[i]], group) for i, group in from_shuffled}
+    assert chosen != {(keys[i], group) for i, group in choose(keys, scores, subjects, 40, seed=4)}
 
 
 def luminance(color: str) -> float:
@@ -145,8 +142,8 @@ def luminance(color: str) -> float:
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-def contrast(one: str, other: str) -> float:
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+def contrast(ink: str, ground: str) -> float:
+    light, dark = sorted((luminance(ink), luminance(ground)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -161,8 +158,7 @@ def test_text_can_be_read_in_light_and_in_dark() -> None:
     assert min(contrast(hue, on) for hue, on in numbers) >= 4.5
 
 
-@needs_browser
-def test_a_phrase_lights_its_mask_and_the_reverse(folder: Path) -> None:
+def test_a_phrase_lights_its_mask_and_the_reverse(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html") as page:
         phrase = page.locator(".gallery .phrase").first
         phrase.hover()
@@ -174,8 +170,7 @@ def test_a_phrase_lights_its_mask_and_the_reverse(folder: Path) -> None:
         assert {"mark", "g", "b", "li"} <= {tag for tag, _ in lit}
 
 
-@needs_browser
-def test_the_gallery_is_used_with_the_keyboard_alone(folder: Path) -> None:
+def test_the_gallery_is_used_with_the_keyboard_alone(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
@@ -195,8 +190,7 @@ def test_the_gallery_is_used_with_the_keyboard_alone(folder: Path) -> None:
         assert page.evaluate("document.activeElement.getAttribute('aria-label')") not in {first, second}
 
 
-@needs_browser
-def test_layers_can_be_switched_off_and_on(folder: Path) -> None:
+def test_layers_can_be_switched_off_and_on(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html") as page:
         button = page.locator('#samples > .tools [data-layer="masks"]')
         assert button.get_attribute("aria-pressed") == "true"
@@ -205,10 +199,11 @@ def test_layers_can_be_switched_off_and_on(folder: Path) -> None:
         assert "no-masks" in (page.locator("#samples").get_attribute("class") or "")
 
 
-@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_it_fits_the_screen_in_light_and_dark(folder: Path, tmp_path: Path, scheme: str, width: int) -> None:
+def test_it_fits_the_screen_in_light_and_dark(
+    folder: Path, open_page: OpenPage, tmp_path: Path, scheme: str, width: int
+) -> None:
     with open_page(folder / "report.html", color_scheme=scheme, viewport={"width": width, "height": 900}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.example import Example, Placement, Subject
 from schemas.images import decode_grey, encode_grey
-from schemas.samples.blip_diffusion import LAYOUT, Record, bbox_of, problems_of, to_row, to_sample
+from schemas.samples.blip_diffusion import FORMAT, Record, bbox_of
 from schemas.shards import Sample
 from tests.training.pairs import pair
 
@@ -29,11 +29,11 @@ def matted() -> Example:
 
 def row_of(example: Example) -> dict[str, Any]:
     told = {"caption": example.caption, "width": 60, "height": 40, "source": example.source.uri, "license": ""}
-    return told | to_row(example)
+    return told | FORMAT.row_of(example)
 
 
 def test_the_json_is_the_one_that_the_contract_lays_down() -> None:
-    assert json.loads(to_sample(matted()).members["json"]) == {
+    assert json.loads(FORMAT.sample_of(matted()).members["json"]) == {
         "key": "dog-1",
         "caption": "a red ball on grass",
         "caption_origin": "blip2",
@@ -52,13 +52,13 @@ def test_the_json_is_the_one_that_the_contract_lays_down() -> None:
 
 
 def test_the_members_are_the_five_and_an_annotated_subject_has_no_phrase() -> None:
-    sample = to_sample(pair("k"))
-    assert set(sample.members) == LAYOUT.members == {"target.jpg", "input.jpg", "alpha.png", "trimap.png", "json"}
+    sample = FORMAT.sample_of(pair("k"))
+    assert set(sample.members) == FORMAT.member_names == {"target.jpg", "input.jpg", "alpha.png", "trimap.png", "json"}
     assert (Record.from_sample(sample).origin, Record.from_sample(sample).phrase) == ("annotation", "")
 
 
 def test_a_sound_sample_has_no_problems() -> None:
-    assert problems_of(to_sample(matted()), row_of(matted())) == []
+    assert FORMAT.problems_of(FORMAT.sample_of(matted()), row_of(matted())) == []
 
 
 def test_no_alpha_of_a_half_is_an_empty_box() -> None:
@@ -67,7 +67,7 @@ def test_no_alpha_of_a_half_is_an_empty_box() -> None:
 
 
 def broken(name: str, content: bytes) -> Sample:
-    sample = to_sample(matted())
+    sample = FORMAT.sample_of(matted())
     return Sample(sample.key, {**sample.members, name: content})
 
 
@@ -75,11 +75,11 @@ def test_everything_wrong_with_a_sample_is_said() -> None:
     row = row_of(matted())
     alpha = decode_grey(matted().alpha)
     moved, strange = np.roll(alpha, 2, axis=1), np.where(alpha == 128, 100, alpha).astype(np.uint8)
-    record = json.loads(to_sample(matted()).members["json"])
+    record = json.loads(FORMAT.sample_of(matted()).members["json"])
     cases = {
         "cannot be decoded": broken("target.jpg", b"no picture"),
         "is 60 x 39 pixels, its JSON says 60 x 40": broken("trimap.png", encode_grey(alpha[:39])),
-        "alpha differs from the trimap where that is sure": broken("alpha.png", encode_grey(moved)),
+        "alpha differs from the trimap where the trimap is known": broken("alpha.png", encode_grey(moved)),
         "the trimap holds 100": broken("trimap.png", encode_grey(strange)),
         "the JSON says bbox [0, 4, 11, 20], alpha [6, 4, 11, 20]": broken(
             "json", json.dumps(record | {"bbox": [0, 4, 11, 20]}).encode()
@@ -87,17 +87,19 @@ def test_everything_wrong_with_a_sample_is_said() -> None:
         "the JSON says foreground_fraction 0.5": broken(
             "json", json.dumps(record | {"foreground_fraction": 0.5}).encode()
         ),
-        "is not a BLIP-Diffusion record: subject": broken(
+        "is not a blip-diffusion record: subject": broken(
             "json", json.dumps({k: v for k, v in record.items() if k != "subject"}).encode()
         ),
     }
     for message, sample in cases.items():
-        assert any(message in problem for problem in problems_of(sample, row)), message
+        assert any(message in problem for problem in FORMAT.problems_of(sample, row)), message
     wrong_row = row | {"background": "sea.jpg"}
-    (problem,) = problems_of(to_sample(matted()), wrong_row)
+    (problem,) = FORMAT.problems_of(FORMAT.sample_of(matted()), wrong_row)
     assert problem == "the index says background 'sea.jpg', the record 'sky.jpg'"
 
 
 @pytest.mark.parametrize("bad", [b"", b"\x89PNG\r\n", encode_grey(np.zeros((2, 2), np.uint8))[:30]])
 def test_a_broken_png_is_a_problem_not_a_crash(bad: bytes) -> None:
-    assert any("alpha.png cannot be decoded" in p for p in problems_of(broken("alpha.png", bad), row_of(matted())))
+    assert any(
+        "alpha.png cannot be decoded" in p for p in FORMAT.problems_of(broken("alpha.png", bad), row_of(matted()))
+    )

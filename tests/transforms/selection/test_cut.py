@@ -12,7 +12,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from schemas.dataset import Part, decode_part
 from schemas.errors import InputError, SubjectloomError
 from schemas.rejects import Reason, Reject
-from schemas.samples.mip_adapter import LAYOUT, problems_of
+from schemas.samples.mip_adapter import FORMAT
 from schemas.shards import Entry, Sample, read_tar
 from tests.datasets import JOB, example, scored
 from transforms.batch import Batch
@@ -43,7 +43,7 @@ SHARDS = {
 REJECT = Reject("r", "pictures/r.jpg", "gates", Reason.FEW_OBJECTS, "0 found")
 FINGERPRINTS = {shard: f"print-{shard}" for shard in SHARDS}
 CUT = Cut(best=3, distance=3)
-JOB_HERE = JOB.model_copy(update={"recipe": LAYOUT.recipe})
+JOB_HERE = JOB.model_copy(update={"recipe": FORMAT.recipe})
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def write_candidates(folder: Path) -> None:
 def write_shard(output: str, shard: int) -> None:
     made = [scored(example(key), quality, look) for key, (quality, look) in SHARDS[shard].items()]
     batch = Batch(shard, (*made, REJECT) if shard == 1 else tuple(made), (("read", 1.5),))
-    commit_shard(output, LAYOUT, shard, FINGERPRINTS[shard], [settle(batch, LAYOUT)])
+    commit_shard(output, FORMAT, shard, FINGERPRINTS[shard], [settle(batch, FORMAT)])
 
 
 def run(transform: beam.PTransform) -> None:
@@ -72,7 +72,7 @@ def run(transform: beam.PTransform) -> None:
 
 def choose_and_cut(output: str, cut: Cut = CUT) -> None:
     run(ChooseSamples(output, FINGERPRINTS, cut))
-    run(CutShards(output, LAYOUT, cut_fingerprints(FINGERPRINTS, cut)))
+    run(CutShards(output, FORMAT, cut_fingerprints(FINGERPRINTS, cut)))
 
 
 def keys_of(output: str) -> dict[str, list[str]]:
@@ -96,7 +96,7 @@ def test_only_the_chosen_stay_and_the_others_are_rejects(output: str) -> None:
     assert keys_of(output) == {"mip-adapter-000000.tar": ["a"], "mip-adapter-000001.tar": ["d", "e"]}
     final = cut_fingerprints(FINGERPRINTS, CUT)
     assert finished_shards(output) == final
-    info = finish_dataset(output, JOB_HERE, final, LAYOUT)
+    info = finish_dataset(output, JOB_HERE, final, FORMAT)
     assert info.counts.model_dump() == {
         "read": 7,
         "written": 3,
@@ -126,7 +126,7 @@ def test_samples_stay_as_they_are_and_their_rows_point_at_them(output: str) -> N
             assert sample.members == before[sample.key]
             assert (row["key"], row["offset"], row["size"], row["crc32"]) == (*vars(entry).values(),)
             assert (row["quality"], row["look"]) == SHARDS[shard][sample.key]
-            assert problems_of(sample, row) == []
+            assert FORMAT.problems_of(sample, row) == []
 
 
 def test_a_part_keeps_what_was_read_and_what_was_rejected_before(output: str) -> None:
@@ -151,8 +151,8 @@ def test_of_no_candidates_none_are_chosen(tmp_path: Path) -> None:
     run(ChooseSamples(str(tmp_path), {3: FINGERPRINTS[3]}, CUT))
     assert read_choice(str(tmp_path), 3).lowest is None
     final = cut_fingerprints({3: FINGERPRINTS[3]}, CUT)
-    run(CutShards(str(tmp_path), LAYOUT, final))
-    assert finish_dataset(str(tmp_path), JOB_HERE, final, LAYOUT).counts.written == 0
+    run(CutShards(str(tmp_path), FORMAT, final))
+    assert finish_dataset(str(tmp_path), JOB_HERE, final, FORMAT).counts.written == 0
 
 
 def test_the_choice_is_stored_by_shard(tmp_path: Path) -> None:
@@ -207,16 +207,16 @@ def test_a_damaged_sample_is_not_passed_on(output: str) -> None:
     content[700] ^= 1
     tar.write_bytes(content)
     with pytest.raises(InputError, match=r"000000.tar: the sample a is damaged: remove this file and run again with"):
-        cut_shard(output, LAYOUT, 0, "new")
+        cut_shard(output, FORMAT, 0, "new")
     assert finished_shards(output)[0] == "print-0"
 
 
 def test_a_key_in_two_shards_is_chosen_in_one(tmp_path: Path) -> None:
     prepare_output(str(tmp_path), JOB_HERE)
     for shard in (0, 1):
-        settled = settle(Batch(shard, (scored(example("twin"), 0.5),)), LAYOUT)
-        commit_shard(str(tmp_path), LAYOUT, shard, FINGERPRINTS[shard], [settled])
+        settled = settle(Batch(shard, (scored(example("twin"), 0.5),)), FORMAT)
+        commit_shard(str(tmp_path), FORMAT, shard, FINGERPRINTS[shard], [settled])
     prints = {shard: FINGERPRINTS[shard] for shard in (0, 1)}
     run(ChooseSamples(str(tmp_path), prints, Cut(best=1, distance=None)))
-    run(CutShards(str(tmp_path), LAYOUT, cut_fingerprints(prints, Cut(best=1, distance=None))))
+    run(CutShards(str(tmp_path), FORMAT, cut_fingerprints(prints, Cut(best=1, distance=None))))
     assert keys_of(str(tmp_path)) == {"mip-adapter-000000.tar": ["twin"]}

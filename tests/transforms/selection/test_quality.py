@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from schemas.example import Example, Object, Quality
 from schemas.masks import Mask
 from schemas.rejects import Reason
-from schemas.samples.mip_adapter import Record, problems_of, to_row, to_sample
+from schemas.samples.mip_adapter import FORMAT, Record
 from tests.beam import apply
 from tests.clip import save_random_clip
 from tests.examples import make_example, phrase
@@ -112,9 +112,9 @@ def test_examples_are_scored_together_and_each_by_its_own(clip: Clip) -> None:
 def test_what_is_scored_agrees_with_what_the_record_states(clip: Clip) -> None:
     many = annotated("k" * 9, *((f"a thing number {i}", i, i + 3) for i in range(7)))
     (example,) = add_quality(clip, [many])
-    row = to_row(example) | {"caption": example.caption, "source": "mem://" + example.key, "license": ""}
-    sample = to_sample(example)
-    assert problems_of(sample, row | {"width": example.width, "height": example.height}) == []
+    row = FORMAT.row_of(example) | {"caption": example.caption, "source": "mem://" + example.key, "license": ""}
+    sample = FORMAT.sample_of(example)
+    assert FORMAT.problems_of(sample, row | {"width": example.width, "height": example.height}) == []
     assert Record.from_sample(sample).quality.total == row["quality"]
 
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from jobs.plans import plan
 from pipelines.blip_diffusion import BlipDiffusionConfig
 from pipelines.fastcomposer import FastComposerConfig
 from schemas.errors import ConfigError, InputError, RecordError
@@ -21,6 +20,7 @@ from schemas.keys import clean_key
 from schemas.masks import Mask
 from schemas.rejects import Reason, Reject
 from tests.pictures import Member, encode, outcomes, read_all, scene, tar, with_orientation
+from tests.recipes import plan
 from tests.strategies import masks
 from transforms.batch import Outcome
 from transforms.models.presets import resolve
@@ -158,7 +158,7 @@ def test_an_annotation_that_does_not_fit_is_a_reject(tmp_path: Path, case: str) 
         ({"segmentation": {"size": [32, 24], "counts": "0h0"}}, "of [32, 24] (height, width), the picture of [24, 32]"),
         ({"segmentation": {"size": [24, 32], "counts": "0h0"}}, "its runs cover"),
         ({"segmentation": {"size": [24, 32], "counts": Mask.from_array(DOG).counts[:-1]}}, "its runs cover"),
-        ({"segmentation": {"size": [24, 32], "counts": "é"}}, "stands in no string of run lengths"),
+        ({"segmentation": {"size": [24, 32], "counts": "é"}}, "is not a character of COCO"),
         ({"segmentation": {"size": [24, 32]}}, "KeyError 'counts'"),
         ({"segmentation": None}, "a NoneType is neither polygons nor run lengths"),
         ({"predicted_iou": None}, "TypeError"),
@@ -323,17 +323,16 @@ def listed(kind: str) -> Listing:
 def test_a_similarity_of_class_names_is_refused_for_segments_without_any(similarity: Any) -> None:  # noqa: ANN401
     models = resolve("sample", {})
     with pytest.raises(ConfigError, match=f"of sa-1b have no class names, which similarity = '{similarity}'"):
-        plan(FastComposerConfig(similarity=similarity), models, listed("sa-1b"))
-    planned = plan(FastComposerConfig(similarity="clip"), models, listed("sa-1b"))
-    assert set(planned.models) == {"parser", "clip"}
-    plan(FastComposerConfig(similarity=similarity), models, listed("coco-panoptic"))
+        plan("fastcomposer", FastComposerConfig(similarity=similarity), models, listed("sa-1b"))
+    _, kinds = plan("fastcomposer", FastComposerConfig(similarity="clip"), models, listed("sa-1b"))
+    assert kinds == {"parser", "clip"}
+    plan("fastcomposer", FastComposerConfig(similarity=similarity), models, listed("coco-panoptic"))
 
 
 def test_segments_without_names_leave_the_subject_to_the_caption() -> None:
     models = resolve("sample", {})
-    planned = plan(BlipDiffusionConfig(), models, listed("sa-1b"))
-    assert set(planned.models) == {"parser", "clipseg"}
-    assert set(plan(BlipDiffusionConfig(), models, listed("coco-instances")).models) == set()
+    assert plan("blip-diffusion", BlipDiffusionConfig(), models, listed("sa-1b"))[1] == {"parser", "clipseg"}
+    assert plan("blip-diffusion", BlipDiffusionConfig(), models, listed("coco-instances"))[1] == set()
 
 
 def test_a_tar_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,66 @@
+"""`subjectloom recipes`: what there is to build and to train, and what can be chosen about it."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Table
+
+from pipelines import RECIPES
+
+
+def show_recipes(console: Console) -> None:
+    """Print each recipe's name and what it builds."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, recipe in RECIPES.items():
+        table.add_row(name, summary(sys.modules[recipe.steps.__module__].__doc__))
+    console.print(table)
+    console.print("subjectloom recipes NAME lists a recipe's fields", style="dim")
+
+
+def show_fields(name: str, training: type[BaseModel], console: Console) -> None:
+    """Print the fields of a recipe: of its datasets, and of its training config `training`."""
+    recipe = RECIPES[name]
+    console.print(f"{name}: {summary(sys.modules[recipe.steps.__module__].__doc__)}", soft_wrap=True)
+    for title, config in (("build", recipe.config), ("train", training)):
+        table = Table(title=f"subjectloom {title} {name} --set FIELD=VALUE", title_justify="left", box=None)
+        for column in ("field", "default", "values", "meaning"):
+            table.add_column(column, overflow="fold")
+        for row in fields_of(config):
+            table.add_row(*row)
+        console.print(table, markup=False)
+
+
+def fields_of(config: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, default, possible values and meaning (with its unit) of each field."""
+    for name, field in config.model_fields.items():
+        default = "none" if field.default is None else str(field.default)
+        yield name, default or '""', values_of(field), field.description or ""
+
+
+def values_of(field: FieldInfo) -> str:
+    """Return the choices of a field, or the name of its type with its bounds."""
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    texts = [text for kind in kinds for text in (get_args(kind) or (kind,)) if isinstance(text, str)]
+    if texts:
+        return " | ".join(texts)
+    bounds = " ".join(f"{sign} {value:g}" for sign, value in _bounds(field.metadata))
+    names = getattr(field.annotation, "__name__", "") if not get_args(field.annotation) else str(field.annotation)
+    name = " | ".join(kind.__name__ for kind in kinds if isinstance(kind, type)) or names
+    return f"{name} {bounds}".strip()
+
+
+def _bounds(metadata: list[Any]) -> Iterator[tuple[str, float]]:
+    signs: Mapping[str, str] = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    for constraint in metadata:
+        for attribute, sign in signs.items():
+            if hasattr(constraint, attribute):
+                yield sign, getattr(constraint, attribute)
+
+
+def summary(document: str | None) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    return " ".join((document or "").split("\n\n", 1)[0].split())

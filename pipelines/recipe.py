@@ -1,0 +1,68 @@
+"""What a recipe is: the format of its samples, its config, and the steps between reading and writing.
+
+Importing a recipe loads its config and nothing else, so that a wrong option is an error at once: `settle` and `steps`
+import the transforms that they use.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import Field
+
+from schemas.dataset import StrictModel
+from schemas.errors import ConfigError
+from schemas.samples.base import SampleFormat
+
+if TYPE_CHECKING:
+    from transforms.models.presets import Models
+    from transforms.read import Listing
+    from transforms.selection.cut import Cut
+    from transforms.step import Step
+
+
+class BuildConfig(StrictModel):
+    """What can be chosen about the datasets of every recipe."""
+
+    samples_per_shard: int = Field(default=1000, ge=1, description="records read into one shard")
+    batch_size: int = Field(default=8, ge=1, description="pictures that go through a model together")
+    seed: int = Field(default=0, ge=0, description="seed of all that is random, together with a record's key")
+
+
+Config = TypeVar("Config", bound=BuildConfig)
+
+
+def no_cut(_: Any) -> None:  # noqa: ANN401 - a config of any recipe
+    """Keep all samples."""
+
+
+@dataclass(frozen=True)
+class Recipe(Generic[Config]):
+    """A recipe.
+
+    Attributes:
+        format: what its samples are.
+        config: what can be chosen about it.
+        settle: fills in what a config leaves open, from the preset and the source; raises a ConfigError where the
+            config contradicts them.
+        steps: the steps between reading and writing, in order, for a settled config.
+        cut: which samples are kept when all of them are scored; None keeps all.
+        writes_captions: whether its steps write the captions that the source lacks, where the preset has a captioner.
+    """
+
+    format: SampleFormat
+    config: type[Config]
+    settle: Callable[[Config, "Models", "Listing"], Config]
+    steps: Callable[[Config, "Models", "Listing"], "Sequence[Step]"]
+    cut: Callable[[Config], "Cut | None"] = no_cut
+    writes_captions: bool = False
+
+
+def check_similarity(similarity: str, listing: "Listing", *, is_named: bool) -> None:
+    """Raise a ConfigError if class names are to be compared and the segments have none (`is_named` is false)."""
+    if similarity != "clip" and not is_named:
+        origin = listing.kind if listing.has_segments else "SAM"
+        raise ConfigError(
+            f"the segments of {origin} have no class names, which similarity = {similarity!r} compares with: "
+            "choose --similarity clip"
+        )
