@@ -12,7 +12,8 @@ from PIL import Image
 from schemas.example import Example
 from schemas.rejects import Reason
 from transforms.batch import Outcome
-from transforms.read import Listing, read_batches
+from transforms.listing import Listing
+from transforms.read import read_batches
 
 
 def scene(height: int = 24, width: int = 32) -> NDArray[np.uint8]:

@@ -11,7 +11,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from schemas.errors import InputError
 from tests.pictures import encode, outcomes, read_all, scene
 from transforms.batch import Batch
-from transforms.read import ReadBatches, list_source, read_batches
+from transforms.listing import list_source
+from transforms.read import ReadBatches, read_batches
 
 JPEG = encode(scene(), "JPEG")
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from apache_beam.io.filesystem import BeamIOError
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -85,7 +84,7 @@ def _list_file(file: File) -> Iterator[Background]:
             for info in tar:
                 if info.isfile() and info.name.lower().endswith(_PICTURES):
                     yield Background(f"{file.uri}/{info.name}", file.path, info.offset_data, info.size)
-    except (OSError, BeamIOError, tarfile.TarError) as error:
+    except (OSError, tarfile.TarError) as error:
         raise InputError(f"the backgrounds in {file.path} cannot be read: {error}") from error
 
 

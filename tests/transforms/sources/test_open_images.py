@@ -7,7 +7,8 @@ from schemas.example import Box, Example, Source
 from schemas.rejects import Reason, Reject
 from tests.pictures import encode, scene, with_orientation
 from transforms.batch import Outcome
-from transforms.read import Listing, list_source, read_batches
+from transforms.listing import Listing, list_source
+from transforms.read import read_batches
 
 JPEG = encode(scene(), "JPEG", quality=95)  # 32 x 24 pixels
 BOXES = "train-annotations-bbox.csv"

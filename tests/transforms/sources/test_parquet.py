@@ -13,7 +13,8 @@ from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from tests.pictures import encode, outcomes, read_all, scene
 from transforms.batch import Outcome
-from transforms.read import list_source, read_batches
+from transforms.listing import list_source
+from transforms.read import read_batches
 from transforms.sources.parquet import Rows
 
 JPEG = encode(scene(), "JPEG")

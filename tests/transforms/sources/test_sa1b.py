@@ -23,8 +23,9 @@ from tests.pictures import Member, encode, outcomes, read_all, scene, tar, with_
 from tests.recipes import plan
 from tests.strategies import masks
 from transforms.batch import Outcome
+from transforms.listing import Listing, list_source
 from transforms.models.presets import resolve
-from transforms.read import Listing, list_source, read_batches
+from transforms.read import read_batches
 from transforms.sources.sa1b import read_annotation, segments_of
 
 JPEG = encode(scene(), "JPEG")  # 32 x 24 pixels

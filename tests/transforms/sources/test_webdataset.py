@@ -12,7 +12,7 @@ from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from tests.pictures import Member, encode, outcomes, read_all, scene, tar
 from transforms.batch import Outcome
-from transforms.read import list_source
+from transforms.listing import list_source
 
 JPEG = encode(scene(), "JPEG")
 PNG = encode(scene())
