@@ -23,7 +23,6 @@ SHARED = [
 BUILD = [
     "apache-beam>=2.77",
     "huggingface_hub>=1.0",
-    "inflect>=7.5",
     "numba>=0.61",
     "open_clip_torch>=3.3",
     "pymatting>=1.1.14",
@@ -73,6 +72,7 @@ setup(
             *TENSORBOARD,
             "datasets>=5.0",
             "hypothesis>=6.140",
+            "inflect>=7.5",
             "megatron-energon>=7.0",
             "mutmut>=3.8",
             "mypy>=2.0",

@@ -28,8 +28,8 @@ from pipelines.blip_diffusion import BlipDiffusionConfig
 from schemas.images import decode_image
 from transforms.matting.closed_form import closed_form_alpha
 from transforms.matting.cutout import TrimapBounds, enlarge
-from transforms.matting.trimap import UNKNOWN, trimap_of_confidence
-from transforms.models.clipseg import ClipSeg, find_texts, load_clipseg
+from transforms.matting.trimap import UNKNOWN, trimap_of_heatmap
+from transforms.models.clipseg import ClipSeg, find_heatmaps, load_clipseg
 from transforms.models.presets import resolve
 
 BATCH = 8
@@ -66,7 +66,7 @@ def confidences(clipseg: ClipSeg, subjects: list[Subject]) -> Iterator[NDArray[n
     """CLIPSeg's confidence of each subject, in batches of `BATCH`: [H, W] float32 in [0, 1]."""
     for start in range(0, len(subjects), BATCH):
         some = subjects[start : start + BATCH]
-        maps = find_texts(clipseg, [subject.image for subject in some], [[subject.phrase] for subject in some])
+        maps = find_heatmaps(clipseg, [subject.image for subject in some], [[subject.phrase] for subject in some])
         for subject, found in zip(some, maps, strict=True):
             yield enlarge(found[0], subject.alpha.shape)
 
@@ -81,7 +81,7 @@ def make_subjects(seed: int, count: int) -> list[Subject]:
 
 def make_trimap(confidence: NDArray[np.float32], sure: TrimapBounds, band: int) -> NDArray[np.uint8] | None:
     """Make the trimap [H, W] of a confidence [H, W]; None if it has no foreground or no background pixel."""
-    trimap = trimap_of_confidence(confidence, sure.lower, sure.upper, band)
+    trimap = trimap_of_heatmap(confidence, sure.lower, sure.upper, band)
     return trimap if {0, 255} <= set(np.unique(trimap).tolist()) else None
 
 

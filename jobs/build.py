@@ -27,8 +27,8 @@ from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.dataset import finish_dataset, finished_shards, leaving_nothing, prepare_output
+from transforms.listing import list_source
 from transforms.models.presets import Models, name_of, revision_of
-from transforms.read import list_source
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 from transforms.step import Step

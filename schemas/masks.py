@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-BBox = tuple[int, int, int, int]
-"""[x, y, w, h] in pixels of the stored image; x + w and y + h are exclusive ends."""
+from schemas.boxes import BBox
+
+__all__ = ["BBox", "Mask", "intersection_over_union"]
 
 
 @dataclass(frozen=True)

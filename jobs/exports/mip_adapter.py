@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.exports.folder import MAX_LABELS, label_map, new_folder, read_samples
+from schemas.boxes import from_corners, overlap
 from schemas.images import decode_image
 from schemas.samples.mip_adapter import ObjectField, Record
 
@@ -200,12 +201,8 @@ def _box_problem(one: Shown, labels: NDArray[np.uint8]) -> str:
 
 
 def _overlap_problem(one: Shown, taken: Sequence[Shown]) -> str:
-    return "inside another's box" if any(_overlap(one.box, other.box) > MAX_OVERLAP for other in taken) else ""
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """The shared area of two boxes over that of the smaller one."""
-    return _area(_shared(a, b)) / min(_area(a), _area(b))
+    box = from_corners(one.box)
+    return "inside another's box" if any(overlap(box, from_corners(o.box)) > MAX_OVERLAP for o in taken) else ""
 
 
 def _survives(box: Box, window: Box) -> bool:

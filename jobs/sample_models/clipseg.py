@@ -32,7 +32,7 @@ from jobs.sample_models.clip import NOTHING
 from jobs.sample_models.fit import Batch, Checkpoint, Output, Peak, Scenes, Seed, Settings, Steps, fit
 from jobs.sample_models.metrics import intersection_over_union
 from jobs.sample_models.pools import KINDS, NO_OBJECT, held_out_scene, kinds_of, map_scenes, training_scene
-from transforms.models.clipseg import ClipSeg, find_texts
+from transforms.models.clipseg import ClipSeg, find_heatmaps
 from transforms.scenes.grammar import ENDINGS, NUMBERS, PLURALS, Group, describe
 from transforms.scenes.paint import COLORS, TEXTURES
 from transforms.scenes.shapes import NOUNS
@@ -294,7 +294,7 @@ def evaluate(model: CLIPSegForImageSegmentation, count: int = 64) -> dict[str, f
     overlaps = []
     for scene in map(held_out_scene, range(count)):
         spans = sorted({thing.phrase for thing in scene.objects if thing.phrase})
-        (maps,) = find_texts(clipseg, [scene.image], [[scene.caption[a:b] for a, b in spans]])
+        (maps,) = find_heatmaps(clipseg, [scene.image], [[scene.caption[a:b] for a, b in spans]])
         for span, heatmap in zip(spans, maps, strict=True):
             truth = np.any([thing.mask for thing in scene.objects if thing.phrase == span], axis=0)
             resized = Image.fromarray(heatmap).resize(truth.shape[::-1], Image.Resampling.BILINEAR)

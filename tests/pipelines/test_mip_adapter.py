@@ -24,8 +24,8 @@ from schemas.samples.mip_adapter import Record
 from tests.grounding import write_detector
 from tests.pictures import Member, tar
 from tests.recipes import plan
+from transforms.listing import list_source
 from transforms.models.presets import SAMPLE, resolve
-from transforms.read import list_source
 from transforms.scenes import Scene
 
 MODELS = resolve("sample", {})

@@ -30,6 +30,7 @@ A batch holds
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Self
 
@@ -140,7 +141,7 @@ def view(raw: Raw, rng: np.random.Generator, tokenizer: CLIPTokenizer, config: C
     opened = open_jpeg(raw.get("jpg", b""), record.width, record.height)
     objects = highest_scores(record.objects, config.max_objects)
     augmenting = rng if config.augment else None
-    window = window_of(record.width, record.height, union([thing.bbox for thing in objects]), augmenting)
+    window = window_of(record.width, record.height, reduce(union, [thing.bbox for thing in objects]), augmenting)
     mirrored = augmenting is not None and bool(augmenting.random() < 0.5)
     crop = crop_window(record.height, window, config.resolution, mirrored=mirrored)
     dropped = draw(drop_table(config), "sample", rng)
