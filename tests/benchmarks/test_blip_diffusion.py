@@ -63,8 +63,8 @@ def test_the_measured_losses_are_the_models_own(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 def test_a_short_training_lowers_the_loss_on_unseen_scenes(tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    write_pairs(tmp_path / "training", examples_of(TRAINING, 200))
-    write_pairs(tmp_path / "held-out", examples_of(HELD_OUT, 48))
-    measured = measure(tmp_path, 0, 60)
+    write_pairs(tmp_path / "training", examples_of(TRAINING, 60))
+    write_pairs(tmp_path / "held-out", examples_of(HELD_OUT, 16))
+    measured = measure(tmp_path, 0, 30)
     assert measured.after.mean() < 0.5 * measured.before.mean()
     assert in_standard_errors(measured.before - measured.after) > 10
