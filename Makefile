@@ -4,9 +4,13 @@ BIN := .venv/bin
 DEMO := demo
 # An environment over the first: its own packages come before those.
 GROUNDINGDINO := .venv-groundingdino
+DETECTOR_TESTS := tests/transforms/models/test_groundingdino.py tests/transforms/models/test_detector.py
 PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-.PHONY: help env groundingdino demo train test test-groundingdino test-fast lint format bench lock clean
+# Two test processes, each file in one of them. Their order is that of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: help env groundingdino demo train test test-groundingdino test-fast test-wheel lint format bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -16,7 +20,7 @@ env: .venv/.ready  ## make the environment in .venv, with the exact versions of 
 .venv/.ready: constraints.txt setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
@@ -25,7 +29,7 @@ groundingdino: $(GROUNDINGDINO)/.ready  ## make .venv-groundingdino, which runs 
 $(GROUNDINGDINO)/.ready: constraints-groundingdino.txt .venv/.ready
 	$(BIN)/python -m venv --clear --without-pip $(GROUNDINGDINO)
 	$(abspath $(BIN))/python $(PURELIB) > "$$($(GROUNDINGDINO)/bin/python $(PURELIB))/below.pth"
-	$(BIN)/uv pip install --quiet --python $(GROUNDINGDINO)/bin/python --no-deps -r constraints-groundingdino.txt --editable .
+	$(BIN)/uv pip install --quiet --python $(GROUNDINGDINO)/bin/python --no-deps --compile-bytecode -r constraints-groundingdino.txt --editable .
 	touch $@
 
 demo: env  ## render sample scenes and build a FastComposer dataset from them, in demo/
@@ -37,16 +41,25 @@ train: env  ## train a small model on the demo's dataset, in runs/demo: curves, 
 	test -d $(DEMO)/fastcomposer || $(MAKE) demo
 	$(BIN)/subjectloom train fastcomposer --data $(DEMO)/fastcomposer --output runs/demo --resume
 
+test test-fast test-groundingdino test-wheel: export OMP_NUM_THREADS = 1
+
 test: env  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
+ifdef CI
+	$(MAKE) test-groundingdino
+else
 	if $(MAKE) groundingdino; then $(MAKE) test-groundingdino; else \
-	  echo "SKIPPED tests/transforms/test_groundingdino.py: groundingdino-py could not be installed"; fi
+	  echo "SKIPPED $(DETECTOR_TESTS): groundingdino-py could not be installed"; fi
+endif
 
 test-groundingdino: groundingdino  ## the detector's tests, both backends, in .venv-groundingdino
-	$(GROUNDINGDINO)/bin/python -m pytest tests/transforms/test_groundingdino.py tests/transforms/test_detector.py
+	$(GROUNDINGDINO)/bin/python -m pytest $(DETECTOR_TESTS)
 
 test-fast: env  ## the tests that take no longer than a few seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-wheel: env  ## build the wheel, install it outside the clone, and build a dataset with it there
+	.ci/test-wheel
 
 lint: env  ## style, formatting and types
 	$(BIN)/ruff check .
@@ -57,22 +70,11 @@ format: env  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: env  ## accuracy against the scenes' truth, speed, and what the localization loss does and costs
-	$(BIN)/python -m benchmarks.accuracy
-	$(BIN)/python -m benchmarks.mattes
-	$(BIN)/python -m benchmarks.matting
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.loader
-	$(BIN)/python -m benchmarks.localization_cost
-	$(BIN)/python -m benchmarks.localization
-	$(BIN)/python -m benchmarks.blip_diffusion
-	$(BIN)/python -m benchmarks.object_relevance
-	$(BIN)/python -m benchmarks.object_quality
-	$(BIN)/python -m benchmarks.grounding
-	$(BIN)/python -m benchmarks.best_k
+bench: env  ## run all benchmarks (hours) and write benchmarks/README.md
+	$(BIN)/python -m benchmarks
 
 lock: env  ## resolve the newest versions into constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.11 --extra dev setup.py -o constraints.txt
 
-clean:  ## remove the environments and the demo
-	rm -rf .venv $(GROUNDINGDINO) $(DEMO)
+clean:  ## remove the environments, the demo and what packaging leaves
+	rm -rf .venv $(GROUNDINGDINO) $(DEMO) build dist *.egg-info

@@ -1,8 +1,43 @@
-"""Subjectloom: one application of seven importable folders."""
+"""Subjectloom: one application of five importable packages."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+SHARED = [
+    "contourpy>=1.3",
+    "jinja2>=3.1",
+    "numpy>=2.0",
+    "pillow>=12.0",
+    "pyarrow>=20.0",
+    "pycocotools>=2.0.10",
+    "pydantic>=2.11",
+    "pyyaml>=6.0",
+    "rich>=14.0",
+    "safetensors>=0.6",
+    "torch>=2.8",
+    "torchvision>=0.23",
+    "transformers>=5.0",
+    "typer>=0.20",
+]
+BUILD = [
+    "apache-beam>=2.77",
+    "huggingface_hub>=1.0",
+    "numba>=0.61",
+    "open_clip_torch>=3.3",
+    "pymatting>=1.1.14",
+    "scipy>=1.15",
+    "segment-anything>=1.0",
+    "spacy>=3.8,<4",
+    "thinc>=8.3",
+]
+TRAIN = [
+    "accelerate>=1.10",
+    "diffusers>=0.36",
+    "tokenizers>=0.22",
+    "webdataset>=1.0",
+]
+TENSORBOARD = ["tensorboard>=2.20"]
 
 setup(
     name="subjectloom",
@@ -22,45 +57,30 @@ setup(
         ]
     ),
     package_data={"transforms": ["models/sample/**"], "jobs": ["report/templates/*"]},
-    install_requires=[
-        "accelerate>=1.10",
-        "apache-beam>=2.77",
-        "contourpy>=1.3",
-        "diffusers>=0.36",
-        "huggingface_hub>=1.0",
-        "inflect>=7.5",
-        "jinja2>=3.1",
-        "numpy>=2.0",
-        "numba>=0.61",
-        "open_clip_torch>=3.3",
-        "pillow>=12.0",
-        "pyarrow>=20.0",
-        "pycocotools>=2.0.10",
-        "pydantic>=2.11",
-        "pymatting>=1.1.14",
-        "pyyaml>=6.0",
-        "rich>=14.0",
-        "safetensors>=0.6",
-        "scipy>=1.15",
-        "segment-anything>=1.0",
-        "spacy>=3.8,<4",
-        "tensorboard>=2.20",
-        "torch>=2.8",
-        "torchvision>=0.23",
-        "transformers>=5.0",
-        "typer>=0.20",
-        "webdataset>=1.0",
-    ],
+    install_requires=[*SHARED, *BUILD, *TRAIN],
     extras_require={
+        # What `subjectloom build` and `subjectloom train` need. A plain install has both: these two name the parts for
+        # whoever lays out an image of one of them and installs the package itself with --no-deps.
+        "build": [*SHARED, *BUILD],
+        "train": [*SHARED, *TRAIN],
+        # Event files beside a run's curves.
+        "tensorboard": TENSORBOARD,
+        # Dataflow with gs:// paths; s3:// paths.
+        "gcp": ["apache-beam[gcp]>=2.77"],
+        "aws": ["apache-beam[aws]>=2.77"],
         "dev": [
+            *TENSORBOARD,
             "datasets>=5.0",
             "hypothesis>=6.140",
+            "inflect>=7.5",
             "megatron-energon>=7.0",
+            "mutmut>=3.8",
             "mypy>=2.0",
             "playwright>=1.60",
             "pre-commit>=4.0",
             "pytest>=9.0",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "ruff>=0.17",
             "types-PyYAML>=6.0",
         ],

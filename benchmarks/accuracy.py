@@ -1,14 +1,15 @@
-"""How right the sample models are, against the truth of scenes that training never saw.
+"""Accuracy of the sample models on scenes that no model was trained on, and of the parser on a treebank's dev set.
 
-    python -m benchmarks.accuracy [--count 300] [--treebank DIR]
+    python -m benchmarks.accuracy [--count 300] [--treebank DIR] [--write]
 
-Everything is measured on the pictures and captions as a user has them: JPEG and text files, through the steps
-that `subjectloom build` runs.
+Pictures and captions are read from JPEG and text files and go through the steps of `subjectloom build`. Precision,
+recall and F1 of noun phrases compare exact character spans; links are those of phrases and objects in the dataset that
+was built.
 """
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from benchmarks.tables import Row, Write, report
 from jobs.build import Request, build
 from jobs.exports.folder import read_samples
 from jobs.sample_models.metrics import LabelledMask, intersection_over_union, panoptic_quality
@@ -31,11 +33,11 @@ from transforms.models.segmenter import load_segmenter, segment_images
 from transforms.text.phrases import find_phrases
 
 SEED = 1000
-"""Scenes of `subjectloom scenes --seed 1000`; training draws from other streams."""
+"""Seed of the scenes; no sample model is trained on scenes of this seed."""
 TREEBANK = Path(__file__).parents[1] / ".." / "shared" / "treebank"
 
 Truth = dict[str, Any]
-"""The contents of a scene's `truth/KEY.json`."""
+"""Contents of a scene's `truth/KEY.json`."""
 
 
 def read_truths(scenes: Path) -> dict[str, Truth]:
@@ -73,9 +75,9 @@ def _segmented(
 def link_scores(output: Path, truths: dict[str, Truth]) -> dict[str, float]:
     """Precision and recall of the links between phrases and objects in a dataset built from scenes.
 
-    A subject is right where its mask covers an object (IoU of at least 0.5) whose phrase in the caption, as it
-    was written, is the subject's. A phrase that counts several objects ("two cups") may link to each of them
-    once. Recall is over all objects that the caption names.
+    A subject is right if its mask matches an object (IoU of at least 0.5) that has the subject's phrase in the scene's
+    caption. A phrase for several objects ("two cups") may link to each of them once. Recall is over all objects that
+    the caption names.
     """
     right = given = 0
     for sample in read_samples(str(output), "fastcomposer"):
@@ -99,32 +101,39 @@ def _is_object(mask: np.ndarray[Any, np.dtype[np.bool_]], thing: dict[str, Any])
     return intersection_over_union(mask, Mask.from_json(thing["segmentation"]).to_array()) >= 0.5
 
 
-def measure(count: int, treebank: Path, console: Console) -> dict[str, dict[str, float]]:
-    """Measure everything on `count` scenes; the treebank's part is left out where `treebank` is missing."""
+def measure(count: int, treebank: Path) -> Iterator[Row]:
+    """Measure everything on `count` scenes; the parser on real text only if `treebank` is there."""
     models = resolve("sample", {})
-    results: dict[str, dict[str, float]] = {}
     if (treebank / "dev.conllu.gz").exists():
-        results["phrases, treebank"] = asdict(evaluate(load_parser(models.parser).nlp, treebank / "dev.conllu.gz"))
+        scores = asdict(evaluate(load_parser(models.parser).nlp, treebank / "dev.conllu.gz"))
+        yield from rows("parser, treebank dev", scores, {"noun_phrase_f1": 0.88})
     with tempfile.TemporaryDirectory() as folder:
         scenes, output = Path(folder) / "scenes", Path(folder) / "dataset"
         list(write_scenes(scenes, count, SEED))
         truths = read_truths(scenes)
-        results["phrases, scenes"] = phrase_scores(models, truths)
-        results["panoptic, scenes"] = segment_scores(models, scenes, truths)
-        build(Request("fastcomposer", str(scenes / "images"), str(output), FastComposerConfig(), models), console)
-        results["links, scenes"] = link_scores(output, truths)
-    return results
+        yield from rows("noun phrases, scenes", phrase_scores(models, truths), {"f1": 0.97})
+        yield from rows("segments, scenes", segment_scores(models, scenes, truths), {"pq": 0.80})
+        build(
+            Request("fastcomposer", str(scenes / "images"), str(output), FastComposerConfig(), models),
+            Console(stderr=True),
+        )
+        yield from rows("links, scenes", link_scores(output, truths), {"precision": 0.93, "recall": 0.88})
+
+
+def rows(subject: str, scores: Mapping[str, float], bounds: Mapping[str, float]) -> Iterator[Row]:
+    """Make a row of each score, with its lower bound where there is one."""
+    for name, value in scores.items():
+        bound = f"at least {bounds[name]:.2f}" if name in bounds else ""
+        yield Row(f"{subject}: {name.replace('_', ' ')}", f"{value:.3f}", bound)
 
 
 def main(
     count: Annotated[int, typer.Option(help="Scenes to measure on.")] = 300,
     treebank: Annotated[Path, typer.Option(help="Folder with dev.conllu.gz.")] = TREEBANK,
+    write: Write = False,
 ) -> None:
-    """Print how right the sample models are."""
-    console = Console()
-    for what, scores in measure(count, treebank, console).items():
-        numbers = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        console.print(f"{what:20} {numbers}", highlight=False)
+    """Measure how accurate the sample models are."""
+    report("accuracy", __doc__ or "", list(measure(count, treebank)), write=write)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""What it costs to choose the best of many samples on one machine, with near duplicates among them and without.
+"""Processor time and memory of choosing the best of many samples with the local runner.
 
-    python -m benchmarks.best_k [--best 1000] [--counts 250000,500000,1000000]
+    python -m benchmarks.best_k [--best 1000] [--counts 250000,500000,1000000] [--write]
 
-The candidates are made up: a quality and 64 random bits each, and every tenth looks like the one before it. They are
-made on the workers, as a job reads them from the shards' books, and nothing but the local runner holds them. Every
-measurement is a process of its own; its peak memory is the whole process', Python and Beam included. Seconds are the
-processor's: what else the machine does is not in them.
+Each candidate has a random quality and a random hash of 64 bits; every tenth is a near copy of the one before it.
+Candidates are created on the workers, as a job reads them from the shards, so that only the local runner holds them.
+Every measurement runs in a process of its own; peak memory includes Python and Beam.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,21 +22,20 @@ import numpy as np
 import typer
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.memory import peak_mb
+from benchmarks.tables import Row, Write, report
 from schemas.keys import rng_of
 from transforms.selection.top_k import Candidate, ChooseBest, MarkNearDuplicates
 
 PER_SHARD = 1000
 COPIED = 10
-"""Every so manieth candidate is a copy."""
+"""Every tenth candidate is a near copy of the one before it."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one choice: seconds, megabytes of the process before and at its peak, and how many were chosen."""
+    """Cost of a choice: processor time in seconds, memory before it and at its peak in MB, and how many were chosen."""
 
     seconds: float
     before: float
@@ -46,7 +44,7 @@ class Cost:
 
 
 def candidates_of(shard: int) -> Iterator[Candidate]:
-    """Make the candidates of a shard; a copy has two bits flipped, and another quality."""
+    """Create the candidates of a shard; a copy has another quality and two bits of its hash flipped."""
     rng = rng_of(0, "candidates", str(shard))
     looks = rng.integers(0, 2**64, PER_SHARD, dtype=np.uint64)
     looks[COPIED - 1 :: COPIED] = looks[COPIED - 2 :: COPIED] ^ np.uint64(0b11)
@@ -55,7 +53,7 @@ def candidates_of(shard: int) -> Iterator[Candidate]:
 
 
 def choose(count: int, best: int, distance: int | None, output: str) -> Cost:
-    """Choose the best of `count` candidates and write their keys to the file `output`, one on a line."""
+    """Choose the best of `count` candidates and write their keys to the file `output`, one per line."""
     before, started = peak_mb(), time.process_time()
     with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
         candidates = (
@@ -63,12 +61,12 @@ def choose(count: int, best: int, distance: int | None, output: str) -> Cost:
         )
         if distance is not None:
             candidates |= MarkNearDuplicates(distance)
-        _ = candidates | ChooseBest(best) | beam.Map(partial(_note, output))
+        _ = candidates | ChooseBest(best) | beam.Map(partial(_append_key, output))
     seconds = time.process_time() - started
     return Cost(seconds, before, peak_mb(), len(Path(output).read_text().splitlines()))
 
 
-def _note(output: str, candidate: Candidate) -> None:
+def _append_key(output: str, candidate: Candidate) -> None:
     with Path(output).open("a") as file:
         file.write(f"{candidate.key}\n")
 
@@ -79,23 +77,28 @@ def measure(count: int, best: int, distance: int | None) -> Cost:
         return pool.submit(choose, count, best, distance, f"{folder}/chosen").result()
 
 
-def main(
-    best: Annotated[int, typer.Option(help="How many to choose.")] = 1000,
-    counts: Annotated[str, typer.Option(help="Of how many, separated by commas.")] = "250000,500000,1000000",
-    distance: Annotated[int, typer.Option(help="Bits in which near duplicates differ at most.")] = 3,
-) -> None:
-    """Print seconds and peak memory."""
-    table = Table(title=f"the best {best:,}, on the local runner")
-    for title in ("of", "near duplicates", "seconds", "microseconds each", "peak MB", "MB before"):
-        table.add_column(title, justify="right")
-    for apart in (None, distance):
-        for count in map(int, counts.split(",")):
-            cost = measure(count, best, apart)
+def rows(counts: Sequence[int], best: int, distance: int) -> Iterator[Row]:
+    """Measure each number of candidates, with near duplicates kept and with them removed."""
+    for allowed in (None, distance):
+        for count in counts:
+            cost = measure(count, best, allowed)
             assert cost.chosen == best
-            each = f"{cost.seconds / count * 1e6:.0f}"
-            told = "stay" if apart is None else f"go ({apart} bits)"
-            table.add_row(f"{count:,}", told, f"{cost.seconds:.1f}", each, f"{cost.peak:.0f}", f"{cost.before:.0f}")
-    Console(highlight=False).print(table)
+            duplicates = "kept" if allowed is None else f"within {allowed} bits removed"
+            each = f"{cost.seconds / count * 1e6:.0f} us per candidate"
+            note = f"{each}, peak memory {cost.peak:.0f} MB, {cost.before:.0f} MB before"
+            yield Row(f"{count:,} candidates, near duplicates {duplicates}", f"{cost.seconds:.1f} s", note)
+
+
+def main(
+    best: Annotated[int, typer.Option(help="Number of samples to choose.")] = 1000,
+    counts: Annotated[str, typer.Option(help="Numbers of candidates, separated by commas.")] = "250000,500000,1000000",
+    distance: Annotated[int, typer.Option(help="Near duplicates differ in at most this many bits.")] = 3,
+    write: Write = False,
+) -> None:
+    """Measure processor time and peak memory."""
+    report(
+        "best_k", __doc__ or "", list(rows([int(count) for count in counts.split(",")], best, distance)), write=write
+    )
 
 
 if __name__ == "__main__":

@@ -22,24 +22,23 @@ import torch
 import transformers
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.tables import Row, Write, report
 from jobs.scenes import scene_of
-from jobs.train import PRESETS
-from schemas.example import Example, Placement, Source, Subject
-from schemas.images import encode_grey, encode_jpeg
+from schemas.example import Example
+from schemas.images import decode_grey
+from schemas.samples.blip_diffusion import FORMAT
 from schemas.shards import write_tar
-from training.blip_data import each_once, pairs, read_prompts
-from training.blip_diffusion import BlipDiffusion, load_blip_parts
 from training.diffusion import encode_pictures, noise_target
-from training.shards import find_shards
-from training.small import small_blip_parts
-from training.train import BlipTrainConfig, train
+from training.loop import train
+from training.recipes.blip_diffusion import TRAINING as RECIPE
+from training.recipes.blip_diffusion import Config, Model, load, small, texts, view
+from training.shards import batches, batches_once, find_shards, read_texts
 from transforms.models.presets import SAMPLE
 from transforms.scenes.paint import paint_background
+from transforms.scenes.truth import true_example
 
-SETTINGS = {**PRESETS["blip-diffusion"]["sample"], "workers": 0}
+SETTINGS = {**RECIPE.presets["sample"], "workers": 0}
 TRAINING, HELD_OUT = 3000, 3001
 """Seeds of scenes."""
 TIMES = (100, 300, 500, 700, 900)
@@ -63,35 +62,15 @@ class Measured:
 
 def examples_of(seed: int, count: int, size: int = 96) -> list[Example]:
     """Make `count` examples of scenes, each with its largest object as the subject."""
-    made = (one for index in range(20 * count) if (one := example_of(seed, index, size)) is not None)
-    return list(islice(made, count))
+    examples = (example_of(seed, index, size) for index in range(20 * count))
+    return list(islice((example for example in examples if example is not None), count))
 
 
 def example_of(seed: int, index: int, size: int = 96) -> Example | None:
-    """Lay a scene's largest object on another background by its exact alpha; None where it is too small or large."""
-    scene = scene_of(seed, index, size)
-    thing = max(scene.objects, key=lambda one: int(one.alpha.sum()))
-    alpha = thing.alpha.astype(np.float64) / 255
-    if not AREA[0] <= alpha.mean() <= AREA[1]:
-        return None
+    """Composite a scene's largest object on another background; None if the object is too small or too large."""
     background = paint_background(np.random.default_rng([seed, index]), size, size)
-    composite = alpha[..., None] * scene.image + (1 - alpha[..., None]) * background
-    trimap = np.select([thing.alpha == 0, thing.alpha == 255], [0, 255], 128).astype(np.uint8)
-    key = f"{index:06d}"
-    return Example(
-        key,
-        encode_jpeg(scene.image),
-        size,
-        size,
-        scene.caption,
-        Source(key),
-        scene.caption,
-        subject=Subject(thing.noun),
-        trimap=encode_grey(trimap),
-        alpha=encode_grey(thing.alpha),
-        composite=encode_jpeg(np.rint(composite).astype(np.uint8)),
-        placement=Placement("painted"),
-    )
+    example = true_example(scene_of(seed, index, size), f"{index:06d}", np.rint(background).astype(np.uint8))
+    return example if AREA[0] <= decode_grey(example.alpha).mean() / 255 <= AREA[1] else None
 
 
 def write_pairs(folder: Path, examples: list[Example]) -> Path:
@@ -103,18 +82,18 @@ def write_pairs(folder: Path, examples: list[Example]) -> Path:
 
 
 @torch.no_grad()
-def losses_of(model: BlipDiffusion, batches: list[dict[str, Any]]) -> Losses:
+def losses_of(model: Model, held_out: list[dict[str, Any]]) -> Losses:
     """Measure a model on batches; the noise is a function of a batch's place and the noise level alone."""
     found = []
-    for number, batch in enumerate(batches):
-        text = model.condition(batch)
+    for number, batch in enumerate(held_out):
+        conditions = model.conditions(batch)
         levels = []
         for time in TIMES:
             drawn = model.draw(batch, np.random.default_rng([number, time]))
             draws = replace(drawn, timesteps=torch.full_like(drawn.timesteps, time))
             latents = encode_pictures(model.vae, batch["pixel_values"], draws.latent_noise)
             noisy = model.scheduler.add_noise(latents, draws.noise, draws.timesteps)
-            prediction = model.unet(noisy, draws.timesteps, text).sample
+            prediction = model.unet(noisy, draws.timesteps, **conditions).sample
             levels.append((prediction - noise_target(model.scheduler, latents, draws)).square().mean((1, 2, 3)))
         found.append(torch.stack(levels).double().mean(0))
     return torch.cat(found).numpy()
@@ -125,7 +104,7 @@ def with_wrong_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "input_pixel_values": batch["input_pixel_values"].roll(1, 0)}
 
 
-def without_prompts(batch: dict[str, Any], model: BlipDiffusion) -> dict[str, Any]:
+def without_prompts(batch: dict[str, Any], model: Model) -> dict[str, Any]:
     """Let the text encoder read the template's words up to the subject prompt, and no prompt."""
     ended = torch.where(batch["subject_prompt_mask"], model.tokenizer.pad_token_id, batch["input_ids"])
     return {**batch, "input_ids": ended, "subject_prompt_mask": torch.zeros_like(batch["subject_prompt_mask"])}
@@ -136,23 +115,20 @@ def measure(folder: Path, seed: int, steps: int) -> Measured:
     torch.set_num_threads(1)
     for library in (diffusers, transformers):  # loading and saving narrate their progress
         library.utils.logging.disable_progress_bar()
-    config = BlipTrainConfig(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
+    config = Config(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
     shards, unseen = (find_shards(str(folder / name), "blip-diffusion") for name in ("training", "held-out"))
-    model = BlipDiffusion(
-        small_blip_parts(SAMPLE / "autoencoder", read_prompts(shards), seed), train_encoders=config.train_encoders
-    )
-    tokenizers = model.tokenizer, model.subject_tokenizer
-    batches = list(each_once(unseen, *tokenizers, config))
-    before = losses_of(model, batches)
+    model = Model(small(SAMPLE / "autoencoder", read_texts(shards, texts), seed), config)
+    held_out = list(batches_once(unseen, view, model.tools, config))
+    before = losses_of(model, held_out)
     run = folder / f"seed{seed}"
-    for _ in train(model, lambda done: pairs(shards, *tokenizers, config, done), config, run):
+    for _ in train(model, lambda done: batches(shards, view, model.tools, config, done), config, run):
         pass
-    trained = BlipDiffusion(load_blip_parts(run / "model"))
+    trained = Model(load(run / "model"))
     return Measured(
         before,
-        losses_of(trained, batches),
-        losses_of(trained, [with_wrong_inputs(batch) for batch in batches]),
-        losses_of(trained, [without_prompts(batch, trained) for batch in batches]),
+        losses_of(trained, held_out),
+        losses_of(trained, [with_wrong_inputs(batch) for batch in held_out]),
+        losses_of(trained, [without_prompts(batch, trained) for batch in held_out]),
     )
 
 
@@ -168,28 +144,26 @@ def main(
     scenes: Annotated[int, typer.Option(help="To train on.")] = 1500,
     held_out: Annotated[int, typer.Option(help="Scenes to measure on.")] = 160,
     processes: Annotated[int, typer.Option(help="Trainings at a time, a thread each.")] = 2,
+    write: Write = False,
 ) -> None:
     """Train, and compare losses on held-out pairs."""
-    console = Console()
     write_pairs(output / "training", examples_of(TRAINING, scenes))
     write_pairs(output / "held-out", examples_of(HELD_OUT, held_out))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         measured = list(pool.map(measure, [output] * seeds, range(seeds), [steps] * seeds))
-    table = Table(title=f"loss on {held_out} held-out pairs, {steps} steps of training")
-    for title in ("seed", "before", "after", "wrong inputs", "no prompt"):
-        table.add_column(title, justify="right")
-    for seed, one in enumerate(measured):
-        row = (one.before, one.after, one.wrong, one.dropped)
-        table.add_row(str(seed), *(f"{losses.mean():.4f}" for losses in row))
-    console.print(table)
-    for seed, one in enumerate(measured):
-        gaps = {
-            "training lowers it": one.before - one.after,
-            "the right input lowers it": one.wrong - one.after,
-            "the prompt lowers it": one.dropped - one.after,
+    rows = []
+    for seed, losses in enumerate(measured):
+        after = losses.after
+        compared = {
+            "before training": losses.before,
+            "with wrong inputs": losses.wrong,
+            "without prompts": losses.dropped,
         }
-        told = (f"{what} by {gap.mean():.4f} ({in_standard_errors(gap):.1f} s.e.)" for what, gap in gaps.items())
-        console.print(f"seed {seed}: {', '.join(told)}", soft_wrap=True)
+        rows.append(Row(f"loss after training, seed {seed}", f"{after.mean():.4f}"))
+        for name, values in compared.items():
+            gap = f"{(values - after).mean():.4f} more, {in_standard_errors(values - after):.1f} standard errors"
+            rows.append(Row(f"loss {name}, seed {seed}", f"{values.mean():.4f}", gap))
+    report("blip_diffusion", __doc__ or "", rows, write=write)
 
 
 if __name__ == "__main__":

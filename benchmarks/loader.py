@@ -23,17 +23,16 @@ import torch
 import torch.nn.functional as F
 import typer
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms import v2
 
 from benchmarks.localization import TRAINING, examples_of
+from benchmarks.tables import Row, Write, report
 from jobs.exports.fastcomposer import export_fastcomposer
 from tests.datasets import write_dataset
-from training.data import DataConfig, batches, read_captions
-from training.shards import find_shards
+from training.recipes.fastcomposer import Config, texts, view
+from training.shards import batches, find_shards, read_texts
 from training.tokenizer import small_tokenizer
 
 RESOLUTION, REFERENCE, MOST = 512, 224, 4
@@ -133,6 +132,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Measured in each round.")] = 96,
     size: Annotated[int, typer.Option(help="Of the scenes, in pixels.")] = 768,
     rounds: Annotated[int, typer.Option(help="Of each way.")] = 3,
+    write: Write = False,
 ) -> None:
     """Measure both loaders in turn."""
     torch.set_num_threads(1)
@@ -141,24 +141,26 @@ def main(
         examples = examples_of(TRAINING, 48, size)
         write_dataset(data, [examples])
         export_fastcomposer(str(data), exported, held_out=0)
-        shards = find_shards(str(data))
-        captions = read_captions(shards)
-        config = DataConfig(unconditional=0.0, batch=8, workers=1)
+        shards = find_shards(str(data), "fastcomposer")
+        captions = read_texts(shards, texts)
+        config = Config(unconditional=0.0, batch=8, workers=1)
         rates: dict[str, list[float]] = {"published steps": [], "this loader": [], "decoding alone": []}
         for _ in range(rounds):
             peer = DataLoader(PublishedSteps(exported, captions), 8, shuffle=True, num_workers=1)
             rates["published steps"].append(rate(chain.from_iterable(repeat(peer)), samples, 8))
-            rates["this loader"].append(rate(batches(shards, small_tokenizer(captions), config), samples, 8))
-            rates["decoding alone"].append(rate(decode_alone([one.image for one in examples]), samples, 1))
-    table = Table(
-        title=f"scenes of {size} pixels, {np.mean([len(e.matches) for e in examples]):.1f} subjects, one worker"
-    )
-    for title in ("", "samples/s", "of published"):
-        table.add_column(title, justify="right")
-    for name, measured in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(measured, rates["published steps"], strict=True))
-        table.add_row(name, f"{statistics.median(measured):.1f}", f"{ratio:.2f}")
-    Console().print(table)
+            rates["this loader"].append(rate(batches(shards, view, small_tokenizer(captions), config), samples, 8))
+            rates["decoding alone"].append(rate(decode_alone([example.image for example in examples]), samples, 1))
+    peers = rates["published steps"]
+    rows = [
+        Row(
+            name,
+            f"{statistics.median(measured):.1f} samples/s",
+            f"{statistics.median(a / b for a, b in zip(measured, peers, strict=True)):.2f} times the published steps",
+        )
+        for name, measured in rates.items()
+    ]
+    rows.append(Row("subjects per scene", f"{np.mean([len(e.matches) for e in examples]):.1f}"))
+    report("loader", __doc__ or "", rows, write=write)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ The scenes carry their exact masks: this measures the loss, not the pipeline bef
 acts through 150,000 steps on a U-Net that attends well already; a thousand steps from nothing take `WEIGHT`.
 """
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -28,26 +27,23 @@ import transformers
 import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.tables import Row, Write, report
 from jobs.scenes import scene_of
-from jobs.train import PRESETS
-from schemas.example import Example, Match, Phrase, Segment, Source
-from schemas.masks import Mask
+from schemas.example import Example
 from tests.datasets import write_dataset
-from training.data import DataConfig, batches, read_captions
-from training.diffusion import Draws
-from training.fastcomposer import FastComposer, load_parts
+from training.diffusion import Draws, encode_pictures
 from training.localization import Subjects
-from training.shards import find_shards
-from training.small import small_parts
-from training.train import TrainConfig, train
+from training.loop import train
+from training.recipes.fastcomposer import TRAINING as RECIPE
+from training.recipes.fastcomposer import Config, Model, load, small, texts, view
+from training.shards import batches, find_shards, read_texts
 from transforms.models.presets import SAMPLE
+from transforms.scenes.truth import true_example
 
 WEIGHT = 3.0
 """Of the localization loss in the small. Of 0.1, 1, 3 and 10 the one whose loss falls fastest; 10 no longer trains."""
-SETTINGS = {**PRESETS["fastcomposer"]["sample"], "batch": 8, "augment": False, "workers": 0}
+SETTINGS = {**RECIPE.presets["sample"], "batch": 8, "augment": False, "workers": 0}
 """Of both runs. References as they are and small batches: attention finds its subjects in fewer minutes."""
 TRAINING, HELD_OUT = 2000, 2001
 """Seeds of scenes."""
@@ -73,78 +69,43 @@ class Shares:
 
 
 def examples_of(seed: int, count: int, size: int = 128) -> list[Example]:
-    """Make `count` examples of scenes with two subjects or more, tied to their phrases by the scenes' truth."""
-    made = (one for index in range(20 * count) if (one := example_of(seed, index, size)) is not None)
-    return list(islice(made, count))
-
-
-def example_of(seed: int, index: int, size: int = 128) -> Example | None:
-    """Turn a scene into an example; None where fewer than two objects have a phrase of their own."""
-    scene = scene_of(seed, index, size)
-    spans = [thing.phrase for thing in scene.objects]
-    things = [thing for thing in scene.objects if thing.phrase and spans.count(thing.phrase) == 1 and thing.mask.any()]
-    if len(things) < 2:
-        return None
-    stored = io.BytesIO()
-    Image.fromarray(scene.image).save(stored, "JPEG", quality=95)
-    key, (height, width) = f"{index:06d}", scene.image.shape[:2]
-    phrases, segments = [], []
-    for thing in things:
-        start, end = thing.phrase or (0, 0)
-        phrases.append(Phrase(scene.caption[start:end], start, end, thing.noun, (start, end)))
-        segments.append(Segment(thing.noun, 1.0, Mask.from_array(thing.mask)))
-    return Example(
-        key,
-        stored.getvalue(),
-        width,
-        height,
-        scene.caption,
-        Source(key),
-        scene.caption,
-        phrases=tuple(phrases),
-        segments=tuple(segments),
-        matches=tuple(Match(i, i, 1.0) for i in range(len(things))),
-    )
+    """Make `count` examples of scenes with two subjects or more, with the scenes' exact truth."""
+    examples = (true_example(scene_of(seed, index, size), f"{index:06d}") for index in range(20 * count))
+    return list(islice((example for example in examples if len(example.matches) >= 2), count))
 
 
 def train_one(data: Path, output: Path, seed: int, weight: float, steps: int) -> None:
     """Train one model on one thread."""
     torch.set_num_threads(1)
-    told = {"steps": steps, "localization_weight": weight, "seed": seed, "checkpoint_every": steps}
-    config = TrainConfig(**{**SETTINGS, **told})
-    shards = find_shards(str(data))
-    model = FastComposer(
-        small_parts(SAMPLE / "autoencoder", read_captions(shards), seed),
-        localization_weight=weight,
-        train_encoders=True,
-    )
-    for _ in train(model, lambda done: batches(shards, model.tokenizer, config, done), config, output):
+    fields = {"steps": steps, "localization_weight": weight, "seed": seed, "checkpoint_every": steps}
+    config = Config(**{**SETTINGS, **fields})
+    shards = find_shards(str(data), "fastcomposer")
+    model = Model(small(SAMPLE / "autoencoder", read_texts(shards, texts), seed), config)
+    for _ in train(model, lambda done: batches(shards, view, model.tools, config, done), config, output):
         pass
 
 
-def held_out_batches(model: FastComposer, data: Path, count: int) -> Iterator[dict[str, Any]]:
+def held_out_batches(model: Model, data: Path, count: int) -> Iterator[dict[str, Any]]:
     """Yield held-out batches that show everything, `count` samples together."""
-    config = DataConfig(**{name: SETTINGS[name] for name in SETTINGS.keys() & DataConfig.model_fields.keys()})
-    config = config.plain().model_copy(update={"batch": 16})
-    stream = batches(find_shards(str(data)), model.tokenizer, config)
+    config = Config(**SETTINGS).plain().model_copy(update={"batch": 16})
+    stream = batches(find_shards(str(data), "fastcomposer"), view, model.tools, config)
     for _ in range(count // config.batch):
         yield next(stream)
 
 
 @torch.no_grad()
-def attention_of(model: FastComposer, batch: dict[str, Any], time: int) -> Subjects:
+def attention_of(model: Model, batch: dict[str, Any], time: int) -> Subjects:
     """Note the subjects' attention in a batch whose latents are noised to step `time`."""
     drawn = model.draw(batch, np.random.default_rng(time))
     draws = replace(drawn, timesteps=torch.full_like(drawn.timesteps, time))
     return _noted(model, batch, draws)
 
 
-def _noted(model: FastComposer, batch: dict[str, Any], draws: Draws) -> Subjects:
-    latents = model.scheduler.add_noise(
-        model.encode(batch["pixel_values"], draws.latent_noise), draws.noise, draws.timesteps
-    )
-    subjects = Subjects(batch["subject_token_index"], batch["subject_mask"])
-    model.unet(latents, draws.timesteps, model.condition(batch), cross_attention_kwargs={"subjects": subjects})
+def _noted(model: Model, batch: dict[str, Any], draws: Draws) -> Subjects:
+    latents = encode_pictures(model.vae, batch["pixel_values"], draws.latent_noise)
+    conditions = model.conditions(batch)
+    model.unet(model.scheduler.add_noise(latents, draws.noise, draws.timesteps), draws.timesteps, **conditions)
+    subjects: Subjects = conditions["cross_attention_kwargs"]["subjects"]
     return subjects
 
 
@@ -168,7 +129,7 @@ def shares_of(attention: torch.Tensor, masks: torch.Tensor, valid: torch.Tensor)
 
 def measure(run: Path, data: Path, count: int) -> Shares:
     """Measure a trained model on `count` held-out scenes."""
-    model = FastComposer(load_parts(run / "model")).eval()
+    model = Model(load(run / "model"))
     rows = [
         shares_of(attention, batch["subject_segmentation"], batch["subject_mask"])
         for batch in held_out_batches(model, data, count)
@@ -182,7 +143,7 @@ def draw_maps(runs: dict[str, Path], data: Path, path: Path, scenes: int = 6) ->
     """Draw scenes in rows: the picture, then each run's maps of two subjects, whose own masks are outlined in red."""
     columns: list[torch.Tensor] = []
     for run in runs.values():
-        model = FastComposer(load_parts(run / "model")).eval()
+        model = Model(load(run / "model"))
         batch = next(held_out_batches(model, data, 16))
         maps = [_as_pictures(one) for one in attention_of(model, batch, TIMES[1]).maps.values()]
         mean = torch.stack(maps).mean(0)[:scenes]
@@ -220,6 +181,26 @@ def run_of(folder: Path, seed: int, weight: float) -> Path:
     return folder / f"seed{seed}-weight{weight:g}"
 
 
+FIGURES = {
+    "own": "share of attention inside its own mask",
+    "others": "share of attention inside other subjects' masks",
+    "blended": "of attention on subjects, share on wrong ones",
+}
+"""Fields of `Shares`, and what they are."""
+
+
+def compare(field: str, without: Sequence[Shares], trained: Sequence[Shares]) -> list[Row]:
+    """Rows of a figure without the loss, with it, and by chance: the mean over seeds and its range."""
+    chance = Shares(without[0].own_by_chance, without[0].others_by_chance, 0, 0)
+    rows = [Row(f"{FIGURES[field]}, by chance", f"{getattr(chance, field):.3f}")]
+    for name, shares in (("without the loss", without), ("with it", trained)):
+        values = [getattr(of_seed, field) for of_seed in shares]
+        rows.append(
+            Row(f"{FIGURES[field]}, {name}", f"{np.mean(values):.3f}", f"{min(values):.3f} to {max(values):.3f}")
+        )
+    return rows
+
+
 def main(
     output: Annotated[Path, typer.Option(help="A new folder, for runs and pictures.")] = Path("runs/localization"),
     steps: Annotated[int, typer.Option(help="Of each training.")] = 1100,
@@ -228,37 +209,23 @@ def main(
     held_out: Annotated[int, typer.Option(help="Scenes to measure on.")] = 160,
     weight: Annotated[float, typer.Option(help="Of the localization loss.")] = WEIGHT,
     processes: Annotated[int, typer.Option(help="Trainings at a time, a thread each.")] = 2,
+    write: Write = False,
 ) -> None:
-    """Train with and without the localization loss, and compare where subjects' tokens look."""
-    console = Console()
+    """Train with and without the localization loss, and compare where subjects' tokens attend."""
     write_dataset(output / "training", [examples_of(TRAINING, scenes)])
     write_dataset(output / "held-out", [examples_of(HELD_OUT, held_out)])
     jobs = [(output, seed, one, steps, held_out) for seed in range(seeds) for one in (0.0, weight)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         measured = dict(zip([(job[1], job[2]) for job in jobs], pool.map(_train_and_measure, jobs), strict=True))
-    table = Table(title=f"attention of subjects' tokens, {held_out} held-out scenes, {steps} steps of training")
-    for title in ("seed", "weight", "inside its own mask", "inside others' masks", "others', of both"):
-        table.add_column(title, justify="right")
-    for (seed, one), shares in measured.items():
-        table.add_row(str(seed), f"{one:g}", f"{shares.own:.3f}", f"{shares.others:.3f}", f"{shares.blended:.3f}")
-    any_run = next(iter(measured.values()))
-    table.add_row("", "chance", f"{any_run.own_by_chance:.3f}", f"{any_run.others_by_chance:.3f}")
-    console.print(table)
-    for name, better in (("own", 1), ("others", -1), ("blended", -1)):
-        gains = [getattr(measured[s, weight], name) - getattr(measured[s, 0.0], name) for s in range(seeds)]
-        right = sum(gain * better > 0 for gain in gains)
-        words = "raises" if better > 0 else "lowers"
-        console.print(
-            f"the loss {words} `{name}` in {right} of {seeds} seeds: "
-            f"{np.mean(gains):+.3f} (from {min(gains):+.3f} to {max(gains):+.3f})"
-        )
+    without, trained = ([measured[seed, w] for seed in range(seeds)] for w in (0.0, weight))
+    rows = [row for field in FIGURES for row in compare(field, without, trained)]
+    report("localization", __doc__ or "", rows, write=write)
     runs = {"without": run_of(output, 0, 0.0), "with the loss": run_of(output, 0, weight)}
     draw_maps(runs, output / "held-out", output / "maps.png")
-    console.print(f"maps  {output / 'maps.png'}", soft_wrap=True)
+    print(f"attention maps: {output / 'maps.png'}")
 
 
 if __name__ == "__main__":
-    # Loading and saving narrate their progress; a benchmark's output is its table.
-    for library in (diffusers, transformers):
+    for library in (diffusers, transformers):  # loading and saving print progress bars
         library.utils.logging.disable_progress_bar()
     typer.run(main)

@@ -17,10 +17,9 @@ import torch.nn.functional as F
 import typer
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks.tables import Row, Write, report
 from training.localization import Subjects, localization_loss, localize, localized_layers
 
 TOKENS, SUBJECTS = 77, 4
@@ -116,8 +115,9 @@ def main(
     batch: Annotated[int, typer.Option(help="Samples in a step.")] = 2,
     side: Annotated[int, typer.Option(help="Of the latents.")] = 32,
     rounds: Annotated[int, typer.Option(help="Steps of each way.")] = 9,
+    write: Write = False,
 ) -> None:
-    """Measure the three ways in turn and print time, memory and their ratios."""
+    """Measure time and memory of the three ways in turn."""
     torch.set_num_threads(1)
     unet = new_unet()
     steps = steps_of(unet, batch, side)
@@ -132,20 +132,17 @@ def main(
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
             unet.zero_grad()
-    table = Table(title=f"a step of {batch} samples, latents {side} x {side}, {SUBJECTS} subjects")
-    for title in ("", "seconds", "of without", "kept, MB", "extra, MB"):
-        table.add_column(title, justify="right")
     base = next(iter(steps))
+    rows = []
     for name in steps:
-        # The ratio of each round: neighbours in time share the machine's mood.
+        # The ratio of each round: neighbours in time run at the same speed of the machine.
         ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
-        extra = (memory[name] - memory[base]) / 1e6
-        row = (statistics.median(seconds[name]), ratio, memory[name] / 1e6, extra)
-        table.add_row(name, f"{row[0]:.3f}", f"{row[1]:.3f}", f"{row[2]:.1f}", f"{row[3]:.1f}")
-    console = Console()
-    console.print(table)
+        kept, extra = memory[name] / 1e6, (memory[name] - memory[base]) / 1e6
+        rows.append(Row(f"time of a step, {name}", f"{statistics.median(seconds[name]):.3f} s", f"{ratio:.2f} times"))
+        rows.append(Row(f"memory kept for backward, {name}", f"{kept:.1f} MB", f"{extra:.1f} MB extra"))
     share = (memory["with it"] - memory[base]) / (memory["straightforward"] - memory[base])
-    console.print(f"extra memory beside the straightforward way: {share:.2f}")
+    rows.append(Row("extra memory, of that of the straightforward way", f"{share:.2f}"))
+    report("localization_cost", __doc__ or "", rows, write=write)
 
 
 if __name__ == "__main__":

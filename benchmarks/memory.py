@@ -1,24 +1,24 @@
-"""What a process holds in memory, as Linux counts it."""
+"""Resident memory of this process, from Linux' /proc."""
 
 import ctypes
 from pathlib import Path
 
 
 def held_mb() -> float:
-    """Megabytes that this process holds now."""
+    """Current resident memory in MB (10^6 bytes)."""
     return _status("VmRSS")
 
 
 def peak_mb() -> float:
-    """The most megabytes that this process held, since it began or since `forget_peak`.
+    """Peak resident memory in MB since the process started or since `forget_peak`.
 
-    Unlike `resource.getrusage`, whose peak a new process inherits from the one that started it.
+    `resource.getrusage` does not serve: a new process inherits the peak of the one that started it.
     """
     return _status("VmHWM")
 
 
 def forget_peak() -> None:
-    """Let the peak begin anew from what is held now, what was freed before being given back first."""
+    """Return freed memory to the system and reset the peak to what is resident now."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 

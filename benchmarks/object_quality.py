@@ -1,13 +1,12 @@
-"""Does the object quality score know a good picture from a bad one? On scenes whose truth makes them either.
+"""Whether MIP-Adapter's object quality prefers good pictures to bad ones, on scenes that are made good or bad.
 
-    python -m benchmarks.object_quality [--count 1000]
+    python -m benchmarks.object_quality [--count 1000] [--write]
 
-Half of the pictures are good: every object has the caption's own words for it, and they are different things. A
-quarter has wrong phrases: every object is called what another one in the picture is. A quarter has twins: an object
-stands beside its own copy, both rightly named. Printed is the score of each kind, and which share of the good ones is
-in the better half of all, chosen by the whole score and by each of its two parts alone.
-
-Then the same with a harder kind of wrong phrase: only one of the objects is called what an object of another scene is.
+Half of the pictures are good: their objects are different things, each with its own phrase of the caption. In a quarter
+every object has the phrase of another one in the picture ("wrong phrases"). In a quarter an object stands beside its
+own copy, both with the right phrase ("twins"). The figures are the mean quality of each kind, and which share of the
+good pictures is in the better half of all by the total quality and by each of its two parts. In the hard set only one
+object of a picture with wrong phrases has a wrong one, that of an object of another scene.
 """
 
 import io
@@ -21,25 +20,25 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.localization import example_of
+from benchmarks.tables import Row, Write, report
+from jobs.scenes import scene_of
 from schemas.example import Example, Object, Quality
 from schemas.masks import Mask
 from transforms.models.clip import load_clip
 from transforms.models.presets import PRESETS
+from transforms.scenes.truth import true_example
 from transforms.selection.quality import add_quality
 
 SEED = 3001
-"""Of scenes that no training saw."""
+"""Seed of the scenes; no sample model is trained on scenes of this seed."""
 BATCH = 8
-"""Pictures that go through CLIP together, as in a build."""
+"""Pictures per batch of CLIP, as in a build."""
 
 Kind = Literal["good", "wrong phrases", "one wrong phrase", "twins"]
 KINDS: tuple[Kind, ...] = ("good", "wrong phrases", "good", "twins")
 HARDER: tuple[Kind, ...] = ("good", "one wrong phrase", "good", "twins")
-"""Taken in turn."""
+"""Kinds of pictures, in turn."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Scored:
 
 def pictures(count: int, kinds: Sequence[Kind] = KINDS) -> Iterator[tuple[Kind, Example]]:
     """Make `count` pictures of these kinds in turn."""
-    found = (one for index in numbers() if (one := good_picture(index)) is not None)
+    found = (example for index in numbers() if (example := good_picture(index)) is not None)
     for kind in islice(cycle(kinds), count):
         example = next(found)
         if kind == "wrong phrases":
@@ -66,28 +65,26 @@ def pictures(count: int, kinds: Sequence[Kind] = KINDS) -> Iterator[tuple[Kind, 
 
 
 def good_picture(index: int) -> Example | None:
-    """Turn a scene into a picture with an object per phrase; None where they are not all different things."""
-    example = example_of(SEED, index)
-    if example is None or len({phrase.root for phrase in example.phrases}) < len(example.phrases):
-        return None
-    objects = tuple(Object(i, segment.bbox, 1.0, segment.mask) for i, segment in enumerate(example.segments))
-    return replace(example, objects=objects)
+    """Turn a scene into a picture with a phrase per object; None if it has not two or more different things."""
+    example = true_example(scene_of(SEED, index, 128), f"{index:06d}")
+    names = {phrase.root for phrase in example.phrases}
+    return example if len(example.phrases) == len(names) >= 2 else None
 
 
 def with_wrong_phrases(example: Example) -> Example:
-    """Call every object what the next one is."""
+    """Give every object the phrase of the next one."""
     count = len(example.objects)
-    return replace(example, objects=tuple(replace(one, phrase=(one.phrase + 1) % count) for one in example.objects))
+    return replace(example, objects=tuple(replace(o, phrase=(o.phrase + 1) % count) for o in example.objects))
 
 
 def with_wrong_phrase(example: Example, other: Example) -> Example:
-    """Call the first object what the first object of another picture is called."""
+    """Give the first object the phrase of another picture's first object."""
     wrong = replace(example.phrases[0], text=other.phrases[0].text, root=other.phrases[0].root)
     return replace(example, phrases=(wrong, *example.phrases[1:]))
 
 
 def with_twins(example: Example) -> Example:
-    """Leave the first object, and put its copy into the picture, in the corner that is farthest from it."""
+    """Keep the first object only, and paste a copy of it into the corner that is farthest from it."""
     first = example.objects[0]
     mask, pixels = first.mask.to_array(), example.pixels().copy()
     x, y, w, h = first.bbox
@@ -123,32 +120,31 @@ def score(count: int, kinds: Sequence[Kind] = KINDS) -> list[Scored]:
 
 
 def share_of_good(scored: Sequence[Scored], part: str) -> float:
-    """Return the share of the good pictures that are among the better half of all by `part` of their quality."""
-    ordered = sorted(scored, key=lambda one: -getattr(one.quality, part))
-    chosen = ordered[: len(scored) // 2]
-    return sum(one.kind == "good" for one in chosen) / sum(one.kind == "good" for one in scored)
+    """Share of the good pictures that are in the better half of all pictures by `part` of their quality."""
+    ordered = sorted(scored, key=lambda picture: -getattr(picture.quality, part))
+    better = ordered[: len(scored) // 2]
+    return sum(picture.kind == "good" for picture in better) / sum(picture.kind == "good" for picture in scored)
 
 
-def show(scored: Sequence[Scored], console: Console) -> None:
-    """Print the scores of each kind, and how many of the good ones the better half holds."""
-    table = Table(title=f"object quality of {len(scored)} pictures, means")
-    for title in ("kind", "pictures", "single", "pair", "total", "10 % to 90 %"):
-        table.add_column(title, justify="left" if title == "kind" else "right")
-    for kind in dict.fromkeys(one.kind for one in scored):
-        rows = np.array([(q.single, q.pair, q.total) for q in (one.quality for one in scored if one.kind == kind)])
-        low, high = np.percentile(rows[:, 2], [10, 90])
-        means = (f"{mean:+.3f}" for mean in rows.mean(axis=0))
-        table.add_row(kind, str(len(rows)), *means, f"{low:+.3f} to {high:+.3f}")
-    console.print(table)
+def rows(scored: Sequence[Scored], title: str) -> Iterator[Row]:
+    """Rows of a set of pictures: the mean scores of each kind, and how many good pictures the better half holds."""
+    for kind in dict.fromkeys(picture.kind for picture in scored):
+        values = np.array([(q.single, q.pair, q.total) for q in (p.quality for p in scored if p.kind == kind)])
+        single, pair, total = values.mean(axis=0)
+        note = f"single {single:+.3f}, pair {pair:+.3f}; {len(values)} pictures"
+        yield Row(f"{title}, mean quality of {kind}", f"{total:+.3f}", note)
     for part in ("total", "single", "pair"):
-        console.print(f"the better half by {part:6} holds {share_of_good(scored, part):.1%} of the good ones")
+        yield Row(f"{title}, good pictures in the better half by {part}", f"{share_of_good(scored, part):.1%}")
 
 
-def main(count: Annotated[int, typer.Option(help="Pictures of each set.")] = 1000) -> None:
+def main(
+    count: Annotated[int, typer.Option(help="Pictures of each set.")] = 1000,
+    write: Write = False,
+) -> None:
     """Score good pictures among bad ones, and among bad ones that are harder to tell."""
-    console = Console(highlight=False)
-    for kinds in (KINDS, HARDER):
-        show(score(count, kinds), console)
+    sets = {"easy set": KINDS, "hard set": HARDER}
+    figures = [row for title, kinds in sets.items() for row in rows(score(count, kinds), title)]
+    report("object_quality", __doc__ or "", figures, write=write)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ for relevance, on scenes with exact truth; it is measured on other scenes. `--mo
 `subjectloom train mip-adapter --model` takes it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,26 +33,23 @@ import transformers
 import typer
 from diffusers import DDIMScheduler
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks import localization
-from jobs.train import PRESETS
-from schemas.example import Example, Object, Quality
+from benchmarks.localization import examples_of
+from benchmarks.tables import Row, Write, report
 from schemas.samples import mip_adapter
 from tests.datasets import write_dataset
-from training.diffusion import Batch, Draws, encode_pictures, noise_loss, noise_target
+from training.diffusion import Batch, Conditions, encode_pictures
 from training.localization import Subjects, localize
+from training.loop import this_process, to_device, train
 from training.merge import Predict, adapt, over_mean
-from training.mip_adapter import MipAdapter, MipParts, load_mip_parts
-from training.mip_data import NAME_LENGTH, ObjectConfig, object_batches, read_texts
-from training.shards import find_shards
-from training.small import small_mip_parts
-from training.train import MipTrainConfig, this_process, to_device, train
+from training.recipes.mip_adapter import NAME_LENGTH, Config, Model, Parts, load, small, texts, view
+from training.recipes.mip_adapter import TRAINING as RECIPE
+from training.shards import batches, find_shards, read_texts
 from transforms.models.presets import SAMPLE
 
-SETTINGS = {**PRESETS["mip-adapter"]["sample"], "batch": 8, "augment": False, "workers": 0}
+SETTINGS = {**RECIPE.presets["sample"], "batch": 8, "augment": False, "workers": 0}
 TRAINING, HELD_OUT = 4000, 4001
 """Seeds of scenes."""
 TIME, STEPS = 600, 20
@@ -64,57 +61,41 @@ Scores = NDArray[np.float64]
 """[N, 3] float64, for each object the score of its own relevance, of another object's, and of even noise."""
 
 
-def examples_of(seed: int, count: int, size: int = 128) -> list[Example]:
-    """Make `count` examples of scenes with two objects or more, boxes and masks from the scenes' truth."""
-    return [
-        replace(
-            one,
-            objects=tuple(
-                Object(match.phrase, one.segments[match.segment].bbox, 1.0, one.segments[match.segment].mask, 1.0)
-                for match in one.matches
-            ),
-            quality=Quality(1.0, 0.0, 1.0),
-        )
-        for one in localization.examples_of(seed, count, size)
-    ]
-
-
-class Words(MipAdapter):
+class Words(Model):
     """The small model while it is taught words: its U-Net reads the caption and, behind it, each name alone."""
 
-    losses = ("loss", "noise", "localization")
-
-    def __init__(self, parts: MipParts) -> None:
-        super().__init__(parts, train_encoders=True)
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts, Config(train_encoders=True))
         self.image_encoder.requires_grad_(False)
         self.adapter.requires_grad_(False)
         localize(self.unet)
 
-    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Compute the noise loss, and the localization loss of each name's first word."""
-        latents = encode_pictures(self.vae, batch["pixel_values"], draws.latent_noise)
-        noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
-        caption = self.read(batch["input_ids"])
-        names = [self.read(ids) for ids in batch["object_input_ids"].unbind(1)]
+    def conditions(self, batch: Batch) -> Conditions:
+        """The caption and the names, the first words of which are the subjects."""
+        caption = self.encode_text(batch["input_ids"])
+        names = [self.encode_text(ids) for ids in batch["object_input_ids"].unbind(1)]
         first = caption.shape[1] + 1 + NAME_LENGTH * torch.arange(len(names), device=caption.device)
         subjects = Subjects(first.expand(len(caption), -1), batch["object_mask"])
-        prediction = self.unet(
-            noisy, draws.timesteps, torch.cat([caption, *names], dim=1), cross_attention_kwargs={"subjects": subjects}
-        ).sample
-        noise = noise_loss(prediction, noise_target(self.scheduler, latents, draws))
-        where = subjects.loss(batch["object_segmentation"])
-        return {"loss": noise + localization.WEIGHT * where, "noise": noise, "localization": where}
+        return {
+            "encoder_hidden_states": torch.cat([caption, *names], dim=1),
+            "cross_attention_kwargs": {"subjects": subjects},
+        }
+
+    def penalty(self, batch: Batch, conditions: Conditions) -> dict[str, tuple[float, Tensor]]:
+        """The localization loss of each name's first word."""
+        subjects: Subjects = conditions["cross_attention_kwargs"]["subjects"]
+        return {"localization": (localization.WEIGHT, subjects.loss(batch["object_segmentation"]))}
 
 
-def teach(data: Path, output: Path, seed: int, steps: int) -> MipParts:
+def teach(data: Path, output: Path, seed: int, steps: int) -> Parts:
     """Teach a small model words, on one thread."""
     torch.set_num_threads(1)
-    config = MipTrainConfig(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
+    config = Config(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
     shards = find_shards(str(data), "mip-adapter")
-    model = Words(small_mip_parts(SAMPLE / "autoencoder", read_texts(shards), seed))
-    for _ in train(model, lambda done: object_batches(shards, model.tokenizer, config, done), config, output):
+    model = Words(small(SAMPLE / "autoencoder", read_texts(shards, texts), seed))
+    for _ in train(model, lambda done: batches(shards, view, model.tools, config, done), config, output):
         pass
-    return load_mip_parts(output / "model")
+    return load(output / "model")
 
 
 @dataclass(frozen=True)
@@ -138,7 +119,7 @@ class Disturbed:
 
 
 @torch.no_grad()
-def redraw(model: MipAdapter, batch: dict[str, Any], disturbed: Disturbed) -> Tensor:
+def redraw(model: Model, batch: dict[str, Any], disturbed: Disturbed) -> Tensor:
     """Hide a batch's pictures in noise up to step `TIME` and draw them again: [B, 3, H, W] float32 in [-1, 1]."""
     adapt(model.unet, model.adapter.layers, disturbed)
     draws = model.draw(batch, np.random.default_rng(TIME)).to(model.unet.device)
@@ -147,17 +128,17 @@ def redraw(model: MipAdapter, batch: dict[str, Any], disturbed: Disturbed) -> Te
     schedule.set_timesteps(STEPS, device=latents.device)
     times = [time for time in schedule.timesteps if time <= TIME]
     latents = schedule.add_noise(latents, draws.noise, times[0].expand(len(latents)))
-    text, told = model.read(batch["input_ids"]), {"references": model.refer(batch)}
+    conditions = model.conditions(batch)
     for time in times:
-        prediction = model.unet(latents, time, text, cross_attention_kwargs=told).sample
+        prediction = model.unet(latents, time, **conditions).sample
         latents = schedule.step(prediction, time, latents).prev_sample
     return model.vae.decode(latents / model.vae.config.scaling_factor).sample.float().clamp(-1, 1)
 
 
-def measure(model: MipAdapter, batches: Iterator[dict[str, Any]]) -> Scores:
+def measure(model: Model, stream: Iterator[dict[str, Any]]) -> Scores:
     """Score the objects of some batches; one that is alone in its picture, or whose box is all of it, is left out."""
     rows = []
-    for seed, batch in enumerate(batches):
+    for seed, batch in enumerate(stream):
         pictures = {
             chosen: redraw(model, batch, Disturbed(torch.Generator().manual_seed(seed), chosen=chosen))
             for chosen in (None, *range(batch["object_mask"].shape[1]))
@@ -189,13 +170,13 @@ def scores_of(change: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArra
         return within / without
 
 
-def score(parts: MipParts, data: Path, count: int, batch: int) -> Scores:
+def score(parts: Parts, data: Path, count: int, batch: int) -> Scores:
     """Score a model on `count` samples of a dataset."""
-    model = MipAdapter(parts).to(this_process().device)
+    model = Model(parts).to(this_process().device)
     side = parts.unet.config.sample_size * 2 ** (len(parts.vae.config.block_out_channels) - 1)
     seen = min(side, parts.image_encoder.config.image_size)
-    config = ObjectConfig(resolution=side, reference=seen, batch=batch, workers=0).plain()
-    stream = object_batches(find_shards(str(data), "mip-adapter"), model.tokenizer, config)
+    config = Config(resolution=side, reference=seen, batch=batch, workers=0).plain()
+    stream = batches(find_shards(str(data), "mip-adapter"), view, model.tools, config)
     return measure(model, (to_device(one, model.unet.device) for one in islice(stream, count // batch)))
 
 
@@ -207,16 +188,13 @@ def _teach_and_score(job: tuple[Path, int, int, int]) -> Scores:
     return score(parts, folder / "held-out", held_out, 16)
 
 
-def show(console: Console, title: str, scores: list[Scores]) -> None:
-    """Print a row for each model."""
-    table = Table(title=title)
-    for name in ("seed", "objects", "noise alike", "by its relevance", "by another's", "its own above alike"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for seed, one in enumerate(scores):
-        means, errors = one.mean(0), one.std(0, ddof=1) / np.sqrt(len(one))
-        told = (f"{means[i]:.3f} ± {errors[i]:.3f}" for i in (2, 0, 1))
-        table.add_row(str(seed), str(len(one)), *told, f"{(one[:, 0] > one[:, 2]).mean():.0%}")
-    console.print(table)
+def rows(scores: Sequence[Scores]) -> Iterator[Row]:
+    """Rows of each model: mean scores with their standard errors."""
+    for seed, of_model in enumerate(scores):
+        means, errors = of_model.mean(0), of_model.std(0, ddof=1) / np.sqrt(len(of_model))
+        for column, name in ((2, "noise alike"), (0, "noise by its relevance"), (1, "noise by another's relevance")):
+            yield Row(f"{name}, seed {seed}", f"{means[column]:.3f} ± {errors[column]:.3f}", f"{len(of_model)} objects")
+        yield Row(f"objects with more by its relevance, seed {seed}", f"{(of_model[:, 0] > of_model[:, 2]).mean():.0%}")
 
 
 def main(
@@ -228,19 +206,21 @@ def main(
     scenes: Annotated[int, typer.Option(help="To train on.")] = 1500,
     held_out: Annotated[int, typer.Option(help="Pictures to measure on.")] = 160,
     processes: Annotated[int, typer.Option(help="Trainings at a time, a thread each.")] = 2,
+    write: Write = False,
 ) -> None:
-    """Compare even noise with noise by relevance."""
-    console = Console()
+    """Compare noise that is alike everywhere with noise in proportion to relevance."""
     if data is None:
         data = output / "held-out"
         write_dataset(data, [examples_of(HELD_OUT, held_out, 512 if model else 128)], sample_format=mip_adapter.FORMAT)
     if model:
-        show(console, f"object relevance score of {model}", [score(load_mip_parts(model), data, held_out, 1)])
+        scores = [score(load(model), data, held_out, 1)]
+        report("object_relevance", __doc__ or "", list(rows(scores)), write=write)
         return
     write_dataset(output / "training", [examples_of(TRAINING, scenes)], sample_format=mip_adapter.FORMAT)
     jobs = [(output, seed, steps, held_out) for seed in range(seeds)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        show(console, f"object relevance score, {steps} steps of training", list(pool.map(_teach_and_score, jobs)))
+        scores = list(pool.map(_teach_and_score, jobs))
+    report("object_relevance", __doc__ or "", list(rows(scores)), write=write)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""How fast a FastComposer dataset is built, beside the same models run one picture at a time.
+"""Speed of building a FastComposer dataset, beside the same models run one picture at a time.
 
-    python -m benchmarks.speed [--count 200]
+    python -m benchmarks.speed [--count 200] [--write]
 
-One picture at a time is how labelling scripts do it: load, parse, segment, embed, match, next. Both run in this
-process, on the same pictures, one after the other; the ratio travels between machines, the rates do not.
+One picture at a time is how labelling scripts work: load, parse, segment, embed, match, next. Both run in this process,
+on the same pictures, one after the other. Compare the ratio between machines, not the rates.
 """
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
+from benchmarks.tables import Row, Write, report
 from jobs.build import Request, build
 from jobs.scenes import scene_of, write_scene, write_scenes
 from pipelines.fastcomposer import FastComposerConfig
@@ -32,7 +33,7 @@ from transforms.text.phrases import add_phrases
 
 
 def one_at_a_time(pictures: Path, models: Models, config: FastComposerConfig) -> tuple[int, float]:
-    """Take each picture through all models by itself; return how many were matched, and the seconds without loading."""
+    """Run all models on each picture alone; return how many pictures matched, and the seconds without loading."""
     assert models.segmenter is not None
     parser, segmenter, clip = load_parser(models.parser), load_segmenter(models.segmenter), load_clip(models.clip)
     matched = 0
@@ -64,26 +65,35 @@ def scenes_per_second(folder: Path, count: int = 80) -> float:
     return count / (time.process_time() - started)
 
 
-def main(count: Annotated[int, typer.Option(help="Pictures to build from.")] = 200) -> None:
-    """Print pictures per second of both ways, the seconds by stage, and the rate of rendering scenes."""
-    console = Console(highlight=False)
+def measure(count: int) -> Iterator[Row]:
+    """Measure rendering, both ways to build from `count` pictures, and the seconds by stage."""
     models, config = resolve("sample", {}), FastComposerConfig()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        console.print(f"scenes, one core     {scenes_per_second(folder / 'rendered'):.0f} scenes/s")
+        yield Row("rendering scenes", f"{scenes_per_second(folder / 'rendered'):.0f} scenes/s", "one core")
         list(write_scenes(folder / "scenes", count, seed=2000))
-        matched, alone = one_at_a_time(folder / "scenes" / "images", models, config)
+        pictures = folder / "scenes" / "images"
+        matched, alone = one_at_a_time(pictures, models, config)
         started = time.perf_counter()
-        info = build(
-            Request("fastcomposer", str(folder / "scenes" / "images"), str(folder / "out"), config, models), console
-        )
-        built = time.perf_counter() - started
-        working = float(np.sum([*info.seconds.values()]))
+        info = build(Request("fastcomposer", str(pictures), str(folder / "out"), config, models), Console(stderr=True))
+        whole = time.perf_counter() - started
+        steps = sum(info.seconds.values())
         assert info.counts.written == matched
-        console.print(f"one at a time        {count / alone:.1f} pictures/s, models loaded before")
-        console.print(f"build, work          {count / working:.1f} pictures/s, {alone / working:.2f} times as fast")
-        console.print(f"build, whole command {count / built:.1f} pictures/s, models loaded and books closed")
-        console.print("seconds by stage     " + ", ".join(f"{s} {t:.2f}" for s, t in info.seconds.items()))
+        yield Row("one picture at a time", f"{count / alone:.1f} pictures/s", "without loading models")
+        yield Row("build, its steps", f"{count / steps:.1f} pictures/s", f"{alone / steps:.2f} times as fast")
+        yield Row(
+            "build, whole command", f"{count / whole:.1f} pictures/s", "with loading models and writing the index"
+        )
+        for stage, seconds in info.seconds.items():
+            yield Row(f"stage {stage}", f"{seconds:.2f} s", f"{count} pictures")
+
+
+def main(
+    count: Annotated[int, typer.Option(help="Pictures to build from.")] = 200,
+    write: Write = False,
+) -> None:
+    """Measure how many pictures per second a build processes."""
+    report("speed", __doc__ or "", list(measure(count)), write=write)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ more than that. Other runners get one pipeline.
 """
 
 import argparse
+import logging
 import tempfile
 import threading
 import time
@@ -26,8 +27,8 @@ from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.dataset import finish_dataset, finished_shards, leaving_nothing, prepare_output
+from transforms.listing import list_source
 from transforms.models.presets import Models, name_of, revision_of
-from transforms.read import list_source
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 from transforms.step import Step
@@ -61,6 +62,8 @@ def build(request: Request, console: Console) -> DatasetInfo:
     """
     recipe, models = RECIPES[request.recipe], request.models
     options = beam_options(request.beam_options)
+    if not is_local(options):
+        logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
     listing = list_source(
         request.source,
         request.kind,

@@ -217,16 +217,16 @@ def train(
 
 
 def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
-    """Run a training to its end, under a progress bar with the losses; on no terminal, a line now and then."""
+    """Run a training to its end, under a progress bar with the losses; without a terminal, print ten lines."""
+    from training.loop import NOT_LOSSES
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
         task = bar.add_task("training", total=steps)
         done = 0
         for metrics in running:
             done = int(metrics["step"]) + 1
-            losses = f"noise {metrics['noise']:.4f}"
-            if "localization" in metrics:
-                losses += f"  localization {metrics['localization']:+.4f}"
+            losses = "  ".join(f"{name} {metrics[name]:.4f}" for name in metrics if name not in ("loss", *NOT_LOSSES))
             bar.update(task, completed=done, description=losses)
             if not out.is_terminal and (done % max(1, steps // 10) == 0 or done == steps):
                 print_lines(f"step {done}  {losses}  {metrics['samples_per_second']:.1f} samples/s")

@@ -1,4 +1,4 @@
-"""Write sample scenes with their captions and their exact truth to a folder."""
+"""Write sample scenes with captions and exact truth to a folder."""
 
 import json
 from collections.abc import Iterator
@@ -15,16 +15,19 @@ from transforms.scenes import Scene, make_scene
 from transforms.scenes.paint import paint_background
 
 SCENES, BACKGROUNDS = 0, 1
-"""Separate streams of random numbers, so that the number of one does not change the other."""
+"""Streams of random numbers: the number of scenes does not change the backgrounds, nor the other way round."""
 
 
 def write_scenes(output: Path, count: int, seed: int, size: int = 256) -> Iterator[int]:
     """Render `count` scenes of `size` x `size` pixels and `count` / 4 backgrounds, on all cores.
 
-    Scene i is a function of (seed, i) alone. Yields the number of scenes written so far.
+    Scene i is a function of (seed, i).
+
+    Yields:
+        The number of scenes written so far.
 
     Raises:
-        InputError: `output` already holds something.
+        InputError: `output` exists and is not an empty folder.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is not empty: name a new folder, or remove this one first")
@@ -36,22 +39,22 @@ def write_scenes(output: Path, count: int, seed: int, size: int = 256) -> Iterat
         Image.fromarray(background).save(output / "backgrounds" / f"{index:06d}.jpg", quality=92)
     jobs = ((output, seed, index, size) for index in range(count))
     with get_context("spawn").Pool() as workers:
-        for done, _ in enumerate(workers.imap_unordered(_write_one, jobs, chunksize=8), start=1):
+        for done, _ in enumerate(workers.imap_unordered(_write_job, jobs, chunksize=8), start=1):
             yield done
 
 
 def scene_of(seed: int, index: int, size: int = 256) -> Scene:
-    """Render scene `index` of `seed`: the very one that `write_scenes` writes as `index:06d`."""
+    """Render scene `index` of `seed`, which `write_scenes` writes under the key `index:06d`."""
     return make_scene(np.random.default_rng([seed, SCENES, index]), size)
 
 
-def _write_one(job: tuple[Path, int, int, int]) -> None:
+def _write_job(job: tuple[Path, int, int, int]) -> None:
     output, seed, index, size = job
     write_scene(output, f"{index:06d}", scene_of(seed, index, size))
 
 
 def write_scene(output: Path, key: str, scene: Scene) -> None:
-    """Write the picture, the caption, the truth and an alpha per object of one scene."""
+    """Write a scene: its picture, caption, truth and an alpha per object."""
     Image.fromarray(scene.image).save(output / "images" / f"{key}.jpg", quality=92)
     (output / "images" / f"{key}.txt").write_text(scene.caption, encoding="utf-8")
     for j, thing in enumerate(scene.objects):
@@ -63,8 +66,8 @@ def write_scene(output: Path, key: str, scene: Scene) -> None:
 def describe_truth(key: str, scene: Scene) -> dict[str, Any]:
     """Return the contents of `truth/KEY.json`.
 
-    `phrases` lists every noun phrase of the caption; `phrase`, `start` and `end` of an object are null where
-    the caption leaves it out.
+    `phrases` lists all noun phrases of the caption. `phrase`, `start` and `end` of an object are null if the caption
+    leaves it out.
     """
     objects = []
     for j, thing in enumerate(scene.objects):

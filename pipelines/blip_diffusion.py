@@ -20,8 +20,8 @@ from pipelines.recipe import BuildConfig, Recipe
 from schemas.samples.blip_diffusion import FORMAT
 
 if TYPE_CHECKING:
+    from transforms.listing import Listing
     from transforms.models.presets import Models
-    from transforms.read import Listing
     from transforms.step import Step
 
 
@@ -95,9 +95,10 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
     from transforms.matting.backgrounds import list_backgrounds
     from transforms.matting.composite import Composition, LayOnBackgrounds
     from transforms.matting.cutout import DrawTrimaps, SolveMattes, TrimapBounds
+    from transforms.models.settings import Wording
     from transforms.regions.heatmaps import FindHeatmaps
     from transforms.regions.subject import ChooseSubject, DropSmallPictures, Filters
-    from transforms.text.captions import Wording, WriteCaptions
+    from transforms.text.captions import WriteCaptions
     from transforms.text.phrases import ExtractPhrases
 
     assert config.lower is not None

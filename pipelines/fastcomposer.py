@@ -19,8 +19,8 @@ from schemas.errors import ConfigError
 from schemas.samples.fastcomposer import FORMAT
 
 if TYPE_CHECKING:
+    from transforms.listing import Listing
     from transforms.models.presets import Models
-    from transforms.read import Listing
     from transforms.step import Step
 
 

@@ -18,8 +18,8 @@ from schemas.errors import ConfigError
 from schemas.samples.mip_adapter import FORMAT
 
 if TYPE_CHECKING:
+    from transforms.listing import Listing
     from transforms.models.presets import Models
-    from transforms.read import Listing
     from transforms.selection.cut import Cut
     from transforms.step import Step
 
@@ -82,10 +82,11 @@ def settle(config: MipAdapterConfig, models: "Models", listing: "Listing") -> Mi
 
 def steps(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "Sequence[Step]":
     """Return the steps that make the candidates; which of them are kept is decided by `cut`."""
+    from transforms.models.settings import Wording
     from transforms.regions.gates import ApplyGates, Gates
     from transforms.selection.phash import HashPictures
     from transforms.selection.quality import ScoreQuality
-    from transforms.text.captions import Wording, WriteCaptions
+    from transforms.text.captions import WriteCaptions
     from transforms.text.phrases import ExtractPhrases
 
     wording = Wording(config.caption_prompt, config.caption_beams, config.caption_tokens)

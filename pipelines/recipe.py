@@ -15,8 +15,8 @@ from schemas.errors import ConfigError
 from schemas.samples.base import SampleFormat
 
 if TYPE_CHECKING:
+    from transforms.listing import Listing
     from transforms.models.presets import Models
-    from transforms.read import Listing
     from transforms.selection.cut import Cut
     from transforms.step import Step
 

@@ -26,7 +26,7 @@ INDEX_COLUMNS = pa.schema(
         ("license", pa.string()),  # "" where the source states none
     ]
 )
-"""What `index.parquet` tells of every sample; a recipe adds its own columns."""
+"""The columns of `index.parquet` that every recipe has; a recipe adds its own."""
 
 REJECT_COLUMNS = pa.schema([(name, pa.string()) for name in ("key", "source", "stage", "reason", "detail")])
 
@@ -37,7 +37,7 @@ _PART_KEY = b"subjectloom"
 
 
 class StrictModel(BaseModel):
-    """Base of what is written as JSON: an unknown or a missing field is an error."""
+    """Base of all that is written as JSON: an unknown or a missing field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +50,7 @@ class ModelName(StrictModel):
 
 
 class Job(StrictModel):
-    """What a dataset is made by, known before it starts: the head of `dataset.json`."""
+    """How a dataset is made, known before the job starts: the first fields of `dataset.json`."""
 
     recipe: str
     config: dict[str, Any]
@@ -59,7 +59,7 @@ class Job(StrictModel):
 
 
 def shard_fingerprint(chunk: str, job: Job) -> str:
-    """Name what a shard is made from and how: the SHA-256 of its chunk's fingerprint and of the job's every field."""
+    """Return the SHA-256 of what a shard is made from, its chunk's fingerprint, and how, all fields of the job."""
     how = json.dumps(job.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(f"{chunk}\n{how}".encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -114,9 +114,9 @@ def _printable(text: str) -> str:
 
 
 class Part(StrictModel):
-    """The books of one shard. Its file appears after the shard's tar: it is the mark that the shard is done.
+    """The books of one shard. Its file appears after the shard's tar and marks the shard as done.
 
-    `fingerprint` names what the shard was made from and how; a part with another one is out of date.
+    `fingerprint` is that of what the shard was made from and how; a part with another one is out of date.
     """
 
     shard: int

@@ -1,6 +1,6 @@
 """The errors of Subjectloom: each message says what happened, to which file or key, and what to do.
 
-- `SubjectloomError`: everything that a person can mend; the command prints it as one line.
+- `SubjectloomError`: everything that the user can mend; the command prints it as one line.
   - `InputError`: a source or an output folder cannot be used.
   - `ConfigError`: an option or a config file contradicts itself.
   - `ModelError`: a checkpoint is missing or is of the wrong kind.
@@ -14,7 +14,7 @@ from schemas.rejects import Reason
 
 
 def choices(word: str, known: Iterable[str]) -> str:
-    """End a message about a wrong `word`: what it may have been, where something is like it, and all that there is."""
+    """Return the end of a message about a wrong `word`: the closest known word, if one is close, and all known ones."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1)
     listed = ", ".join(known)
@@ -22,7 +22,7 @@ def choices(word: str, known: Iterable[str]) -> str:
 
 
 class SubjectloomError(Exception):
-    """Base of every error that is shown to a person as one line."""
+    """Base of every error that is shown to the user as one line."""
 
 
 class InputError(SubjectloomError):

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.boxes import BBox
 from schemas.images import decode_image
-from schemas.masks import BBox, Mask
+from schemas.masks import Mask
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,14 @@ class Subject:
     """The one thing that the picture is about.
 
     `text` says what it is, a class or a head noun; `phrase` holds the caption's words for it, "" where an annotation
-    named it. It lies where `mask` says, or, without one, where `confidence`, [h, w] float32 in [0, 1], is high:
-    a grid over the whole picture.
+    named it. Its place is `mask`, or if that is None, where `heatmap`, [h, w] float32 in [0, 1], a grid over the whole
+    picture, is high.
     """
 
     text: str
     phrase: str = ""
     mask: Mask | None = None
-    confidence: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    heatmap: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,11 @@ class Example:
     plurals were expanded. `similarity[p][s]` compares phrase p with segment s. `caption_origin` is "source", or the
     captioner that wrote the caption.
 
-    `confidences`, [N, h, w] float32 in [0, 1], says where each of the `phrases` is seen, a grid over the picture; of
-    a picture with `boxes`, where the label of each is. `trimap` (0, 128, 255) and `alpha` are PNGs of 8 bits and the
-    picture's size, `composite` is a JPEG: the subject, laid on another background as `placement` tells.
+    `heatmaps`, [N, h, w] float32 in [0, 1], is the confidence that each of the `phrases` is seen there, on a grid over
+    the picture; in a picture with `boxes`, that the label of each box is. `trimap` (0, 128, 255) and `alpha` are PNGs
+    of 8 bits and the picture's size, `composite` is a JPEG: the subject on another background, as `placement` says.
 
-    `objects` stand in the order of their phrases; `look` is the picture's perceptual hash of 64 bits.
+    `objects` stand in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
     """
 
     key: str
@@ -157,7 +158,7 @@ class Example:
     matches: tuple[Match, ...] = ()
     caption_origin: str = "source"
     boxes: tuple[Box, ...] = ()
-    confidences: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    heatmaps: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     subject: Subject | None = None
     trimap: bytes = field(default=b"", repr=False)
     alpha: bytes = field(default=b"", repr=False)
@@ -165,7 +166,7 @@ class Example:
     placement: Placement | None = None
     objects: tuple[Object, ...] = ()
     quality: Quality | None = None
-    look: int = 0
+    phash: int = 0
     _pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def pixels(self) -> NDArray[np.uint8]:

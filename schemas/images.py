@@ -1,7 +1,8 @@
 """From the bytes of a picture file to pixels, and to the JPEG that a shard stores.
 
 Whatever a source holds (16-bit, CMYK, palette, transparent, turned by EXIF) leaves here as upright 8-bit RGB.
-What cannot be shown truthfully is refused: a picture that is half there teaches a model grey rectangles.
+A picture that is truncated or cannot be converted faithfully is refused: half a picture teaches a model grey
+rectangles.
 """
 
 import io
@@ -24,7 +25,7 @@ MAX_SIDE = 65_500
 """Longest side that a JPEG can have (libjpeg's JPEG_MAX_DIMENSION)."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is decoded: Pillow knows forty more, some of which start other programs (EPS)."""
+"""The formats that are decoded. Pillow knows forty more, some of which start other programs (EPS)."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,17 +102,17 @@ def decode_grey(png: bytes) -> NDArray[np.uint8]:
     """Decode a PNG of 8-bit grey to [H, W] uint8.
 
     Raises:
-        RecordError: UNDECODABLE_IMAGE, it is none.
+        RecordError: UNDECODABLE_IMAGE, it is not such a PNG.
     """
     opened = _open(png)
     if opened.format != "PNG" or opened.mode != "L":
-        raise RecordError(Reason.UNDECODABLE_IMAGE, f"a {opened.format} of mode {opened.mode} is no 8-bit grey PNG")
+        raise RecordError(Reason.UNDECODABLE_IMAGE, f"a {opened.format} of mode {opened.mode} is not an 8-bit grey PNG")
     with _decoding():
         return np.array(opened, dtype=np.uint8)
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header and refuse what must not be decoded."""
+    """Read the header; raise a RecordError for a picture that must not be decoded."""
     if not data:
         raise RecordError(Reason.EMPTY_IMAGE, "the file holds no bytes")
     with _quiet(), _decoding():
@@ -166,7 +167,7 @@ def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def _decoding() -> Iterator[None]:
-    """Turn whatever Pillow raises for a bad file into a RecordError."""
+    """Convert whatever Pillow raises for a bad file to a RecordError."""
     try:
         yield
     except (RecordError, MemoryError):
@@ -184,7 +185,7 @@ def _huge(size: str) -> RecordError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Pillow's remarks on odd headers from the user: a picture is either fine or a reject."""
+    """Silence Pillow's warnings about odd headers: a picture is either fine or a reject."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -33,6 +33,6 @@ def clean_key(raw: str) -> str:
 
 
 def rng_of(seed: int, stage: str, key: str) -> np.random.Generator:
-    """Return the random numbers of one record in one stage: a function of these three, never of order or time."""
+    """Return the random generator of one record in one stage: a function of these three, never of order or time."""
     digest = hashlib.blake2b(f"{stage}\0{key}".encode(), digest_size=8).digest()
     return np.random.default_rng([seed, int.from_bytes(digest, "big")])

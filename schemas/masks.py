@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-BBox = tuple[int, int, int, int]
-"""[x, y, w, h] in pixels of the stored image; x + w and y + h are exclusive ends."""
+from schemas.boxes import BBox
+
+__all__ = ["BBox", "Mask", "intersection_over_union"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Mask:
     def check(self) -> None:
         """Raise a ValueError unless the runs add up to the picture's pixels.
 
-        pycocotools fills what runs leave over with whatever was in memory: a mask that a file gave is checked first.
+        pycocotools leaves pixels that no run covers uninitialised, so masks that come from files are checked first.
         """
         runs = _runs(self.counts)
         if sum(runs) != self.size[0] * self.size[1] or min(runs, default=0) < 0:
@@ -104,7 +105,7 @@ def _runs(counts: str) -> list[int]:
     for character in counts:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise ValueError(f"{character!r} stands in no string of run lengths")
+            raise ValueError(f"{character!r} is not a character of COCO's run lengths")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

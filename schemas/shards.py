@@ -28,7 +28,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a sample stands: the `size` bytes from `offset` of the tar are themselves a tar of this sample alone.
+    """Where a sample is stored: the `size` bytes at `offset` of the shard are themselves a tar of this sample alone.
 
     `crc32` is the CRC-32 of those bytes: a JPEG with a flipped bit still decodes, to another picture.
     """
@@ -45,13 +45,13 @@ def shard_name(prefix: str, shard: int) -> str:
 
 
 def shard_of(key: str, shards: int) -> int:
-    """Choose one of `shards` shards for `key`, evenly and for ever the same: by a hash, not by order."""
+    """Choose one of `shards` shards for `key` by a hash: evenly, and always the same one."""
     digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % shards
 
 
 def write_tar(stream: BinaryIO, samples: Iterable[Sample]) -> list[Entry]:
-    """Write `samples` as a tar and say where each of them stands.
+    """Write `samples` as a tar and return where each is stored.
 
     Names longer than 100 characters get a pax header before theirs; every other byte is plain USTAR.
 
@@ -84,7 +84,7 @@ def write_tar(stream: BinaryIO, samples: Iterable[Sample]) -> list[Entry]:
 
 
 def read_tar(stream: BinaryIO) -> Iterator[tuple[Entry, Sample]]:
-    """Read the samples of a shard in their order, one in memory at a time.
+    """Read the samples of a shard in order, one in memory at a time.
 
     Raises:
         tarfile.TarError: `stream` is no tar, or one that was cut off.
@@ -120,7 +120,7 @@ def read_sample(fragment: bytes) -> Sample:
 
 
 def _entry(start: int, end: int, sample: Sample) -> tuple[Entry, Sample]:
-    # Written again, a sample gives the bytes that it was read from.
+    # Writing a sample again gives the bytes that it was read from.
     crc32 = 0
     for block in _blocks(sample):
         crc32 = zlib.crc32(block, crc32)

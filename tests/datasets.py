@@ -76,13 +76,13 @@ def example(
     )
 
 
-def scored(one: Example, quality: float, look: int = 0) -> Example:
+def scored(one: Example, quality: float, phash: int = 0) -> Example:
     """A matched example as MIP-Adapter's: its subjects are objects, and it has that quality."""
     objects = tuple(
         Object(match.phrase, one.segments[match.segment].bbox, 0.9, one.segments[match.segment].mask, quality)
         for match in one.matches
     )
-    return replace(one, objects=objects, quality=Quality(quality, 0.0, quality), look=look)
+    return replace(one, objects=objects, quality=Quality(quality, 0.0, quality), phash=phash)
 
 
 def write_dataset(

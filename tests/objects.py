@@ -58,5 +58,5 @@ def example_of_objects(
         phrases=tuple(phrases),
         objects=tuple(made),
         quality=Quality(similarity, pair, similarity + pair),
-        look=sum(key.encode()),
+        phash=sum(key.encode()),
     )

@@ -11,8 +11,9 @@ from PIL import Image
 
 from schemas.example import Example
 from schemas.rejects import Reason
-from transforms.batch import Record
-from transforms.read import Listing, read_batches
+from transforms.batch import Outcome
+from transforms.listing import Listing
+from transforms.read import read_batches
 
 
 def scene(height: int = 24, width: int = 32) -> NDArray[np.uint8]:
@@ -51,7 +52,7 @@ def tar(members: Sequence[Member], mode: str = "w") -> bytes:
     return stream.getvalue()
 
 
-def read_all(listing: Listing) -> list[Record]:
+def read_all(listing: Listing) -> list[Outcome]:
     """Read all records of a listing, in order, as the workers would."""
     return [
         record
@@ -62,6 +63,6 @@ def read_all(listing: Listing) -> list[Record]:
     ]
 
 
-def outcomes(records: Iterable[Record]) -> list[tuple[str, str | Reason]]:
+def outcomes(records: Iterable[Outcome]) -> list[tuple[str, str | Reason]]:
     """What became of each record: its key, with its caption or the reason why it was refused."""
     return [(r.key, r.caption if isinstance(r, Example) else r.reason) for r in records]

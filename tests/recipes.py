@@ -3,8 +3,8 @@
 from typing import Any
 
 from pipelines import RECIPES
+from transforms.listing import Listing
 from transforms.models.presets import Models
-from transforms.read import Listing
 
 
 def plan(recipe: str, config: Any, models: Models, listing: Listing) -> tuple[Any, set[str]]:  # noqa: ANN401

@@ -1,10 +1,10 @@
-"""Batches of records: the element that flows between transforms, and the one way to advance it.
+"""Batches of records: the element that flows between transforms, and the function that advances it.
 
-A batch is made once, when its records are read, of consecutive records of one shard. What goes through a
-model together is therefore a function of the input alone, never of bundles, workers or time: the same input
-gives the same floating-point results, and so the same shards, on any runner.
+A batch is formed once, when its records are read, of consecutive records of one shard. What goes through a model
+together therefore depends on the input alone, never on bundles, workers or time: the same input gives the same
+floating-point results, and so the same shards, on any runner.
 
-A record that fails stays in its place as a `Reject`, so a step can neither lose nor invent one.
+A record that fails becomes a `Reject` in the same place, so a step can neither lose nor invent a record.
 """
 
 import time
@@ -16,47 +16,48 @@ from schemas.errors import RecordError, SubjectloomError
 from schemas.example import Example
 from schemas.rejects import Reason, Reject
 
-Record = Example | Reject
+Outcome = Example | Reject
+"""A record in a pipeline: it can go on, or it was refused."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Records that are read, run through models and written together.
 
-    `shard` is the number of the shard that they are written to, `seconds` the time spent so far, by stage.
+    `shard` is the number of the shard that they are written to, `seconds` the time spent so far, as (stage, seconds).
     """
 
     shard: int
-    records: tuple[Record, ...]
+    records: tuple[Outcome, ...]
     seconds: tuple[tuple[str, float], ...] = ()
 
 
 def advance(batch: Batch, stage: str, step: Callable[[Sequence[Example]], Sequence[Example]]) -> Batch:
-    """Run `step` over the batch's examples; rejects pass by. The failing ones, and only they, become rejects.
+    """Run `step` on the batch's examples; those that fail, and only those, become rejects. Rejects are passed on.
 
-    `step` returns one example per example, in order, or raises. A call that raises is repeated on the two
-    halves of its examples until the failing ones stand alone: one bad picture costs no good one, and what
-    does not fit into memory at once is tried in smaller parts.
+    `step` returns one example per example, in order, or raises. A call that raises is repeated on each half of its
+    examples until the failing ones are alone: a bad picture costs no good one, and what does not fit into memory is
+    tried in smaller parts.
 
     Raises:
-        SubjectloomError: no record is to blame, and the job must stop: `step` lost, invented or reordered
-            records, raised such an error itself, or the device that it ran on failed.
+        SubjectloomError: the job must stop, as no record is the cause: `step` lost, invented or reordered records,
+            raised such an error itself, or its device failed.
     """
     started = time.perf_counter()
     examples = [record for record in batch.records if isinstance(record, Example)]
-    outcome = iter(_run(step, examples, stage))
-    records = tuple(next(outcome) if isinstance(record, Example) else record for record in batch.records)
+    advanced = iter(_run(step, examples, stage))
+    records = tuple(next(advanced) if isinstance(record, Example) else record for record in batch.records)
     return Batch(batch.shard, records, (*batch.seconds, (stage, time.perf_counter() - started)))
 
 
 def each(step: Callable[[Example], Example]) -> Callable[[Sequence[Example]], list[Example]]:
-    """Lift a step over one example to a step over a sequence of them."""
+    """Turn a function of one example into a step."""
     return lambda examples: [step(example) for example in examples]
 
 
 def _run(
     step: Callable[[Sequence[Example]], Sequence[Example]], examples: Sequence[Example], stage: str
-) -> list[Record]:
+) -> list[Outcome]:
     if not examples:
         return []
     failed: Reject | None = None
@@ -68,11 +69,11 @@ def _run(
     if failed:
         if len(examples) == 1:
             return [failed]
-        # Not inside the handler: while the error lives, so do its frames and the memory that they hold.
+        # Not inside the except block: the error keeps its frames alive, and with them their memory.
         half = len(examples) // 2
         return _run(step, examples[:half], stage) + _run(step, examples[half:], stage)
     if [a.key for a in advanced] != [e.key for e in examples]:
-        # No record's fault: going on would lose it, or give it another's masks.
+        # Going on would lose records, or give them the masks of others.
         raise SubjectloomError(
             f"the step {stage} returned {len(advanced)} records for {len(examples)}, or in another order: "
             "this is a defect of Subjectloom, please report it"
@@ -81,10 +82,10 @@ def _run(
 
 
 def _check_blame(error: Exception, stage: str) -> None:
-    """Stop the job where no record is to blame: every one that follows would be rejected for nothing."""
+    """Stop the job if no record is the cause of an error: all that follow would be rejected too."""
     if isinstance(error, SubjectloomError) and not isinstance(error, RecordError):
         raise error
-    # By name, so that no torch is needed here: a device that failed stays broken until its process ends.
+    # By name, as torch is not imported here. A device that failed stays unusable until its process ends.
     if type(error).__name__ == "AcceleratorError" and not _is_exhausted(error):
         raise SubjectloomError(
             f"the device failed during {stage} ({shorten(str(error), 120)}): run again with --resume"
@@ -92,13 +93,13 @@ def _check_blame(error: Exception, stage: str) -> None:
 
 
 def _is_exhausted(error: Exception) -> bool:
-    # torch raises a RuntimeError subclass on CUDA and a plain RuntimeError naming the allocator on CPU.
+    # torch raises a subclass of RuntimeError on CUDA, and on CPU a RuntimeError that names the allocator.
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def reject(example: Example, stage: str, error: Exception) -> Reject:
-    """Turn the error that `stage` raised for `example` into its reject."""
+    """The reject of `example`, for which `stage` raised `error`."""
     if isinstance(error, RecordError):
         reason, detail = error.reason, error.detail
     else:

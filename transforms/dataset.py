@@ -1,12 +1,12 @@
-"""The folder of a dataset: prepared before a job, finished after it, read by what comes later.
+"""The folder of a dataset: prepared before a job, finished after it, read by the report, the exports and training.
 
-    OUT/.subjectloom/job.json              written first: the folder is ours, and what is made in it
+    OUT/.subjectloom/job.json              written first: marks the folder as ours, and states what is built
     OUT/RECIPE-000000.tar                  a shard
-    OUT/.subjectloom/part-000000.parquet   its books, written after it: the mark that the shard is done
-    OUT/index.parquet, rejects.parquet     composed of the parts
+    OUT/.subjectloom/part-000000.parquet   its books, written after it: mark the shard as done
+    OUT/index.parquet, rejects.parquet     made from the parts
     OUT/dataset.json                       written last: the dataset is finished
 
-Every file appears under its name only when it is whole. Files that Subjectloom did not write are never deleted.
+A file gets its name only when it is complete. Files that Subjectloom did not write are never deleted.
 """
 
 import re
@@ -38,7 +38,7 @@ from schemas.shards import shard_name
 from transforms.files import join, list_files, open_file, read_file, remove_files, replace_file
 
 STATE = ".subjectloom"
-"""The folder inside a dataset that says how far its job came."""
+"""The folder inside a dataset that records the progress of its job."""
 
 _PART = r"\.subjectloom/part-\d{6,}\.parquet"
 _TEMPORARY = r"(\.[0-9a-f]{32}\.tmp)?"
@@ -55,16 +55,16 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-"""What the bytes of a dataset depend on; their versions stand in `dataset.json`."""
+"""The libraries that the bytes of a dataset depend on; `dataset.json` records their versions."""
 
 
 def prepare_output(output: str, job: Job, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Make `output` ready for `job`: leave what a resumed job needs, remove what an overwritten one wrote.
+    """Prepare the folder `output` for `job`: keep what a resumed job needs, remove what an overwritten one wrote.
 
     Raises:
         ConfigError: both `overwrite` and `resume` are asked for.
         InputError: `output` cannot be written to, holds files that are not ours, or holds a dataset and
-            neither option says what to do with it.
+            neither option is given.
     """
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume contradict each other: choose one")
@@ -80,7 +80,7 @@ def prepare_output(output: str, job: Job, *, overwrite: bool = False, resume: bo
 
 @contextmanager
 def leaving_nothing(output: str) -> Iterator[None]:
-    """Empty `output` again where a job fails before a shard is done: the mended command starts as the first did."""
+    """Empty `output` again if the block fails before a shard is done: the corrected command finds it as it was."""
     try:
         yield
     except BaseException:
@@ -115,15 +115,15 @@ def finished_shards(output: str) -> dict[int, str]:
 
 
 def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], sample_format: SampleFormat) -> DatasetInfo:
-    """Compose the index, the rejects and `dataset.json` of the shards' parts; check the books.
+    """Write the index, the rejects and `dataset.json` from the shards' parts, and check the books.
 
     The index is sorted by key and held in memory meanwhile, about 300 bytes per sample. Shards and parts of
     an earlier run that do not belong to this one are removed.
 
     Args:
         output: the dataset's folder.
-        job: what the dataset was made by.
-        fingerprints: those of all its shards, by number.
+        job: how the dataset was made.
+        fingerprints: of all its shards, by number.
         sample_format: the recipe's.
 
     Raises:
@@ -185,7 +185,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _earlier_job(output: str, names: list[str]) -> Job | None:
-    """Return the job that made the folder's contents, None where there are none."""
+    """Return the job that made the folder's contents, None for an empty folder."""
     if join(STATE, "job.json") in names:
         return _read_job(output)
     if names:
@@ -201,7 +201,7 @@ def _read_job(output: str) -> Job:
         return Job.model_validate_json(read_file(join(output, STATE, "job.json")))
     except ValidationError as error:
         raise InputError(
-            f"{output}/{STATE}/job.json cannot be read, so what the folder holds is unknown: remove it or name another"
+            f"{output}/{STATE}/job.json cannot be read, so its contents are unknown: remove the folder or name another"
         ) from error
 
 
@@ -215,7 +215,7 @@ def _decide(output: str, names: list[str], earlier: Job, job: Job, *, overwrite:
             "--overwrite replaces it"
         )
     elif resume:
-        # Until it is finished again, the dataset must not look finished.
+        # The dataset must not look finished before it is finished again.
         remove_files([join(output, "dataset.json")])
         remove_files(path for path in ours if path.endswith(".tmp"))
     elif "dataset.json" in names:

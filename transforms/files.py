@@ -50,7 +50,7 @@ def list_files(folder: str) -> list[str]:
     if is_remote(folder):
         found = filesystems().match([join(folder, "**")])[0].metadata_list
         return sorted(meta.path.removeprefix(start) for meta in found)
-    below = (f"{parent}/{name}" for parent, _, names in os.walk(folder) for name in names)
+    below = (f"{parent}/{name}" for parent, _, names in os.walk(folder.rstrip("/")) for name in names)
     return sorted(path.removeprefix(start) for path in below)
 
 

@@ -1,4 +1,4 @@
-"""How far a local job has come: a channel of its own, since the local runner says nothing until it ends."""
+"""Progress of a local job, through a file: the local runner reports nothing until it ends."""
 
 import os
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from transforms.batch import Batch
 
 @dataclass(eq=False)
 class CountRecords(beam.PTransform):
-    """Pass batches on; append a byte to the local file `path` for every record in them. An empty path: do nothing.
+    """Pass batches on, and append a byte to the local file `path` for every record; with "", only pass them on.
 
-    Appending is atomic, so workers in several processes may share the file; its size is the count so far.
+    Appending is atomic, so that several processes can share the file; its size is the count so far.
     """
 
     path: str
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        """Count by the way."""
+        """Count the records of each batch."""
         return batches | "count records" >> beam.Map(self._count) if self.path else batches
 
     def _count(self, batch: Batch) -> Batch:

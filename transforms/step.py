@@ -1,11 +1,14 @@
-"""What a recipe's steps have in common: batches in, batches out, and what the books must know of them."""
+"""What a recipe's steps have in common: batches in, batches out, and what `dataset.json` says of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import apache_beam as beam
 
 from schemas.example import Example
 from transforms.batch import Batch, advance
+
+Model = TypeVar("Model")
 
 
 class Step(beam.PTransform):
@@ -19,7 +22,7 @@ class Step(beam.PTransform):
         return {}
 
     def stamp(self) -> str:
-        """What changes when an input beside source, config and checkpoints does, such as a folder of backgrounds."""
+        """A text that changes when an input beside source, config and checkpoints does, as a folder of backgrounds."""
         return ""
 
 
@@ -30,3 +33,25 @@ def map_batches(
 ) -> beam.PCollection[Batch]:
     """Apply a step that needs no model to every batch; `stage` names it in rejects and timings (see `advance`)."""
     return batches | stage >> beam.Map(lambda batch: advance(batch, stage, step))
+
+
+def run_model(
+    batches: beam.PCollection[Batch],
+    stage: str,
+    load: Callable[[], Model],
+    step: Callable[[Model, Sequence[Example]], Sequence[Example]],
+) -> beam.PCollection[Batch]:
+    """Apply a step that needs a model to every batch.
+
+    Args:
+        batches: the batches.
+        stage: names the step in rejects and timings.
+        load: loads the model, once per worker (see `StepHandler`).
+        step: takes the model and the examples of a batch; returns one example per example, in order.
+    """
+    # RunInference imports torch: only a recipe that runs such a model waits for it.
+    from apache_beam.ml.inference.base import RunInference
+
+    from transforms.models.handler import StepHandler
+
+    return batches | f"{stage} model" >> RunInference(StepHandler(stage, load, step))

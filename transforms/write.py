@@ -1,7 +1,7 @@
 """Write samples into WebDataset shards, and the records of a job into a dataset.
 
-`WriteWebDataset` is a tar sink for any Beam pipeline. `WriteDataset` is what a recipe ends in: it also keeps the
-books of every shard, in a part that appears after the shard and marks it as done.
+`WriteWebDataset` is a tar sink for any Beam pipeline. `WriteDataset` is the end of every recipe: it also writes the
+books of each shard, in a part that appears after the shard and marks it as done.
 """
 
 import time
@@ -28,7 +28,7 @@ class WriteWebDataset(beam.PTransform):
     """Write `(shard, Sample)` pairs into `PREFIX-000000.tar` and so on; yield a row per sample.
 
     The samples of a shard are sorted by key, and the tar is a function of them alone: the same samples give the
-    same bytes on any runner. It appears under its name when it is whole. A row is a dict with `key`, `shard`
+    same bytes on any runner. It gets its name when it is complete. A row is a dict with `key`, `shard`
     (the tar's file name), `offset`, `size` (bytes) and `crc32`, as an `Entry` has them.
     Samples of one shard are sorted in memory. Two samples of one key in a shard raise an InputError.
 
@@ -56,7 +56,7 @@ class WriteWebDataset(beam.PTransform):
 
 @dataclass(frozen=True)
 class Settled:
-    """A batch at its end: every record that was read is now a sample with its row of the index, or a reject."""
+    """A finished batch: every record that was read is a sample with its row of the index, or a reject."""
 
     read: int = 0
     samples: tuple[Sample, ...] = ()
@@ -67,7 +67,7 @@ class Settled:
 
 @dataclass(eq=False)
 class WriteDataset(beam.PTransform):
-    """Write batches into the shards of a dataset, and the books of every shard beside them; yield a `Part` per shard.
+    """Write batches into the shards of a dataset, with the books of each shard; yield a `Part` per shard.
 
     `output` is a folder that `prepare_output` made ready, `sample_format` the recipe's. `fingerprints` maps the number
     of every shard that this pipeline makes to its fingerprint: a shard without samples gets its part too, so that it
@@ -82,7 +82,7 @@ class WriteDataset(beam.PTransform):
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Part]:
         """Group the settled batches by shard and commit each group."""
         settled = batches | "settle" >> beam.Map(self._settle)
-        # A shard of an empty chunk has no batch.
+        # A shard whose chunk is empty has no batch.
         every = batches.pipeline | "every shard" >> beam.Create([(shard, Settled()) for shard in self.fingerprints])
         return (
             (settled, every)
@@ -100,13 +100,13 @@ class WriteDataset(beam.PTransform):
         if read != self.expected.get(shard, read):
             raise SubjectloomError(
                 f"{shard_name(self.sample_format.recipe, shard)}: {self.expected[shard]} records were listed for it, "
-                f"{read} came: did the source change meanwhile? run again with --resume"
+                f"{read} were read: did the source change? run again with --resume"
             )
         return commit_shard(self.output, self.sample_format, shard, self.fingerprints[shard], settled)
 
 
 def settle(batch: Batch, sample_format: SampleFormat) -> Settled:
-    """Make the samples and the index's rows of a batch; an example for which that fails becomes a reject."""
+    """Make the samples and rows of the index of a batch; an example for which that fails becomes a reject."""
     started = time.perf_counter()
     samples, rows, rejects = [], [], []
     for record in batch.records:
@@ -134,7 +134,7 @@ def commit_shard(
         SubjectloomError: the shard's books do not balance.
     """
     started = time.perf_counter()
-    # From here until the new part stands, the shard must not look done, whichever fingerprint is asked for.
+    # Until the new part is written, the shard must not look done under any fingerprint.
     remove_files([join(output, STATE, part_name(shard))])
     entries = write_shard(output, sample_format.recipe, shard, (sample for s in settled for sample in s.samples))
     places = {entry.key: asdict(entry) for entry in entries}
@@ -157,7 +157,7 @@ def commit_shard(
 
 
 def write_shard(folder: str, prefix: str, shard: int, samples: Iterable[Sample]) -> list[Entry]:
-    """Write the tar of a shard, its samples sorted by key; no samples, no tar (and an old one is removed).
+    """Write the tar of a shard, its samples sorted by key; without samples an existing tar is removed.
 
     Raises:
         InputError: two samples have one key.

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.exports.folder import MAX_LABELS, counted, label_map, new_folder, read_samples
+from schemas.boxes import box_of, to_corners
 from schemas.images import decode_image
 from schemas.samples.fastcomposer import Record, Subject
 
@@ -76,8 +77,7 @@ class Region:
     @property
     def bbox(self) -> list[int]:
         """[x1, y1, x2, y2] in pixels of the exported picture, ends exclusive."""
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+        return list(to_corners(box_of(self.mask)))
 
 
 def export_fastcomposer(

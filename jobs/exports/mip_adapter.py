@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.exports.folder import MAX_LABELS, counted, label_map, new_folder, read_samples
+from schemas.boxes import from_corners, overlap
 from schemas.images import decode_image
 from schemas.samples.mip_adapter import ObjectField, Record
 
@@ -223,12 +224,9 @@ def _box_problem(thing: Shown, labels: NDArray[np.uint8]) -> str:
 
 
 def _overlap_problem(thing: Shown, passed: Sequence[Shown]) -> str:
-    return "inside another's box" if any(_overlap(thing.box, other.box) > MAX_OVERLAP for other in passed) else ""
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """Return the shared area of two boxes divided by the area of the smaller one."""
-    return _area(_shared(a, b)) / min(_area(a), _area(b))
+    box = from_corners(thing.box)
+    boxes = (from_corners(other.box) for other in passed)
+    return "inside another's box" if any(overlap(box, other) > MAX_OVERLAP for other in boxes) else ""
 
 
 def _survives(box: Box, window: Box) -> bool:

@@ -2,12 +2,11 @@
 
     python -m jobs.sample_models.autoencoder --output transforms/models/sample/autoencoder
 
-Pictures of 64 pixels become latents of 16; a small diffusion model learns on these. Twenty minutes on one core.
+It maps pictures of 64 x 64 pixels to latents of 16 x 16, on which the small diffusion models are trained. Takes twenty
+minutes on one core.
 """
 
 import math
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,16 +15,17 @@ import typer
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
-from jobs.sample_models.segmenter import render_pool
+from jobs.sample_models.fit import Batch, Checkpoint, Output, Peak, Scenes, Seed, Settings, Steps, fit
+from jobs.sample_models.pools import render_pool
 
 SIDE = 64
-"""Side of the pictures in pixels."""
+"""Side of a picture in pixels."""
 KL_WEIGHT = 1e-4
-"""Of the divergence of the latents from the normal distribution; high enough to keep them smooth."""
+"""Weight of the KL divergence between latents and the normal distribution, high enough to keep latents smooth."""
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Build the untrained model: 0.4 million parameters, four latent channels at a quarter of the side."""
+    """Build the untrained model: 0.4 million parameters, four latent channels, a quarter as many pixels per side."""
     widths = (24, 32, 48)
     return AutoencoderKL(
         block_out_channels=widths,
@@ -40,7 +40,15 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def draw_pictures(images: NDArray[np.uint8], rng: np.random.Generator, count: int) -> torch.Tensor:
-    """Draw `count` pictures, a third of them as crops at full detail: [B, 3, SIDE, SIDE] float32 in [-1, 1]."""
+    """Draw `count` pictures: [B, 3, SIDE, SIDE] float32 in [-1, 1].
+
+    A third of them are crops of 2 x SIDE pixels, the rest whole scenes.
+
+    Args:
+        images: scenes, [N, S, S, 3] uint8.
+        rng: draws scenes and crops.
+        count: B.
+    """
     chosen = torch.from_numpy(images[rng.choice(len(images), count, replace=False)]).permute(0, 3, 1, 2).float()
     small = F.interpolate(chosen, (SIDE, SIDE), mode="bilinear", antialias=True)
     for i in np.flatnonzero(rng.random(count) < 1 / 3):
@@ -51,7 +59,7 @@ def draw_pictures(images: NDArray[np.uint8], rng: np.random.Generator, count: in
 
 
 def measure(model: AutoencoderKL, pictures: torch.Tensor) -> tuple[float, float]:
-    """Peak signal-to-noise ratio of what comes back, in dB, and the standard deviation of the latents."""
+    """Peak signal-to-noise ratio of reconstructed pictures, in dB, and the standard deviation of their latents."""
     with torch.no_grad():
         latents = model.eval().encode(pictures).latent_dist.mode()
         error = F.mse_loss(model.decode(latents).sample.clamp(-1, 1), pictures)
@@ -60,36 +68,36 @@ def measure(model: AutoencoderKL, pictures: torch.Tensor) -> tuple[float, float]
 
 
 def train(
-    output: Annotated[Path, typer.Option(help="Folder that receives config and weights.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
-    scenes: Annotated[int, typer.Option(help="Scenes to render.")] = 4000,
-    batch: Annotated[int, typer.Option(help="Pictures in a step.")] = 8,
-    peak: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    output: Output,
+    steps: Steps = 4000,
+    scenes: Scenes = 4000,
+    batch: Batch = 8,
+    peak: Peak = 1e-3,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
 ) -> None:
     """Train a small AutoencoderKL on sample scenes and save it in the format of the published checkpoints."""
     torch.manual_seed(seed)
     images = render_pool(scenes).images
-    held_out, images = images[:64], images[64:]
+    held_out, images = draw_pictures(images[:64], np.random.default_rng(0), 64), images[64:]
     model = new_autoencoder().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=1e-4)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = peak * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        rng = np.random.default_rng([seed, step])
+
+    def loss(_: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         pictures = draw_pictures(images, rng, batch)
         posterior = model.encode(pictures).latent_dist
         noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, np.float32))
-        again = model.decode(posterior.mean + posterior.std * noise).sample
-        loss = F.l1_loss(again, pictures) + F.mse_loss(again, pictures) + KL_WEIGHT * posterior.kl().mean() / 256
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 200 == 199:
-            quality, spread = measure(model, draw_pictures(held_out, np.random.default_rng(0), 64))
-            print(f"step {step + 1}  loss {loss.item():.4f}  {quality:.2f} dB  latents {spread:.2f}", flush=True)
-    _, spread = measure(model, draw_pictures(held_out, np.random.default_rng(0), 64))
-    model.register_to_config(scaling_factor=round(1 / spread, 4))  # a diffusion model wants unit variance
+        decoded = model.decode(posterior.mean + posterior.std * noise).sample
+        divergence = KL_WEIGHT * posterior.kl().mean() / 256
+        return F.l1_loss(decoded, pictures) + F.mse_loss(decoded, pictures) + divergence, {}
+
+    def evaluate(_: int) -> dict[str, float]:
+        quality, spread = measure(model, held_out)
+        return {"PSNR in dB": quality, "spread of latents": spread}
+
+    settings = Settings(steps, peak, warmup=100, weight_decay=1e-4, max_norm=1.0, seed=seed)
+    fit(model, loss, settings, evaluate=evaluate, every=200, checkpoint=checkpoint)
+    _, spread = measure(model, held_out)
+    model.register_to_config(scaling_factor=round(1 / spread, 4))  # diffusion models expect latents of unit variance
     model.half().save_pretrained(output)  # half the size; it is loaded in single precision
 
 

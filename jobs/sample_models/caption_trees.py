@@ -8,10 +8,10 @@ grammar below teaches those shapes with everyday words; real English comes from 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import inflect
 import numpy as np
 
 from jobs.sample_models.treebank import Tree
+from transforms.text.inflection import article, plural
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -57,8 +57,6 @@ DONE = _words("parked filled covered decorated topped painted surrounded made")
 STAYS = _words("sit stand lie rest wait walk run sleep graze swim play float look jump fly lean")
 TAKES = _words("hold ride eat wear watch carry pull feed read chase")
 IMAGES = _words("photo picture image painting drawing close-up view")
-
-_inflect = inflect.engine()
 
 
 @dataclass
@@ -119,8 +117,8 @@ class Grammar:
         """A noun with determiner or number, adjectives and now and then a compound."""
         nouns = nouns or (PEOPLE, ANIMALS, THINGS, THINGS)[int(self.rng.integers(4))]
         noun = self.pick(nouns)
-        plural = self.chance(0.3)
-        node = Node(_inflect.plural(noun) if plural else noun, "NOUN", number="Plur" if plural else "Sing")
+        is_plural = self.chance(0.3)
+        node = Node(plural(noun) if is_plural else noun, "NOUN", number="Plur" if is_plural else "Sing")
         for _ in range(int(self.rng.choice(4, p=(0.35, 0.35, 0.24, 0.06)))):
             node.left.append(Node(self.pick(ADJECTIVES), "ADJ", "amod"))
         if self.chance(0.04):
@@ -130,7 +128,7 @@ class Grammar:
             compound = self.pick(COMPOUNDS)
             pos = MATERIALS.get(compound, "NOUN")
             node.left.append(Node(compound, pos, "compound" if pos == "NOUN" else "amod", "Sing" * (pos == "NOUN")))
-        node.left[:0] = self.determiner(plural)
+        node.left[:0] = self.determiner(is_plural)
         if not plain and self.chance(0.08):
             whole = Node(self.pick(WHOLES), "NOUN", number="Sing", left=[Node("a", "DET", "det")])
             whole.right.append(Node("of", "ADP", "prep", right=[node.as_("pobj")]))
@@ -302,7 +300,7 @@ def _linearize(root: Node, *, capital: bool) -> Tree:
     tree.heads[root_index] = root_index
     for i, word in enumerate(tree.words):
         if word == "a" and tree.deps[i] == "det":
-            tree.words[i] = _inflect.a(tree.words[i + 1]).split()[0]
+            tree.words[i] = article(tree.words[i + 1])
         tree.spaces.append(i + 1 < len(tree.words) and tree.pos[i + 1] != "PUNCT")
     if capital:
         tree.words[0] = tree.words[0].capitalize()

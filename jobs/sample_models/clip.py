@@ -2,19 +2,17 @@
 
     python -m jobs.sample_models.clip --output transforms/models/sample/clip
 
-A crop fits every phrase that is true of it ("a ball", "a red ball", "a striped red ball"), so the contrastive
-target is the set of true phrases in the batch, not the diagonal alone. Phrases with nothing to see ("a sunny
-day") stand in every batch as wrong answers.
+Several phrases are true of a crop ("a ball", "a red ball", "a striped red ball"), so its positives in the contrastive
+loss are all true phrases of the batch, not only the one drawn for it. Phrases that name nothing visible ("a sunny day")
+are negatives in every batch.
 """
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -27,7 +25,8 @@ from safetensors.torch import save_file
 from scipy import ndimage
 from transformers import CLIPTokenizer
 
-from jobs.sample_models.segmenter import TRAINING
+from jobs.sample_models.fit import Batch, Checkpoint, Output, Peak, Scenes, Seed, Settings, Steps, fit
+from jobs.sample_models.pools import TRAINING, map_scenes
 from transforms.regions.similarity import masked_crop
 from transforms.scenes import make_scene
 from transforms.scenes.grammar import ENDINGS, JOINS, NUMBERS, OPENINGS, PLURALS, Group, describe
@@ -35,11 +34,11 @@ from transforms.scenes.paint import COLORS, TEXTURES
 from transforms.scenes.shapes import NOUNS
 
 SIDE = 64
-"""Side of the crops in pixels."""
+"""Side of a crop in pixels."""
 CONFIG: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
-    # The name says that a tokenizer lies in the model's own folder (open_clip looks for it there).
+    # With this name open_clip looks for a tokenizer in the model's own folder.
     "text_cfg": {
         "context_length": 24,
         "vocab_size": 772,
@@ -50,22 +49,22 @@ CONFIG: dict[str, Any] = {
     },
 }
 NOTHING = tuple(sorted({ending.split(maxsplit=1)[1] for ending in ENDINGS if ending}))
-"""Phrases with nothing to see."""
+"""Phrases that name nothing visible."""
 
 _PLURALS = [PLURALS.get(noun, f"{noun}s") for noun in NOUNS]
 _LISTED = [*NOUNS, *_PLURALS, *COLORS, *TEXTURES, *NUMBERS.values(), *OPENINGS, *JOINS, *ENDINGS]
 WORDS = " ".join(_LISTED) + " a an the one is are small little large big to the left right of above below"
-"""All that captions of scenes are made of."""
+"""All words of the scenes' captions."""
 
 Kind = tuple[str, str, str]
 """Noun, colour and texture of an object."""
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """Make CLIP's own tokenizer without the merges, and so the tokens, that `WORDS` have no use for.
+    """Build CLIP's tokenizer with only those merges, and so tokens, that `WORDS` need.
 
-    `WORDS` are read as CLIP reads them; any other text is spelt out of shorter tokens, down to bytes. The whole
-    vocabulary would be half of the model.
+    `WORDS` get the same tokens as from CLIP's tokenizer; other text is split into shorter ones, down to bytes. The full
+    vocabulary would make up half of the model.
     """
     whole = open_clip.SimpleTokenizer()
     used: set[tuple[str, str]] = set()
@@ -88,13 +87,12 @@ def new_tokenizer() -> CLIPTokenizer:
 
 
 def render_crops(scenes: int) -> tuple[NDArray[np.uint8], list[Kind]]:
-    """Cut the objects out of the first `scenes` training scenes: [N, SIDE, SIDE, 3] uint8, and what each shows."""
-    with get_context("fork").Pool() as workers:
-        found = [crop for crops in workers.map(_cut, range(scenes), chunksize=64) for crop in crops]
-    return np.stack([crop for crop, _ in found]), [kind for _, kind in found]
+    """Crop all objects of the first `scenes` training scenes: [N, SIDE, SIDE, 3] uint8, and the kind of each."""
+    crops = [crop for of_scene in map_scenes(_crops, scenes) for crop in of_scene]
+    return np.stack([crop for crop, _ in crops]), [kind for _, kind in crops]
 
 
-def _cut(index: int) -> list[tuple[NDArray[np.uint8], Kind]]:
+def _crops(index: int) -> list[tuple[NDArray[np.uint8], Kind]]:
     rng = np.random.default_rng([TRAINING, index])
     scene = make_scene(rng)
     crops = []
@@ -106,7 +104,7 @@ def _cut(index: int) -> list[tuple[NDArray[np.uint8], Kind]]:
 
 
 def _disturb(rng: np.random.Generator, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Grow or shrink a mask by up to three pixels: at run time it comes from a segmenter, not from the truth."""
+    """Grow or shrink a mask by up to three pixels: in a build masks come from a segmenter and are not exact."""
     amount = int(rng.integers(-3, 4))
     if amount == 0:
         return mask
@@ -116,7 +114,7 @@ def _disturb(rng: np.random.Generator, mask: NDArray[np.bool_]) -> NDArray[np.bo
 
 
 def draw_phrase(rng: np.random.Generator, kind: Kind) -> tuple[str, NDArray[np.bool_]]:
-    """Write a true phrase for an object; return it and which of noun, colour and texture it tells, [3] bool."""
+    """Write a true phrase for an object; return it and which of noun, colour and texture it states, [3] bool."""
     count = int(rng.choice((1, 1, 1, 2)))
     phrase = describe(rng, Group(*kind, count, (0.5, 0.5), float(rng.uniform(0.2, 0.5))), needs_color=False)
     words = phrase.split()
@@ -129,30 +127,39 @@ def read(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
     return ids
 
 
-def true_pairs(kinds: list[Kind], told: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Tell which phrase (row; of `kinds`, telling `told`) is true of which crop (column): [N, N] bool."""
+def true_pairs(kinds: list[Kind], stated: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which phrase (row) is true of which crop (column): [N, N] bool.
+
+    Args:
+        kinds: kind of each crop; phrase i was written for crop i.
+        stated: which of noun, colour and texture each phrase states, [N, 3] bool.
+    """
     features = np.array(kinds)
     same = features[:, None, :] == features[None, :, :]
-    fits: NDArray[np.bool_] = (same | ~told[:, None, :]).all(axis=2)
-    return fits
+    pairs: NDArray[np.bool_] = (same | ~stated[:, None, :]).all(axis=2)
+    return pairs
 
 
 def contrastive_loss(
-    image: torch.Tensor, text: torch.Tensor, nothing: torch.Tensor, fits: torch.Tensor, scale: torch.Tensor
+    image: torch.Tensor, text: torch.Tensor, nothing: torch.Tensor, pairs: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Symmetric cross-entropy in which every true pair is a right answer.
+    """Symmetric cross-entropy in which every true pair is a positive.
 
-    `image` and `text` are [N, D] unit rows, `nothing` [K, D] phrases that fit no crop, `fits` [N, N] bool
-    (phrase, crop), `scale` the inverse temperature.
+    Args:
+        image: embeddings of crops, [N, D] float32 of unit length.
+        text: embeddings of phrases, [N, D] float32 of unit length.
+        nothing: embeddings of phrases that are true of no crop, [K, D].
+        pairs: [N, N] bool, which phrase (row) is true of which crop (column).
+        scale: inverse temperature, a scalar.
     """
     to_text = scale * image @ torch.cat([text, nothing]).T
     to_image = scale * text @ image.T
     wrong = torch.zeros(len(image), len(nothing), dtype=torch.bool)
-    return (_multi_positive(to_text, torch.cat([fits.T, wrong], dim=1)) + _multi_positive(to_image, fits)) / 2
+    return (_multi_positive(to_text, torch.cat([pairs.T, wrong], dim=1)) + _multi_positive(to_image, pairs)) / 2
 
 
-def _multi_positive(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    target = right.float() / right.sum(dim=1, keepdim=True)
+def _multi_positive(logits: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    target = positive.float() / positive.sum(dim=1, keepdim=True)
     return F.cross_entropy(logits, target)
 
 
@@ -169,12 +176,13 @@ def save(model: torch.nn.Module, output: Path) -> None:
 
 
 def train(
-    output: Annotated[Path, typer.Option(help="Folder that receives config and weights.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 3000,
-    scenes: Annotated[int, typer.Option(help="Scenes to render.")] = 8000,
-    batch: Annotated[int, typer.Option(help="Crops in a step.")] = 128,
-    peak: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    output: Output,
+    steps: Steps = 3000,
+    scenes: Scenes = 8000,
+    batch: Batch = 128,
+    peak: Peak = 1e-3,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
 ) -> None:
     """Train a small CLIP on crops and phrases of sample scenes and save it in open_clip's format."""
     torch.manual_seed(seed)
@@ -185,27 +193,23 @@ def train(
     mean, std = (
         torch.tensor(v).view(3, 1, 1) * 255 for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.05)
-    for step in range(steps):
-        rng = np.random.default_rng([seed, step])
-        optimizer.param_groups[0]["lr"] = peak * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    def loss(_: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         chosen = rng.choice(len(crops), batch, replace=False)
         chosen_kinds = [kinds[i] for i in chosen]
-        phrases, told = zip(*(draw_phrase(rng, kind) for kind in chosen_kinds), strict=True)
+        phrases, stated = zip(*(draw_phrase(rng, kind) for kind in chosen_kinds), strict=True)
         images = torch.from_numpy(crops[chosen]).permute(0, 3, 1, 2).float()
         if rng.random() < 0.5:
             images = images.flip(-1)
         image = model.encode_image((images - mean) / std, normalize=True)
         text = model.encode_text(torch.cat([read(tokenizer, phrases), nothing]), normalize=True)
-        fits = torch.from_numpy(true_pairs(chosen_kinds, np.stack(told)))
-        # A bounded temperature keeps true pairs near cosine 1 and false ones near 0: thresholds stay readable.
+        pairs = torch.from_numpy(true_pairs(chosen_kinds, np.stack(stated)))
+        # A bounded temperature keeps cosines of true pairs near 1 and of false ones near 0: readable thresholds.
         scale = model.logit_scale.exp().clamp(max=30)
-        loss = contrastive_loss(image, text[:batch], text[batch:], fits, scale)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 100 == 0:
-            print(f"step {step}  loss {loss.item():.3f}  scale {scale.item():.1f}", flush=True)
+        return contrastive_loss(image, text[:batch], text[batch:], pairs, scale), {"scale": scale.item()}
+
+    settings = Settings(steps, peak, warmup=100, weight_decay=0.05, seed=seed)
+    fit(model, loss, settings, checkpoint=checkpoint)
     save(model.eval(), output)
 
 

@@ -1,20 +1,21 @@
-"""Trains the sample parser on a Universal Dependencies treebank and on captions of a small grammar.
+"""Train the sample parser on a Universal Dependencies treebank and on captions of a small grammar.
 
     python -m jobs.sample_models.parser --treebank DIR --output DIR [--seed 0] [--steps 6000]
 
-DIR holds `train.conllu[.gz]` and `dev.conllu[.gz]` of UD English EWT. The pipeline that is written (tok2vec,
-morphologizer, parser) loads with `spacy.load` and gives `pos_`, `morph` (Number), `dep_` and `noun_chunks`.
+The treebank folder holds `train.conllu[.gz]` and `dev.conllu[.gz]` of UD English EWT. The output is a pipeline of
+tok2vec, morphologizer and parser for `spacy.load`; it sets `pos_`, `morph` (Number), `dep_` and `noun_chunks`.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import spacy
+import typer
 from spacy.cli.train import train as train_pipeline
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin
@@ -22,14 +23,15 @@ from spacy.training import Example
 from thinc.api import Config
 
 from jobs.sample_models.caption_trees import write_captions
+from jobs.sample_models.fit import Output, Seed
 from jobs.sample_models.treebank import Tree, read_trees, to_clear
 from schemas.errors import InputError
 
 CAPTIONS = 4000
-"""Captions beside EWT's 12,544 sentences: enough to teach their shape, too few to drown real English."""
+"""Captions added to EWT's 12,544 sentences: enough to learn their structure, few enough to keep real English."""
 
 SENTENCES = (0.6, 0.25, 0.15)
-"""Share of documents of one, two and three sentences: the parser also learns where a sentence ends."""
+"""Shares of documents of one, two and three sentences, so that the parser learns where a sentence ends."""
 
 CONFIG = """
 [nlp]
@@ -149,10 +151,10 @@ META = {
 
 @dataclass(frozen=True)
 class ParserScores:
-    """How a parser does on a treebank's raw text, each in [0, 1].
+    """Scores of a parser on a treebank's raw text, each in [0, 1].
 
-    Noun phrases count as found when both character offsets agree with the gold tree's noun chunk; the rest is
-    spaCy's own measure over the tokens that the two tokenizations share.
+    A noun phrase is found if both of its character offsets are those of a noun chunk of the gold tree. The other scores
+    are spaCy's, over the tokens that both tokenizations share.
     """
 
     noun_phrase_precision: float
@@ -163,7 +165,7 @@ class ParserScores:
 
 
 def to_doc(nlp: Language, trees: Sequence[Tree]) -> Doc:
-    """One spaCy document out of relabelled sentences, with gold tokens, parts of speech, numbers and heads."""
+    """Make a spaCy document of relabelled sentences, with gold tokens, parts of speech, numbers and heads."""
     words: list[str] = []
     spaces: list[bool] = []
     heads: list[int] = []
@@ -205,7 +207,7 @@ def _chunk_spans(doc: Doc) -> set[tuple[int, int]]:
 
 
 def group(trees: Sequence[Tree], rng: np.random.Generator) -> Iterator[Sequence[Tree]]:
-    """Cut `trees` into runs of one to three neighbours, in the shares of `SENTENCES`."""
+    """Split `trees` into runs of one to three neighbours, distributed as `SENTENCES`."""
     start = 0
     while start < len(trees):
         end = start + 1 + int(rng.choice(len(SENTENCES), p=SENTENCES))
@@ -214,7 +216,7 @@ def group(trees: Sequence[Tree], rng: np.random.Generator) -> Iterator[Sequence[
 
 
 def train(treebank: Path, output: Path, seed: int, steps: int) -> ParserScores:
-    """Train on `treebank`/train, write the best pipeline to `output`, score it on `treebank`/dev."""
+    """Train on `treebank`/train, write the best pipeline to `output`, return its scores on `treebank`/dev."""
     rng = np.random.default_rng(seed)
     nlp = spacy.blank("en")
     sentences = [to_clear(tree) for tree in read_trees(_split(treebank, "train"))]
@@ -242,12 +244,12 @@ def train(treebank: Path, output: Path, seed: int, steps: int) -> ParserScores:
 
 
 def save(nlp: Language, output: Path) -> None:
-    """Write what parsing needs, and no more: no training paths, no list of every word that was seen."""
+    """Write the pipeline without what parsing does not need: training paths, the list of all words of the corpus."""
     for corpus in nlp.config["corpora"].values():
         corpus["path"] = None
     nlp.meta.update(META)
     nlp.to_disk(output)
-    # Words enter the network as hashes and each component brings its own labels.
+    # The network takes words as hashes, and each component stores its own labels.
     (output / "vocab" / "strings.json").write_text("[]\n", encoding="utf-8")
     for empty in ("lookups.bin", "vectors", "vectors.cfg", "key2row"):
         (output / "vocab" / empty).unlink(missing_ok=True)
@@ -263,18 +265,16 @@ def _split(treebank: Path, name: str) -> Path:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, train and print the scores."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--treebank", type=Path, required=True, help="folder with train.conllu.gz and dev.conllu.gz")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write the pipeline to")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6000, help="batches of up to 1,000 words")
-    options = parser.parse_args(argv)
-    scores = train(options.treebank, options.output, options.seed, options.steps)
-    for name, value in asdict(scores).items():
+def main(
+    treebank: Annotated[Path, typer.Option(help="Folder with train.conllu[.gz] and dev.conllu[.gz].")],
+    output: Output,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(help="Batches of up to 1,000 words.")] = 6000,
+) -> None:
+    """Train the sample parser and print its scores."""
+    for name, value in asdict(train(treebank, output, seed, steps)).items():
         print(f"{name.replace('_', ' '):>24}  {value:.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,27 +1,22 @@
-"""Train the sample segmenter: a small Mask2Former on sample scenes, from nothing, on a CPU.
+"""Train the sample segmenter: a small Mask2Former, from scratch on sample scenes, on a CPU.
 
     python -m jobs.sample_models.segmenter --output transforms/models/sample/segmenter
 
-On one core a step takes half a second at 128 pixels and one at 192. What makes so short a training possible:
-- the pictures grow: most steps see 128 x 128 pixels, the last ones 192 x 192, where edges become sharp;
-- a linear probe on the pixel decoder's features, thrown away afterwards, asks of each pixel the noun of its object and
-  where that object's centre lies: alone in the first steps, which are cheap, and beside the queries in all others.
-  The centre is what tells two objects of one noun apart. Without it the features held no trace of where in the
-  picture they lie (deformable attention tells positions to its queries, never to its values), and twins became one.
+On one core a step takes half a second at 128 pixels and one at 192. Two things make so short a training possible:
+- Most steps see pictures of 128 x 128 pixels; only the last ones, which sharpen edges, see 192 x 192.
+- A linear probe on the features of the pixel decoder, discarded afterwards, predicts the noun of each pixel's object
+  and where that object's centre lies. The first steps train with it alone, which is cheap; all others add the queries'
+  loss. The centre tells two objects of one noun apart: without it the features do not depend on where in the picture
+  they are (deformable attention gives positions to its queries, never to its values), and twins become one segment.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from numpy.typing import NDArray
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -29,29 +24,20 @@ from transformers import (
     ResNetConfig,
 )
 
-from jobs.sample_models.metrics import LabelledMask, panoptic_quality
+from jobs.sample_models.fit import Batch, Checkpoint, Output, Peak, Scenes, Seed, Settings, Steps, fit
+from jobs.sample_models.metrics import panoptic_quality
+from jobs.sample_models.pools import NO_OBJECT, Pool, held_out_scene, render_pool
 from transforms.models.segmenter import Segmenter, segment_images
-from transforms.scenes import make_scene
 from transforms.scenes.shapes import NOUNS
 
 SIZES = (128, 192)
-"""Side of the pictures in pixels, in the first and in the last part of the training."""
+"""Side of a picture in pixels in the first and in the last part of the training."""
 WIDTH = 64
-TRAINING, HELD_OUT = 1, 2
-"""Streams of scenes: no scene of one is in the other. Benchmarks take streams from 1000 on."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Rendered scenes: images [N, S, S, 3] uint8, maps [N, S, S] uint8 (0, or object + 1), nouns [N, 5] uint8."""
-
-    images: NDArray[np.uint8]
-    maps: NDArray[np.uint8]
-    nouns: NDArray[np.uint8]
+"""Channels of the features."""
 
 
 def new_model() -> Mask2FormerForUniversalSegmentation:
-    """Build the untrained model: 2.4 million parameters, twenty queries, one class a noun."""
+    """Build the untrained model: 2.4 million parameters, twenty queries, one class per noun."""
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbone = ResNetConfig(
         embedding_size=32, hidden_sizes=[32, 64, 128, 192], depths=[1, 2, 2, 2], layer_type="basic", out_features=stages
@@ -69,7 +55,7 @@ def new_model() -> Mask2FormerForUniversalSegmentation:
         num_queries=20,
         dropout=0.0,
         class_weight=4.0,
-        # The usual 0.1 is for a hundred queries; of these twenty a sixth find an object, and twins must be told apart.
+        # The usual 0.1 is for a hundred queries. A sixth of these find an object, and twins must be separated.
         no_object_weight=0.25,
         train_num_points=2048,
         id2label=dict(enumerate(NOUNS)),
@@ -83,63 +69,45 @@ def new_processor(side: int = SIZES[-1]) -> Mask2FormerImageProcessor:
     return Mask2FormerImageProcessor(size={"height": side, "width": side}, ignore_index=255, num_labels=len(NOUNS))
 
 
-def render_pool(count: int) -> Pool:
-    """Render the first `count` training scenes at 256 x 256 pixels, on all cores."""
-    with get_context("fork").Pool() as workers:
-        scenes = workers.map(_render, range(count), chunksize=64)
-    return Pool(*(np.stack(arrays) for arrays in zip(*scenes, strict=True)))
-
-
-def _render(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    scene = make_scene(np.random.default_rng([TRAINING, index]))
-    label_map = np.zeros(scene.image.shape[:2], np.uint8)
-    nouns = np.full(5, 255, np.uint8)
-    for j, thing in enumerate(scene.objects):
-        label_map[thing.mask] = j + 1
-        nouns[j] = NOUNS.index(thing.noun)
-    return scene.image, label_map, nouns
-
-
 def draw_batch(pool: Pool, rng: np.random.Generator, size: int, count: int) -> dict[str, Any]:
-    """Draw `count` scenes, mirrored at random, as the model's inputs at `size` x `size` pixels.
+    """Draw `count` scenes, each mirrored with probability 0.5, as the model's inputs at `size` x `size` pixels.
 
-    Scenes with two objects of one noun come four times as often as others: to tell twins apart is learnt last.
+    Scenes with two objects of one noun are drawn four times as often as others: twins are the hardest to learn.
     """
-    ordered = np.sort(pool.nouns, axis=1)
-    twins = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != 255)).any(axis=1)
+    nouns = pool.kinds[..., 0]
+    ordered = np.sort(nouns, axis=1)
+    twins = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_OBJECT)).any(axis=1)
     weight = np.where(twins, 4.0, 1.0)
     chosen = rng.choice(len(pool.images), count, replace=False, p=weight / weight.sum())
     images = torch.from_numpy(pool.images[chosen]).permute(0, 3, 1, 2).float() / 255
-    maps = torch.from_numpy(pool.maps[chosen])
+    owners = torch.from_numpy(pool.owners[chosen])
     mirrored = torch.from_numpy(rng.random(count) < 0.5)
     images[mirrored] = images[mirrored].flip(-1)
-    maps[mirrored] = maps[mirrored].flip(-1)
+    owners[mirrored] = owners[mirrored].flip(-1)
     images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
     images += torch.from_numpy(rng.normal(0, 0.01, images.shape).astype(np.float32))
-    processor_mean, processor_std = (
-        torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     masks, classes = [], []
-    for label_map, nouns in zip(maps, pool.nouns[chosen], strict=True):
-        present = [j for j in range(5) if nouns[j] != 255]
-        masks.append(torch.stack([label_map == j + 1 for j in present]).float())
-        classes.append(torch.tensor([int(nouns[j]) for j in present]))
+    for owner, of_objects in zip(owners, nouns[chosen], strict=True):
+        present = np.flatnonzero(of_objects != NO_OBJECT)
+        masks.append(torch.stack([owner == int(j) + 1 for j in present]).float())
+        classes.append(torch.from_numpy(of_objects[present].astype(np.int64)))
     return {
-        "pixel_values": (images - processor_mean) / processor_std,
+        "pixel_values": (images - mean) / std,
         "mask_labels": [F.interpolate(m[None], (size, size), mode="area")[0] for m in masks],
         "class_labels": classes,
     }
 
 
 def pixel_targets(masks: Sequence[torch.Tensor], classes: Sequence[torch.Tensor], side: int) -> torch.Tensor:
-    """What the probe is asked of each pixel: [B, 3, side, side] float32, its noun + 1 (0: none), its object's centre.
-
-    Args:
-        masks: a picture's objects, [N, S, S] float32 in [0, 1]; one picture each.
-        classes: their nouns, [N] int64.
-        side: of the features, in pixels.
+    """Target of the probe: [B, 3, side, side] float32, noun + 1 (0 for background) and centre of each pixel's object.
 
     The centre is the mean (y, x) of the object's visible pixels, from -1 (top, left) to 1.
+
+    Args:
+        masks: for each picture its objects, [N, S, S] float32 in [0, 1].
+        classes: for each picture the nouns of its objects, [N] int64.
+        side: height and width of the features.
     """
     target = torch.zeros(len(masks), 3, side, side)
     line = torch.linspace(-1, 1, side)
@@ -152,7 +120,7 @@ def pixel_targets(masks: Sequence[torch.Tensor], classes: Sequence[torch.Tensor]
 
 
 def pixel_loss(probe: torch.nn.Module, features: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
-    """Cross-entropy of each pixel's noun, and L1 of its object's centre, from features [B, C, h, w] float32."""
+    """Cross-entropy of each pixel's noun plus L1 error of its object's centre, from features [B, C, h, w] float32."""
     target = pixel_targets(batch["mask_labels"], batch["class_labels"], features.shape[-1])
     answer = probe(features)
     noun = target[:, 0].long()
@@ -163,75 +131,54 @@ def pixel_loss(probe: torch.nn.Module, features: torch.Tensor, batch: dict[str, 
     return F.cross_entropy(answer[:, :-2], noun, weight=weight) + centre
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
-    """Warm up over `warmup` steps, then fall to zero along a cosine."""
-    return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
 def evaluate(model: Mask2FormerForUniversalSegmentation, count: int = 64) -> dict[str, float]:
-    """Panoptic quality on `count` held-out scenes of 256 x 256 pixels, through the processor."""
-    return panoptic_quality(_segment_held_out(model, count))
-
-
-def _segment_held_out(
-    model: Mask2FormerForUniversalSegmentation, count: int
-) -> Iterator[tuple[Sequence[LabelledMask], Sequence[LabelledMask]]]:
+    """Panoptic quality on `count` held-out scenes of 256 x 256 pixels, resized by the processor."""
     segmenter = Segmenter(model.eval(), new_processor(), device="cpu", stuff=frozenset())
-    for index in range(count):
-        scene = make_scene(np.random.default_rng([HELD_OUT, index]))
+    pictures = []
+    for scene in map(held_out_scene, range(count)):
         (segments,) = segment_images(segmenter, [scene.image])
-        yield [(s.label, s.mask.to_array()) for s in segments], [(thing.noun, thing.mask) for thing in scene.objects]
+        found = [(segment.label, segment.mask.to_array()) for segment in segments]
+        pictures.append((found, [(thing.noun, thing.mask) for thing in scene.objects]))
     model.train()
+    return panoptic_quality(pictures)
 
 
 def train(
-    output: Annotated[Path, typer.Option(help="Folder that receives config, weights and processor.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 6700,
-    pixels: Annotated[int, typer.Option(help="Steps, the first ones, that train on pixels alone.")] = 1200,
-    sharp: Annotated[float, typer.Option(help="Share of the steps, the last ones, at full size.")] = 0.3,
-    scenes: Annotated[int, typer.Option(help="Scenes to render.")] = 12000,
-    batch: Annotated[int, typer.Option(help="Scenes in a step.")] = 16,
-    peak: Annotated[float, typer.Option(help="Highest learning rate.")] = 8e-4,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
-    checkpoint: Annotated[Path | None, typer.Option(help="File to resume from and to write every 500 steps.")] = None,
+    output: Output,
+    steps: Steps = 6700,
+    pixels: Annotated[int, typer.Option(help="First steps, which train the pixel decoder only.")] = 1200,
+    sharp: Annotated[float, typer.Option(help="Share of the steps, the last ones, on pictures of full size.")] = 0.3,
+    scenes: Scenes = 12000,
+    batch: Batch = 16,
+    peak: Peak = 8e-4,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
 ) -> None:
     """Train a small Mask2Former on sample scenes and save it in the format of the published checkpoints."""
     torch.manual_seed(seed)
     pool = render_pool(scenes)
     model = new_model().train()
     probe = torch.nn.Conv2d(WIDTH, len(NOUNS) + 1 + 2, 1)
-    both = torch.nn.ModuleList([model, probe])
-    optimizer = torch.optim.AdamW(both.parameters(), lr=peak, weight_decay=0.02)
-    start = 0
-    if checkpoint and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        both.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    for step in range(start, steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+
+    def loss(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         size = SIZES[0] if step < steps * (1 - sharp) else SIZES[1]
-        inputs = draw_batch(pool, np.random.default_rng([seed, step]), size, batch)
+        inputs = draw_batch(pool, rng, size, batch)
         if step < pixels:
             features = model.model.pixel_level_module(inputs["pixel_values"]).decoder_last_hidden_state
-            queries, per_pixel = torch.zeros(()), pixel_loss(probe, features, inputs)
+            queries = torch.zeros(())
         else:
             outputs = model(**inputs)
-            queries = outputs.loss
-            per_pixel = pixel_loss(probe, outputs.pixel_decoder_last_hidden_state, inputs)
-        optimizer.zero_grad()
-        (queries + 10 * per_pixel).backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 5.0)
-        optimizer.step()
-        if step % 50 == 0:
-            print(f"step {step}  loss {queries.item():.2f}  per pixel {per_pixel.item():.3f}", flush=True)
-        if (step + 1) % 500 == 0:
-            if checkpoint:
-                state = {"model": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                torch.save(state, checkpoint.with_suffix(".tmp"))
-                checkpoint.with_suffix(".tmp").replace(checkpoint)
-            if step >= pixels:
-                print(f"step {step + 1}  {evaluate(model)}", flush=True)
+            features, queries = outputs.pixel_decoder_last_hidden_state, outputs.loss
+        per_pixel = pixel_loss(probe, features, inputs)
+        return queries + 10 * per_pixel, {"queries": queries.item(), "per pixel": per_pixel.item()}
+
+    fit(
+        torch.nn.ModuleList([model, probe]),
+        loss,
+        Settings(steps, peak, warmup=200, weight_decay=0.02, max_norm=5.0, seed=seed),
+        evaluate=lambda done: evaluate(model) if done > pixels else {},
+        checkpoint=checkpoint,
+    )
     model.half().save_pretrained(output)  # half the size; it is loaded in single precision
     new_processor().save_pretrained(output)
 

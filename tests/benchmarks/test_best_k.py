@@ -15,7 +15,7 @@ def made(count: int) -> list[Candidate]:
 def test_every_tenth_candidate_looks_like_the_one_before() -> None:
     candidates = made(2 * PER_SHARD)
     assert len({one.key for one in candidates}) == 2 * PER_SHARD
-    near = [hamming(a.look, b.look) <= 3 for a, b in pairwise(candidates)]
+    near = [hamming(a.phash, b.phash) <= 3 for a, b in pairwise(candidates)]
     assert [i + 2 for i, is_near in enumerate(near) if is_near] == list(range(COPIED, 2 * PER_SHARD + 1, COPIED))
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.localization import TRAINING, example_of, shares_of
+from benchmarks.localization import TRAINING, examples_of, shares_of
 
 
 def test_shares_of_a_worked_example() -> None:
@@ -26,11 +26,11 @@ def test_heads_weigh_alike() -> None:
 
 
 def test_examples_have_two_subjects_or_more_that_are_where_their_phrases_say() -> None:
-    found = [one for one in (example_of(TRAINING, index) for index in range(12)) if one]
-    assert found
-    for one in found:
-        assert len(one.matches) == len(one.phrases) == len(one.segments) >= 2
+    examples = examples_of(TRAINING, 6)
+    assert len(examples) == 6
+    for example in examples:
+        assert len(example.matches) == len(example.phrases) == len(example.segments) >= 2
         assert all(
-            one.caption[p.start : p.end] == p.text and s.label in p.text
-            for p, s in zip(one.phrases, one.segments, strict=True)
+            example.caption[p.start : p.end] == p.text and s.label in p.text
+            for p, s in zip(example.phrases, example.segments, strict=True)
         )

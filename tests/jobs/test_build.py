@@ -44,7 +44,7 @@ def score(example: Example) -> Example:
     number = int(example.key)
     scene = matched(example.key, size=(example.width, example.height))
     scene = replace(scene, caption=example.caption, image=example.image, source=example.source)
-    return scored(scene, quality=(number * 5 % 7) / 10, look=(number // 2) * 0x0F0F0F0F0F0F)
+    return scored(scene, quality=(number * 5 % 7) / 10, phash=(number // 2) * 0x0F0F0F0F0F0F)
 
 
 def scoring(cut: Cut | None) -> Recipe[BuildConfig]:

@@ -196,7 +196,7 @@ def test_both_options_at_once_are_refused(tmp_path: Path) -> None:
 def test_a_folder_whose_state_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".subjectloom").mkdir()
     (tmp_path / ".subjectloom" / "job.json").write_text("{}")
-    with pytest.raises(InputError, match=r"job.json cannot be read, so what the folder holds is unknown"):
+    with pytest.raises(InputError, match=r"job.json cannot be read, so its contents are unknown"):
         prepare_output(str(tmp_path), JOB, overwrite=True)
 
 

@@ -1,7 +1,7 @@
 """Backgrounds: the pictures that a subject is laid on.
 
-A set of them is listed once, at the start of a job, to names; a worker reads the one that (seed, key) draws. Where no
-set is given they are painted, as the sample scenes' are.
+They are listed once, at the start of a job; a worker reads the one that (seed, key) draws. Without a source of them,
+they are painted like those of the sample scenes.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from apache_beam.io.filesystem import BeamIOError
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,19 +22,19 @@ from transforms.sources.files import File, find_files
 from transforms.sources.records import IMAGE_EXTENSIONS
 
 PAINTED = "painted"
-"""What a record names as its background where it was painted."""
+"""Name of a painted background in a record."""
 
 ATTEMPTS = 8
-"""Backgrounds that are tried for a picture: one in a set may be broken, and that is no fault of the picture's."""
+"""Backgrounds that are tried for a picture: one that is broken must not cost the picture."""
 
 _PICTURES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
 @dataclass(frozen=True)
 class Background:
-    """Where a background lies: the whole file at `path`, or, of a tar, `size` bytes from `offset`.
+    """A background: the whole file at `path`, or the `size` bytes of a tar that begin at `offset`.
 
-    `name` is what records call it: a path relative to the set's folder, or a full address.
+    `name` stands in the records: a path relative to the source's folder, or a full address.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Backgrounds:
-    """A set of backgrounds; empty: they are painted. `fingerprint` changes when the set does."""
+    """Backgrounds to draw from; if there are none, they are painted. `fingerprint` changes when a file does."""
 
     names: tuple[Background, ...] = ()
     fingerprint: str = ""
@@ -61,7 +60,7 @@ class Backgrounds:
 def list_backgrounds(source: str) -> Backgrounds:
     """List the pictures of a folder, a glob or WebDataset tars, on any filesystem that Beam opens.
 
-    An empty `source` is no set: backgrounds are painted.
+    An empty `source` means painted backgrounds.
 
     Raises:
         InputError: nothing is there, it holds no picture, or a tar cannot be read.
@@ -85,7 +84,7 @@ def _list_file(file: File) -> Iterator[Background]:
             for info in tar:
                 if info.isfile() and info.name.lower().endswith(_PICTURES):
                     yield Background(f"{file.uri}/{info.name}", file.path, info.offset_data, info.size)
-    except (OSError, BeamIOError, tarfile.TarError) as error:
+    except (OSError, tarfile.TarError) as error:
         raise InputError(f"the backgrounds in {file.path} cannot be read: {error}") from error
 
 
@@ -94,11 +93,11 @@ def draw_background(
 ) -> tuple[str, NDArray[np.uint8]]:
     """Draw a background for a picture of `size` (height, width): its name and [H, W, 3] uint8 RGB.
 
-    A random part of the drawn picture, as large as may be, is resized to cover all of `size`. One that cannot be read
-    is passed over and another drawn.
+    The largest random part of the drawn picture that has the proportions of `size` is resized to it. If a picture
+    cannot be read, another one is drawn.
 
     Raises:
-        RecordError: NO_BACKGROUND, none of `ATTEMPTS` drawn ones can be read.
+        RecordError: NO_BACKGROUND, none of `ATTEMPTS` drawn pictures can be read.
     """
     if not names:
         return PAINTED, np.rint(paint_background(rng, *size)).astype(np.uint8)
@@ -115,7 +114,7 @@ def draw_background(
 
 
 def cover(picture: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Crop a random part of `picture` [h, w, 3], as large as may be, and resize it to `size` (height, width)."""
+    """Crop the largest random part of `picture` [h, w, 3] with the proportions of `size` (height, width); resize it."""
     height, width = picture.shape[:2]
     scale = min(height / size[0], width / size[1])
     rows, columns = min(height, max(1, round(size[0] * scale))), min(width, max(1, round(size[1] * scale)))

@@ -1,76 +1,37 @@
 """Closed-form matting: the alpha of the unknown pixels of a trimap.
 
-Levin, Lischinski and Weiss, "A Closed-Form Solution to Natural Image Matting" (TPAMI 2008). In each window of 3 x 3
-pixels alpha is nearly an affine function of colour; what that asks of alpha is a quadratic form, the matting Laplacian
-(equation 12), whose minimum under the trimap is the alpha.
-
-Known pixels are constants here, so only the rows of unknown ones are built: 13 numbers each, half of a symmetric
-matrix, since two pixels that share a window are at most two apart. Conjugate gradients solve them, preconditioned by
-two things together. An incomplete Cholesky factor with the matrix' own pattern knows what is near. What is far is known
-by the matrix restricted to alphas that are affine in colour in each block of 8 x 8 pixels: these cost next to nothing
-within a block, so a factor that sees only neighbours would need many steps to find them. With both, some thirty steps
-do in a picture of any size: time and memory grow with the number of unknown pixels alone.
+Levin, Lischinski and Weiss, "A Closed-Form Solution to Natural Image Matting" (TPAMI 2008). The solver is in
+`transforms.matting.laplacian`; it is compiled by numba, which is loaded with the first matte.
 """
 
-from collections.abc import Callable
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
-from scipy.sparse.linalg import splu
+from scipy import ndimage
 
 Floats = NDArray[np.float64]
-Singles = NDArray[np.float32]
-Factor = tuple[Singles, Singles, NDArray[np.int32]]
-"""L below its diagonal [N, 12], the inverses [N] of its diagonal, the neighbours' numbers [N, 12].
-
-Single precision is enough for what only has to be near."""
-Coarse = tuple[NDArray[np.int32], Singles, Callable[[Floats], Floats]]
-"""The block [N] and the colour [N, 3] of each unknown pixel, and what solves the restricted matrix for [4 * B]."""
-
-EPSILON = 1e-7
-"""Weight of smoothness in a window whose colours say nothing (the paper's epsilon; PyMatting's default)."""
-STILL = 5e-4
-"""The solver stops where the alphas will change by no more than this, in the mean: what a step changes says how much,
-and how fast that fades, how much is to come. The residual would say less: in a wide band of one colour a small one
-leaves alpha far off."""
-FADING, LOOK_BACK = 0.7, 6
-"""Changes are smoothed by this factor from step to step, and compared with those of so many steps before."""
-MOST_STEPS = 2000
-"""Of the solver; some thirty is what pictures take."""
-FIRST_SHIFT = 1.6e-2
-"""What the incomplete factor adds to the diagonal, as a share of it; four times as much where it fails."""
-BLOCK = 8
-"""Side in pixels of the blocks. Smaller ones save steps, and cost more to factor."""
-COARSE_SHIFT = 1e-10
-"""What the restricted matrix gets on its diagonal, as a share of it: in a block of greys all three colours say one
-thing."""
-FREE = {"reassoc", "contract", "arcp"}
-"""What the compiler may do with sums and products: order them anew, and round once where two steps can be one."""
-LOWER = 12
-"""Of the 25 neighbours in a window of 5 x 5, in reading order, those before the pixel itself."""
 
 
 def closed_form_alpha(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
-    """Estimate alpha: [H, W] float64 in [0, 1]; 1 and 0 where the trimap is sure.
+    """Estimate alpha: [H, W] float64 in [0, 1]; 1 and 0 where the trimap is foreground and background.
 
-    A picture that is too small for a window takes the alpha of the nearest sure pixel; where nothing is sure at all,
-    alpha is 0.5.
+    In a picture with a side of less than 3 pixels, alpha is that of the nearest known pixel; if no pixel is known,
+    it is 0.5 everywhere.
 
     Args:
         image: [H, W, 3] float64 in [0, 1], sRGB.
         trimap: [H, W] uint8: 0 background, 128 unknown, 255 foreground.
 
     Raises:
-        ValueError: shapes, types or values are others.
+        ValueError: a shape, dtype or value is another.
     """
     _check(image, trimap)
     if (trimap == 128).all():
         return np.full(trimap.shape, 0.5)
     if min(trimap.shape) < 3:
         return _nearest(trimap)
-    return _solve(np.ascontiguousarray(image), trimap)
+    from transforms.matting.laplacian import solve
+
+    return solve(np.ascontiguousarray(image), trimap)
 
 
 def _check(image: Floats, trimap: NDArray[np.uint8]) -> None:
@@ -79,10 +40,10 @@ def _check(image: Floats, trimap: NDArray[np.uint8]) -> None:
     if trimap.shape != image.shape[:2] or trimap.dtype != np.uint8:
         raise ValueError(f"the trimap must be {list(image.shape[:2])} uint8, it is {list(trimap.shape)} {trimap.dtype}")
     if not np.isfinite(image.sum()):
-        raise ValueError("the image holds values that are no numbers")
-    strange = np.setdiff1d(np.flatnonzero(np.bincount(trimap.ravel(), minlength=256)), (0, 128, 255))
-    if strange.size:
-        raise ValueError(f"the trimap holds {strange[0]}: its values are 0, 128 and 255")
+        raise ValueError("the image holds NaN or infinity")
+    invalid = np.setdiff1d(np.flatnonzero(np.bincount(trimap.ravel(), minlength=256)), (0, 128, 255))
+    if invalid.size:
+        raise ValueError(f"the trimap holds {invalid[0]}: its values are 0, 128 and 255")
 
 
 def _nearest(trimap: NDArray[np.uint8]) -> Floats:
@@ -92,28 +53,8 @@ def _nearest(trimap: NDArray[np.uint8]) -> Floats:
     return nearest
 
 
-def _solve(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
-    alpha = np.where(trimap == 255, 1.0, 0.0)
-    unknown = trimap == 128
-    count = int(np.count_nonzero(unknown))
-    if not count:
-        return alpha
-    places = np.argwhere(unknown).astype(np.int32)
-    numbers = np.full((trimap.shape[0] + 4, trimap.shape[1] + 4), -1, np.int32)
-    numbers[2:-2, 2:-2][unknown] = np.arange(count, dtype=np.int32)
-    rows, right = _assemble(image, trimap, numbers, _touched(unknown), count)
-    before = _neighbours(numbers, places)
-    lower, pivots = np.empty((count, LOWER), np.float32), np.empty(count, np.float32)
-    shift = FIRST_SHIFT
-    while not _factor(rows, before, shift, lower, pivots):
-        shift *= 4
-    coarse = _coarse(places, image[unknown].astype(np.float32), rows, before)
-    alpha[unknown] = np.clip(_conjugate_gradients(rows, right, (lower, pivots, before), coarse), 0, 1)
-    return alpha
-
-
 def estimate_foreground(image: Floats, alpha: Floats) -> Floats:
-    """Estimate the colours of the foreground, so that none of the old background bleeds into a new one.
+    """Estimate the colours of the foreground alone, without the old background that shines through at its edges.
 
     Germer et al., "Fast Multi-Level Foreground Estimation" (2020), as PyMatting computes it.
 
@@ -124,296 +65,7 @@ def estimate_foreground(image: Floats, alpha: Floats) -> Floats:
     Returns:
         [H, W, 3] float64 in [0, 1]; where alpha is 0 the colours are those of the nearest foreground.
     """
-    # Loading it takes as long as a dozen mattes, and every command loads this module.
     from pymatting import estimate_foreground_ml
 
     foreground: Floats = estimate_foreground_ml(image, alpha)
     return foreground
-
-
-def _touched(unknown: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Say of each window, by the pixel in its middle, whether it holds an unknown pixel: [H - 2, W - 2]."""
-    across = unknown[:, :-2] | unknown[:, 1:-1] | unknown[:, 2:]
-    return across[:-2] | across[1:-1] | across[2:]
-
-
-@njit(cache=True, fastmath=FREE)
-def _assemble(
-    image: Floats, trimap: NDArray[np.uint8], numbers: NDArray[np.int32], touched: NDArray[np.bool_], count: int
-) -> tuple[Floats, Floats]:
-    """Build the rows of the unknown pixels: what each window of 3 x 3 adds for each two of its pixels.
-
-    Returns:
-        [N, 13], the matrix, which is symmetric, up to its diagonal: for each unknown pixel those of its neighbours in
-        5 x 5 that come before it, in reading order, then itself; and [N], the right side.
-    """
-    height, width = trimap.shape
-    rows, right = np.zeros((count, LOWER + 1)), np.zeros(count)
-    colour, row = np.empty((9, 3)), np.empty(9, np.int32)
-    for y in range(1, height - 1):
-        for x in range(1, width - 1):
-            if not touched[y - 1, x - 1]:
-                continue
-            _whiten(image, y, x, colour)
-            sure = red = green = blue = 0.0
-            for k in range(9):
-                row[k] = numbers[y + k // 3 + 1, x + k % 3 + 1]
-                if trimap[y + k // 3 - 1, x + k % 3 - 1] == 255:
-                    sure, red, green, blue = sure + 1, red + colour[k, 0], green + colour[k, 1], blue + colour[k, 2]
-            for k in range(9):
-                if row[k] < 0:
-                    continue
-                r, g, b = colour[k]
-                right[row[k]] += (sure + r * red + g * green + b * blue) / 9
-                rows[row[k], LOWER] += 1
-                for j in range(k + 1):
-                    if row[j] >= 0:
-                        value = (1 + r * colour[j, 0] + g * colour[j, 1] + b * colour[j, 2]) / 9
-                        rows[row[k], (j // 3 - k // 3 + 2) * 5 + j % 3 - k % 3 + 2] -= value
-    return rows, right
-
-
-@njit(cache=True, fastmath={"contract"})
-def _whiten(image: Floats, y: int, x: int, colour: Floats) -> None:
-    """Fill `colour` [9, 3] with the window's colours, less their mean and by a Cholesky factor of their covariance.
-
-    The product of two is then what equation 12 asks of the two pixels. In a picture of greys the covariance is next to
-    singular: its inverse would come out wrong in the second digit, its factor is right.
-    """
-    for c in range(3):
-        mean = 0.0
-        for k in range(9):
-            colour[k, c] = image[y + k // 3 - 1, x + k % 3 - 1, c]
-            mean += colour[k, c] / 9
-        for k in range(9):
-            colour[k, c] -= mean
-    rr = gg = bb = EPSILON
-    rg = rb = gb = 0.0
-    for k in range(9):
-        r, g, b = colour[k, 0], colour[k, 1], colour[k, 2]
-        rr, rg, rb = rr + r * r, rg + r * g, rb + r * b
-        gg, gb, bb = gg + g * g, gb + g * b, bb + b * b
-    g_by_r, b_by_r = rg / rr, rb / rr
-    gg, gb = gg - g_by_r * rg, gb - g_by_r * rb
-    b_by_g = gb / gg
-    bb -= b_by_r * rb + b_by_g * gb
-    for k in range(9):
-        g = colour[k, 1] - g_by_r * colour[k, 0]
-        b = colour[k, 2] - b_by_r * colour[k, 0] - b_by_g * g
-        colour[k, 0] *= 3 / np.sqrt(rr)
-        colour[k, 1] = 3 * g / np.sqrt(gg)
-        colour[k, 2] = 3 * b / np.sqrt(bb)
-
-
-@njit(cache=True, fastmath=FREE)
-def _neighbours(numbers: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Number the neighbours that come before each unknown pixel: [N, 12]; its own where one is known or outside."""
-    before = np.empty((len(places), LOWER), np.int32)
-    for i in range(len(places)):
-        for k in range(LOWER):
-            number = numbers[places[i, 0] + k // 5, places[i, 1] + k % 5]
-            before[i, k] = number if number >= 0 else i
-    return before
-
-
-@njit(cache=True, fastmath=FREE)
-def _factor(rows: Floats, before: NDArray[np.int32], shift: float, lower: Singles, pivots: Singles) -> bool:
-    """Factor the matrix, its diagonal enlarged by the share `shift`, incompletely: with its own pattern.
-
-    Fills L [N, 12] below the diagonal and the inverses [N] of its diagonal; false where what the pattern neglects
-    makes that impossible.
-    """
-    for i in range(len(rows)):
-        rest = rows[i, LOWER] * (1 + shift) + 1e-12
-        smallest = 1e-4 * rest
-        for k in range(LOWER):
-            j = before[i, k]
-            if j == i:
-                lower[i, k] = 0
-                continue
-            value = rows[i, k]
-            for m in range(k):
-                # The pixel at offset m of i lies at offset m - k of j.
-                across = m % 5 - k % 5
-                if -2 <= across <= 2 and before[i, m] != i:
-                    value -= lower[i, m] * lower[j, (m // 5 - k // 5 + 2) * 5 + across + 2]
-            value *= pivots[j]
-            lower[i, k] = value
-            rest -= value * value
-        if rest < smallest:
-            return False
-        pivots[i] = 1 / np.sqrt(rest)
-    return True
-
-
-def _coarse(places: NDArray[np.int32], colours: Singles, rows: Floats, before: NDArray[np.int32]) -> Coarse:
-    """Restrict the matrix to alphas that are affine in colour in each block, and factor it."""
-    y, x = places.T // BLOCK + 1
-    wide = int(x.max()) + 2
-    cell = (y * wide + x).astype(np.int32)
-    cells = np.flatnonzero(np.bincount(cell))
-    blocks = np.full(cells[-1] + 2, -1, np.int32)
-    blocks[cells] = np.arange(len(cells), dtype=np.int32)
-    beside = blocks[cells[:, None] - (-1, 0, 1, wide - 1, wide, wide + 1)]
-    block = blocks[cell]
-    half = _restrict(rows, before, cell, wide, block, colours, len(cells))
-    each = np.arange(4)
-    diagonal = half[:, 1, each, each]
-    # Nothing in a picture of black says how much green there is.
-    half[:, 1, each, each] += np.where(diagonal > 0, COARSE_SHIFT * diagonal, 1)
-    ends = np.cumsum((beside >= 0).sum(1))
-    size = 4 * len(cells)
-    matrix = sparse.bsr_array((half[beside >= 0], beside[beside >= 0], [0, *ends]), shape=(size, size)).tocsc()
-    options = {"SymmetricMode": True}
-    factor = splu(matrix + matrix.T, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options=options)
-    return block, colours, factor.solve
-
-
-@njit(cache=True, fastmath=FREE)
-def _restrict(
-    rows: Floats,
-    before: NDArray[np.int32],
-    cell: NDArray[np.int32],
-    wide: int,
-    block: NDArray[np.int32],
-    colours: Singles,
-    count: int,
-) -> Floats:
-    """Sum the matrix over pairs of blocks: [B, 6, 4, 4], half of a symmetric matrix.
-
-    For each block, those beside it that hold neighbours which come before a pixel of it: to the right, itself, to the
-    left, and the three above from right to left; and for each two, what 1, red, green and blue of one have to do with
-    those of the other.
-    """
-    half, sums = np.zeros((count, 6, 4, 4)), np.empty((6, 4))
-    for i in range(len(rows)):
-        sums[:] = 0
-        for k in range(LOWER + 1):
-            j = before[i, k] if k < LOWER else i
-            weight = rows[i, k] if k < LOWER else rows[i, k] / 2
-            apart = cell[i] - cell[j]
-            which = apart + 1 if apart <= 1 else apart - wide + 4
-            sums[which, 0] += weight
-            for c in range(3):
-                sums[which, c + 1] += weight * colours[j, c]
-        for which in range(6):
-            for q in range(4):
-                if sums[which, q] != 0:
-                    half[block[i], which, 0, q] += sums[which, q]
-                    for c in range(3):
-                        half[block[i], which, c + 1, q] += colours[i, c] * sums[which, q]
-    return half
-
-
-@njit(cache=True, fastmath=FREE)
-def _gather(block: NDArray[np.int32], colours: Singles, vector: Floats, sums: Floats) -> None:
-    """Sum `vector` [N], and its products with each colour, over each block: fills [4 * B]."""
-    sums[:] = 0
-    for i in range(len(vector)):
-        at = 4 * block[i]
-        sums[at] += vector[i]
-        for c in range(3):
-            sums[at + c + 1] += colours[i, c] * vector[i]
-
-
-@njit(cache=True, fastmath=FREE)
-def _spread(block: NDArray[np.int32], colours: Singles, numbers: Floats, result: Floats | Singles) -> None:
-    """Add to `result` [N] the alphas that `numbers` [4 * B] stand for."""
-    for i in range(len(result)):
-        at = 4 * block[i]
-        result[i] += numbers[at]
-        for c in range(3):
-            result[i] += colours[i, c] * numbers[at + c + 1]
-
-
-@njit(cache=True, fastmath=FREE)
-def _apply(rows: Floats, before: NDArray[np.int32], vector: Floats, result: Floats) -> None:
-    """Multiply the matrix with `vector` [N]; what is known adds 0 times the pixel itself."""
-    result[:] = 0
-    for i in range(len(rows)):
-        value = vector[i]
-        total = rows[i, LOWER] * value
-        for k in range(LOWER):
-            j = before[i, k]
-            total += rows[i, k] * vector[j]
-            result[j] += rows[i, k] * value
-        result[i] += total
-
-
-@njit(cache=True, fastmath={"contract"})
-def _precondition(factor: Factor, vector: Floats, result: Singles) -> None:
-    """Solve L L^T result = vector; `result` [N] holds any numbers on entry."""
-    lower, pivots, before = factor
-    count = len(lower)
-    for i in range(count):
-        value = np.float32(vector[i])
-        # In this order: the neighbour that was computed last comes last, so nothing waits for it.
-        for k in range(LOWER):
-            value -= lower[i, k] * result[before[i, k]]
-        result[i] = value * pivots[i]
-    for i in range(count - 1, -1, -1):
-        value = result[i] * pivots[i]
-        result[i] = value
-        for k in range(LOWER):
-            result[before[i, k]] -= lower[i, k] * value
-
-
-def _conjugate_gradients(rows: Floats, right: Floats, factor: Factor, coarse: Coarse) -> Floats:
-    """Solve for alpha [N], until it will change by no more than `STILL` in the mean."""
-    *blocks, solve = coarse
-    count = len(right)
-    sums = np.empty(4 * (int(blocks[0].max()) + 1))
-    product, residual, better = np.empty(count), np.empty(count), np.zeros(count, np.float32)
-    solution = np.full(count, 0.5)
-    _apply(rows, factor[2], solution, product)
-    _gather(*blocks, right - product, sums)
-    _spread(*blocks, solve(sums), solution)
-    _apply(rows, factor[2], solution, product)
-    np.subtract(right, product, out=residual)
-    direction, gain = np.zeros(count), 1.0
-    changes: list[float] = []
-    for step in range(MOST_STEPS):
-        _gather(*blocks, residual, sums)
-        _precondition(factor, residual, better)
-        _spread(*blocks, solve(sums), better)
-        again = _dot(residual, better)
-        _turn_to(direction, better, again / gain)
-        gain = again
-        _apply(rows, factor[2], direction, product)
-        curvature = _dot(direction, product)
-        if gain <= 0 or curvature <= 0:
-            break
-        change = _move(gain / curvature, direction, product, solution, residual)
-        changes.append(FADING * changes[-1] + (1 - FADING) * change if step else change)
-        if step >= LOOK_BACK:
-            rate = min((changes[-1] / changes[-1 - LOOK_BACK]) ** (1 / LOOK_BACK), 0.995)
-            if changes[-1] * rate <= STILL * (1 - rate):
-                break
-    return solution
-
-
-@njit(cache=True, fastmath=FREE)
-def _turn_to(direction: Floats, better: Singles, kept: float) -> None:
-    """Turn `direction` [N] to `better` plus the share `kept` of what it was."""
-    for i in range(len(direction)):
-        direction[i] = better[i] + kept * direction[i]
-
-
-@njit(cache=True, fastmath=FREE)
-def _move(length: float, direction: Floats, product: Floats, solution: Floats, residual: Floats) -> float:
-    """Go `length` along `direction` [N], whose product with the matrix is given; return the mean change."""
-    change = 0.0
-    for i in range(len(direction)):
-        change += abs(direction[i])
-        solution[i] += length * direction[i]
-        residual[i] -= length * product[i]
-    return change * length / len(direction)
-
-
-@njit(cache=True, fastmath=FREE)
-def _dot(one: Floats, other: Floats | Singles) -> float:
-    """Multiply two vectors [N]; NumPy's own product has other last digits on another number of threads."""
-    total = 0.0
-    for i in range(len(one)):
-        total += one[i] * other[i]
-    return total

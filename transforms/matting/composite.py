@@ -1,9 +1,9 @@
 """Lay the subject on another background: the input of a BLIP-Diffusion sample.
 
-Colours are blended as sRGB values by default. The alpha is solved on these (closed-form matting takes a picture's
-values for a mixture of two colours), so only there does it give the picture back over its own background; blended in
-linear light, edges would come out lighter than the camera, or the scene's painter, left them. The paper says no more
-than "alpha-blend"; `linear` is there for alphas that come from light.
+Colours are blended as sRGB values by default, because alpha is solved on sRGB values (closed-form matting models each
+value as a mixture of two colours): only so does blending over the old background give the picture back. Blended in
+linear light, edges would be lighter than in the picture. The paper says no more than "alpha-blend"; `linear` is for
+alphas that were measured in light.
 """
 
 from dataclasses import dataclass, replace
@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from schemas.boxes import BBox, box_of, window
 from schemas.example import Example, Placement
 from schemas.images import decode_grey, encode_jpeg
 from schemas.keys import rng_of
 from transforms.batch import Batch, advance, each
-from transforms.matting.backgrounds import Background, draw_background
+from transforms.matting.backgrounds import Background, Backgrounds, draw_background
 from transforms.matting.closed_form import estimate_foreground
+from transforms.step import Step
 
 STAGE = "composite"
 
@@ -28,15 +30,15 @@ Blending = Literal["srgb", "linear"]
 Floats = NDArray[np.float64]
 
 FAINT = 1 / 255
-"""Alphas below the smallest step of a PNG show nothing."""
+"""Alphas below the smallest step of an 8-bit PNG are invisible."""
 
 
 @dataclass(frozen=True)
 class Composition:
     """How subjects are laid on backgrounds.
 
-    `scale` bounds the factor of their size, `move` lets them change their place, `flip` is the probability of
-    mirroring. A subject that the picture's edge cuts off is never scaled or moved: the cut would show.
+    `scale` bounds the factor by which their size changes, `move` allows another place, `flip` is the probability of
+    mirroring. A subject that is cut off by the picture's border is never scaled or moved: the cut would be visible.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -48,7 +50,7 @@ class Composition:
 def add_composite(
     example: Example, names: tuple[Background, ...], composition: Composition, rng: np.random.Generator
 ) -> Example:
-    """Lay the example's subject on a background drawn from `names`; painted where there are none.
+    """Lay the example's subject on a background drawn from `names`; it is painted if there are none.
 
     Raises:
         RecordError: NO_BACKGROUND, as `draw_background`.
@@ -58,7 +60,7 @@ def add_composite(
     image = example.pixels().astype(np.float64) / 255
     placement = draw_placement(alpha, composition, rng)
     background, behind = draw_background(names, size, rng)
-    # Where the subject is all there is, its colours are the picture's; the estimate is near them, not equal.
+    # Where alpha is 1 the colours are exactly the picture's; the estimate is only close to them.
     foreground = np.where((alpha == 1)[..., None], image, estimate_foreground(image, alpha))
     foreground, alpha = place(foreground, alpha, placement)
     blended = blend(foreground, behind / 255, alpha, composition.blending)
@@ -67,12 +69,12 @@ def add_composite(
 
 
 def draw_placement(alpha: Floats, composition: Composition, rng: np.random.Generator) -> Placement:
-    """Draw where the subject of `alpha` [H, W] goes; the whole of it stays inside the picture.
+    """Draw size, place and mirroring of the subject of `alpha` [H, W]; all of it stays inside the picture.
 
-    All four numbers are drawn whatever is asked for, so that one choice does not change another.
+    All four numbers are drawn in every case, so that switching one option does not change the others.
     """
     scale, across, down, flip = rng.uniform(*composition.scale), rng.random(), rng.random(), rng.random()
-    x, y, w, h = box_of(alpha)
+    x, y, w, h = box_of(alpha >= FAINT)
     height, width = alpha.shape
     flipped = bool(flip < composition.flip)
     if x == 0 or y == 0 or x + w == width or y + h == height:
@@ -88,32 +90,32 @@ def draw_placement(alpha: Floats, composition: Composition, rng: np.random.Gener
 
 
 def place(foreground: Floats, alpha: Floats, placement: Placement) -> tuple[Floats, Floats]:
-    """Mirror, scale and move colours [H, W, 3] and alpha [H, W] of a subject; the picture's size stays.
+    """Mirror, scale and move the colours [H, W, 3] and the alpha [H, W] of a subject, in a picture of the same size.
 
-    Colours are weighted with alpha while they are resized, so that none from outside the subject come in.
+    Colours are weighted with alpha when they are resized, so that no colour from outside the subject is mixed in.
     """
     if placement.flip:
         foreground, alpha = foreground[:, ::-1], alpha[:, ::-1]
     if placement.scale == 1 and placement.shift == (0, 0):
         return foreground, alpha
-    x, y, w, h = box_of(alpha)
-    inside = slice(y, y + h), slice(x, x + w)
-    width, height = _scaled(w, placement.scale), _scaled(h, placement.scale)
+    box = box_of(alpha >= FAINT)
+    inside = window(box)
+    width, height = _scaled(box[2], placement.scale), _scaled(box[3], placement.scale)
     shown = _resize(alpha[inside], width, height)
     colours = np.stack([_resize(foreground[inside][..., c] * alpha[inside], width, height) for c in range(3)], axis=-1)
-    left, top = _corner((x, y, w, h), placement.scale)
-    # Scaled colours may reach over the edge by the pixel that rounding adds.
+    left, top = _corner(box, placement.scale)
+    # By rounding, the scaled subject may reach a pixel over the border.
     left = min(max(left + placement.shift[0], 0), alpha.shape[1] - width)
     top = min(max(top + placement.shift[1], 0), alpha.shape[0] - height)
-    window = slice(top, top + height), slice(left, left + width)
+    target = window((left, top, width, height))
     placed, covered = np.zeros_like(foreground), np.zeros_like(alpha)
-    placed[window] = np.clip(colours / np.maximum(shown, FAINT)[..., None], 0, 1)
-    covered[window] = np.clip(shown, 0, 1)
+    placed[target] = np.clip(colours / np.maximum(shown, FAINT)[..., None], 0, 1)
+    covered[target] = np.clip(shown, 0, 1)
     return placed, covered
 
 
-def _corner(box: tuple[int, int, int, int], scale: float) -> tuple[int, int]:
-    """The corner (x, y) of a box [x, y, w, h] that is scaled about its middle."""
+def _corner(box: BBox, scale: float) -> tuple[int, int]:
+    """The top left corner (x, y) of a box that is scaled about its middle."""
     x, y, w, h = box
     return x + (w - _scaled(w, scale)) // 2, y + (h - _scaled(h, scale)) // 2
 
@@ -145,31 +147,26 @@ def to_srgb(light: Floats) -> Floats:
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * np.maximum(light, 0) ** (1 / 2.4) - 0.055)
 
 
-def box_of(alpha: Floats) -> tuple[int, int, int, int]:
-    """The smallest box [x, y, w, h] around what shows of alpha [H, W]; all zeros where nothing does."""
-    shows = alpha >= FAINT
-    rows, columns = np.flatnonzero(shows.any(axis=1)), np.flatnonzero(shows.any(axis=0))
-    if not rows.size:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
-
-
 @dataclass(eq=False)
-class LayOnBackgrounds(beam.PTransform):
-    """Fill `composite` and `placement`: PCollection[Batch] -> PCollection[Batch].
+class LayOnBackgrounds(Step):
+    """Fill `composite` and `placement`.
 
-    `names` go to the workers once, as a side input; each reads the pictures that it draws. What is random depends on
-    `seed` and the record's key alone.
+    The names of the backgrounds go to the workers once, as a side input; a worker reads the pictures that it draws.
+    What is random depends on `seed` and the example's key alone.
     """
 
-    names: tuple[Background, ...]
+    backgrounds: Backgrounds
     composition: Composition
     seed: int
 
+    def stamp(self) -> str:
+        """The fingerprint of the backgrounds."""
+        return self.backgrounds.fingerprint
+
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Compose each example's input."""
-        names = batches.pipeline | "names" >> beam.Create([self.names], reshuffle=False)
-        # Not a method: it would take the names along with every copy of itself.
+        names = batches.pipeline | "names" >> beam.Create([self.backgrounds.names], reshuffle=False)
+        # Not a method: every copy of one would carry all names along.
         compose = partial(_compose, composition=self.composition, seed=self.seed)
         return batches | "compose" >> beam.Map(compose, beam.pvalue.AsSingleton(names))
 

@@ -1,4 +1,4 @@
-"""Cut the subject out of its picture: a trimap from what is known of its place, then its alpha."""
+"""Cut the subject out of its picture: a trimap from its mask or heatmap, then its alpha."""
 
 from dataclasses import dataclass, replace
 
@@ -11,74 +11,69 @@ from schemas.errors import RecordError
 from schemas.example import Example
 from schemas.images import decode_grey, encode_grey
 from schemas.rejects import Reason
-from transforms.batch import Batch, advance, each
+from transforms.batch import Batch, each
 from transforms.matting.closed_form import closed_form_alpha
-from transforms.matting.trimap import trimap_of_confidence, trimap_of_mask
+from transforms.matting.trimap import trimap_of_heatmap, trimap_of_mask
+from transforms.step import Step, map_batches
 
 
 @dataclass(frozen=True)
-class Confidences:
-    """From which confidence, in [0, 1], on a pixel is surely background (below `lower`) or subject (above `upper`)."""
+class TrimapBounds:
+    """Confidences in [0, 1]: a pixel below `lower` is background, one above `upper` is the subject."""
 
     lower: float
     upper: float
 
 
-def add_trimap(example: Example, sure: Confidences, band: int) -> Example:
-    """Draw the trimap of the example's subject; `band` is the least width of its unknown part, in pixels.
+def add_trimap(example: Example, bounds: TrimapBounds, band: int) -> Example:
+    """Draw the trimap of the example's subject; at least `band` pixels on both sides of its edges are unknown.
 
     Raises:
-        RecordError: UNSURE_SUBJECT, no pixel is surely the subject's, or none surely the background's.
+        RecordError: UNSURE_SUBJECT, no pixel is known to be the subject, or none to be background.
     """
     subject = example.subject
     assert subject is not None
     if subject.mask is not None:
         trimap = trimap_of_mask(subject.mask.to_array(), band)
     else:
-        assert subject.confidence is not None
-        confidence = enlarge(subject.confidence, (example.height, example.width))
-        trimap = trimap_of_confidence(confidence, sure.lower, sure.upper, band)
+        assert subject.heatmap is not None
+        heatmap = enlarge(subject.heatmap, (example.height, example.width))
+        trimap = trimap_of_heatmap(heatmap, bounds.lower, bounds.upper, band)
     for value, what in ((255, "subject"), (0, "background")):
         if not (trimap == value).any():
             raise RecordError(Reason.UNSURE_SUBJECT, f"no pixel is surely {what}")
-    return replace(example, trimap=encode_grey(trimap), subject=replace(subject, confidence=None))
+    return replace(example, trimap=encode_grey(trimap), subject=replace(subject, heatmap=None))
 
 
 def enlarge(grid: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize [h, w] float32 to `size` (height, width), bilinearly."""
+    """Resize `grid` [h, w] float32 to `size` (height, width), bilinearly."""
     return np.asarray(Image.fromarray(grid).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def add_alpha(example: Example) -> Example:
-    """Solve for the alpha of the example's subject and keep it in 8 bits."""
+    """Fill `alpha`: the subject's, solved from picture and trimap, as an 8-bit PNG."""
     image = example.pixels().astype(np.float64) / 255
     alpha = closed_form_alpha(image, decode_grey(example.trimap))
     return replace(example, alpha=encode_grey(np.rint(alpha * 255).astype(np.uint8)))
 
 
 @dataclass(eq=False)
-class DrawTrimaps(beam.PTransform):
-    """Fill `trimap`: PCollection[Batch] -> PCollection[Batch]."""
+class DrawTrimaps(Step):
+    """Fill `trimap`; `bounds` and `band` are those of `add_trimap`."""
 
-    sure: Confidences
+    bounds: TrimapBounds
     band: int
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Draw each example's."""
-        return batches | "draw trimaps" >> beam.Map(self._draw)
-
-    def _draw(self, batch: Batch) -> Batch:
-        return advance(batch, "trimap", each(lambda example: add_trimap(example, self.sure, self.band)))
+        bounds, band = self.bounds, self.band
+        return map_batches(batches, "trimap", each(lambda example: add_trimap(example, bounds, band)))
 
 
 @dataclass(eq=False)
-class SolveMattes(beam.PTransform):
-    """Fill `alpha`: PCollection[Batch] -> PCollection[Batch]."""
+class SolveMattes(Step):
+    """Fill `alpha`."""
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Solve each example's."""
-        return batches | "solve mattes" >> beam.Map(_solve)
-
-
-def _solve(batch: Batch) -> Batch:
-    return advance(batch, "matte", each(add_alpha))
+        return map_batches(batches, "matte", each(add_alpha))

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 
-from schemas.errors import ModelError
+from transforms.models.checkpoints import device, explaining
 
 
 @dataclass(eq=False)
@@ -39,27 +37,25 @@ def load_clip(checkpoint: str | Path) -> Clip:
     Raises:
         ModelError: there is no such checkpoint, or it cannot be loaded.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    target = device()
     name, tag = _open_clip_name(checkpoint)
     # Some weights were trained with another activation than open_clip gives their architecture by default.
     quick_gelu = bool(tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
-    try:
-        with _quiet():
-            model, preprocess = open_clip.create_model_from_pretrained(
-                name, tag, device=device, force_quick_gelu=quick_gelu
-            )
-            tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise ModelError(
-            f"no CLIP {checkpoint}: looked for a folder of that name and for a name/tag of open_clip "
-            f"({shorten(str(error), 120)}). Give --model clip=FOLDER or a name/tag of open_clip.list_pretrained(), "
-            "or go online once so that it is downloaded"
-        ) from error
-    return Clip(model.eval(), preprocess, tokenizer, device)
+    problem = f"no CLIP {checkpoint}: looked for a folder of that name and for a name/tag of open_clip"
+    remedy = (
+        "Give --model clip=FOLDER or a name/tag of open_clip.list_pretrained(), or go online once so that it is "
+        "downloaded"
+    )
+    with explaining(problem, remedy), _quiet():
+        model, preprocess = open_clip.create_model_from_pretrained(
+            name, tag, device=target, force_quick_gelu=quick_gelu
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    return Clip(model.eval(), preprocess, tokenizer, target)
 
 
 def _open_clip_name(checkpoint: str | Path) -> tuple[str, str | None]:
-    """Write a checkpoint as open_clip's name of a model and its tag, None where the name says all."""
+    """Split a checkpoint into open_clip's model name and tag; the tag is None where the name is enough."""
     if Path(checkpoint).is_dir():
         return f"local-dir:{checkpoint}", None
     if str(checkpoint).startswith("hf-hub:"):
@@ -69,7 +65,7 @@ def _open_clip_name(checkpoint: str | Path) -> tuple[str, str | None]:
 
 
 def hub_repository(checkpoint: str) -> str | None:
-    """Name the repository on the Hugging Face hub that `load_clip` takes a checkpoint from, None if none."""
+    """The repository on the Hugging Face hub that `load_clip` downloads a checkpoint from; None if there is none."""
     name, tag = _open_clip_name(checkpoint)
     if name.startswith("hf-hub:"):
         return name.removeprefix("hf-hub:")
@@ -79,7 +75,7 @@ def hub_repository(checkpoint: str) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip, which tells of its loading on the root logger, from speaking for a while."""
+    """Silence open_clip, which logs to the root logger while it loads a model."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -99,7 +95,7 @@ def embed_images(clip: Clip, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.
 
 
 def embed_texts(clip: Clip, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Embed texts: [N, D] float32, unit rows. What exceeds the model's context is cut off."""
+    """Embed texts: [N, D] float32, unit rows. Tokens beyond the model's context are cut off."""
     if not texts:
         return np.zeros((0, 0), np.float32)
     with torch.inference_mode():

@@ -1,28 +1,25 @@
 """Grounding DINO: boxes of what a caption's phrases name.
 
-With transformers, or with its authors' own code (`transforms.models.groundingdino`): both are given the same pictures
-and the same tokens, and their answers are read in the same way.
+It runs with transformers, or with its authors' own code (`transforms.models.groundingdino`): both get the same pictures
+and tokens, and their outputs are read by the same code.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessor,
 )
-from transformers.utils import logging
 
-from schemas.errors import ModelError
+from transforms.models.checkpoints import HubModel, device
 from transforms.models.groundingdino import load_original
 
 
@@ -30,7 +27,7 @@ from transforms.models.groundingdino import load_original
 class Detector:
     """A loaded checkpoint: the model, what prepares pictures and texts for it, and the device that it is on.
 
-    `model` is transformers' `GroundingDinoForObjectDetection`, or asked and answering as that.
+    `model` is transformers' `GroundingDinoForObjectDetection` or has the same inputs and outputs.
     """
 
     model: Any
@@ -47,44 +44,29 @@ def load_detector(checkpoint: str | Path) -> Detector:
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    target = device()
     if str(checkpoint).endswith(".pth"):
         original, own_tokenizer = load_original(str(checkpoint))
-        # Its defaults are how the authors prepare pictures.
-        return Detector(original.eval().to(device), GroundingDinoImageProcessor(), own_tokenizer, device)
-    is_folder = Path(checkpoint).is_dir()
-    name, _, revision = (str(checkpoint), "", "") if is_folder else str(checkpoint).partition("@")
-    place = {"pretrained_model_name_or_path": name, "revision": revision or "main"}
-    try:
-        kind = GroundingDinoConfig.get_config_dict(**place)[0].get("model_type")
-        if kind != "grounding-dino":
-            raise ModelError(f"{checkpoint} is a model of type {kind}, not Grounding DINO")
+        # The image processor's defaults are how the authors prepare pictures.
+        return Detector(original.eval().to(target), GroundingDinoImageProcessor(), own_tokenizer, target)
+    hub = HubModel("detector", "Grounding DINO", str(checkpoint))
+    with hub.loading() as place:
+        hub.check_type(GroundingDinoConfig.get_config_dict(**place)[0].get("model_type"), ["grounding-dino"])
         model, loaded = GroundingDinoForObjectDetection.from_pretrained(
             **place, dtype=torch.float32, output_loading_info=True
         )
         processor = GroundingDinoImageProcessor.from_pretrained(**place)
         tokenizer = AutoTokenizer.from_pretrained(**place)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"no Grounding DINO {checkpoint}: looked for a folder of that name and on the Hugging Face hub "
-            f"({shorten(str(error), 120)}). Give --model detector=FOLDER, or go online once so that it is downloaded"
-        ) from error
-    if loaded["missing_keys"]:
-        raise ModelError(
-            f"the Grounding DINO {checkpoint} lacks {len(loaded['missing_keys'])} of its weights, "
-            f"such as {min(loaded['missing_keys'])}: it is incomplete"
-        )
-    return Detector(model.eval().to(device), processor, tokenizer, device)
+    hub.check_weights(loaded)
+    return Detector(model.eval().to(target), processor, tokenizer, target)
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in a picture: corners [Q, 4] float32 (x, y, x, y) in pixels, inside the picture.
+    """What was found in a picture: `corners` [Q, 4] float32, (left, top, right, bottom) in pixels, inside the picture.
 
-    `scores` [P, Q] float32 in [0, 1] says how well each box fits each phrase: the highest of its tokens. A phrase
-    beyond the model's longest text has 0 everywhere.
+    `scores` [P, Q] float32 in [0, 1] says how well each box fits each phrase: the highest score of the phrase's
+    tokens. A phrase beyond the model's longest text has 0 everywhere.
     """
 
     corners: NDArray[np.float32]
@@ -92,9 +74,9 @@ class Detections:
 
 
 def write_prompt(phrases: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Write the phrases as Grounding DINO reads them, in lower case, a full stop after each; and the span of each.
+    """Write the prompt of Grounding DINO, lower-case phrases each followed by a full stop, and the span of each phrase.
 
-    Between full stops the model's words see only each other. A full stop within a phrase would cut it: it becomes a
+    Words attend only to words between the same full stops. A full stop within a phrase would split it: it becomes a
     space.
     """
     spans = []
@@ -114,16 +96,16 @@ def tokens_of(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> list
 def detect_phrases(
     detector: Detector, images: Sequence[NDArray[np.uint8]], phrases: Sequence[Sequence[str]]
 ) -> list[Detections]:
-    """Look for phrases in pictures, all of them together.
+    """Detect phrases in pictures, in one batch.
 
     Args:
         detector: the model.
         images: pictures, each [H, W, 3] uint8 RGB of any size.
-        phrases: those of each picture, one or more.
+        phrases: the phrases of each picture, one or more.
     """
     if not images:
         return []
-    prompts, spans = zip(*(write_prompt(own) for own in phrases), strict=True)
+    prompts, spans = zip(*map(write_prompt, phrases), strict=True)
     longest = detector.model.config.max_text_len
     texts = detector.tokenizer(
         list(prompts),
@@ -134,13 +116,13 @@ def detect_phrases(
         return_tensors="pt",
     )
     offsets = texts.pop("offset_mapping").tolist()
-    # Said, not guessed: the processor would take a picture one or three pixels high for channels.
+    # Stated, as the processor would take the rows of a picture that is one or three pixels high for its channels.
     pixels = detector.processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
     with torch.inference_mode():
-        answer = detector.model(**pixels.to(detector.device), **texts.to(detector.device))
-    certain, boxes = answer.logits.sigmoid().cpu().numpy(), answer.pred_boxes.cpu().numpy()
+        output = detector.model(**pixels.to(detector.device), **texts.to(detector.device))
+    token_scores, boxes = output.logits.sigmoid().cpu().numpy(), output.pred_boxes.cpu().numpy()
     return [
-        Detections(_corners(boxes[i], images[i].shape), _scores(certain[i], offsets[i], spans[i]))
+        Detections(_corners(boxes[i], images[i].shape), _scores(token_scores[i], offsets[i], spans[i]))
         for i in range(len(images))
     ]
 
@@ -154,8 +136,8 @@ def _corners(boxes: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.f
 
 
 def _scores(
-    certain: NDArray[np.float32], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+    token_scores: NDArray[np.float32], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> NDArray[np.float32]:
-    """Take the highest of each phrase's tokens from `certain` [Q, L]: [P, Q]."""
-    rows = [certain[:, tokens_of(offsets, span)].max(axis=1, initial=0) for span in spans]
+    """The highest score of each phrase's tokens, [P, Q], of `token_scores` [Q, L]."""
+    rows = [token_scores[:, tokens_of(offsets, span)].max(axis=1, initial=0) for span in spans]
     return np.stack(rows).astype(np.float32)

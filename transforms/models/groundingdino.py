@@ -9,7 +9,6 @@ import importlib
 import importlib.resources
 import importlib.util
 from pathlib import Path
-from textwrap import shorten
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,25 +18,26 @@ from torch import Tensor, nn
 from transformers import BatchEncoding
 
 from schemas.errors import ModelError
+from transforms.models.checkpoints import check_weights, explaining
 from transforms.models.pth import find_file, read_weights
 
 PUBLISHED = {"swint_ogc": "GroundingDINO_SwinT_OGC", "swinb_cogcoor": "GroundingDINO_SwinB_cfg"}
-"""What a published file's name holds, and the package's own config that goes with it."""
+"""A part of a published file's name, and the name of its config in the package."""
 # These save memory in training, by computing twice; without gradients they only warn.
 UNTRAINED = {"use_checkpoint": False, "use_transformer_ckpt": False}
-# What a wrong path, file or config raises: the package checks a config by using it.
+# What a wrong path, file or config raises: the package does not check a config before using it.
 FAULTS = (OSError, ValueError, SyntaxError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
 
 
 class OriginalDetector(nn.Module):
-    """The authors' model, asked and answering as transformers' `GroundingDinoForObjectDetection` is and does."""
+    """The authors' model with the inputs and outputs of transformers' `GroundingDinoForObjectDetection`."""
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - the package has no types
         super().__init__()
         self.model = model
         self.config = SimpleNamespace(max_text_len=model.max_text_len)
-        # It would read the texts itself, and cut long ones without their last mark: it is given tokens instead.
-        model.tokenizer = _as_it_is
+        # It would tokenize the texts itself, and cut long ones without their last mark: it gets tokens instead.
+        model.tokenizer = _unchanged
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, **tokens: Tensor) -> SimpleNamespace:
         """Look for texts in pictures.
@@ -51,9 +51,9 @@ class OriginalDetector(nn.Module):
             `logits` [N, Q, max_text_len] and `pred_boxes` [N, Q, 4], (centre, size) as shares of the picture.
         """
         nested = importlib.import_module("groundingdino.util.misc").NestedTensor
-        # One by one: its text layers give pictures each other's masks of texts (they repeat them head by head, where
-        # torch's attention takes them picture by picture), so what it finds would depend on what else is in the batch.
-        answers = [
+        # One by one: its text layers mix up the text masks of a batch (they repeat them head by head, where torch's
+        # attention expects them picture by picture), so results would depend on what else is in the batch.
+        outputs = [
             self.model(
                 nested(pixel_values[i : i + 1], ~pixel_mask[i : i + 1].bool()),
                 captions=BatchEncoding({name: value[i : i + 1] for name, value in tokens.items()}),
@@ -61,44 +61,38 @@ class OriginalDetector(nn.Module):
             for i in range(len(pixel_values))
         ]
         return SimpleNamespace(
-            logits=torch.cat([answer["pred_logits"] for answer in answers]),
-            pred_boxes=torch.cat([answer["pred_boxes"] for answer in answers]),
+            logits=torch.cat([output["pred_logits"] for output in outputs]),
+            pred_boxes=torch.cat([output["pred_boxes"] for output in outputs]),
         )
 
 
-def _as_it_is(tokens: BatchEncoding, **_: object) -> BatchEncoding:
+def _unchanged(tokens: BatchEncoding, **_: object) -> BatchEncoding:
     return tokens
 
 
 def load_original(checkpoint: str) -> tuple[OriginalDetector, Any]:
     """Load a .pth of Grounding DINO and its tokenizer: a local file, or on the hub as OWNER/REPOSITORY/PATH.
 
-    A name with `swint_ogc` or `swinb_cogcoor` tells the config, as those of the published files do; beside any other
-    lies its config, a .py of the same name. Of that the assigned literals are read; nothing is executed, neither of
-    it nor of the .pth. The text encoder that the config names is loaded by transformers.
+    For a name with `swint_ogc` or `swinb_cogcoor`, as the published files have it, the config is the package's own;
+    for any other it is the .py of the same name beside the file, of which only assigned literals are read. Neither
+    the config nor the .pth is executed. The text encoder that the config names is loaded by transformers.
 
     Raises:
         ModelError: the package does not run here, or there is no such checkpoint, or it is broken.
     """
     _check_package(checkpoint)
-    try:
+    problem = (
+        f"no Grounding DINO {checkpoint}: looked for a file, here and on the Hugging Face hub, that is named "
+        "*swint_ogc*.pth or *swinb_cogcoor*.pth or has its config in a .py of the same name beside it"
+    )
+    with explaining(problem, "Give --model detector=PATH", FAULTS):
         path = find_file(checkpoint)
         config = SimpleNamespace(**{**find_config(checkpoint), **UNTRAINED})
-        with contextlib.redirect_stdout(None):  # it prints the text encoder's name
+        with contextlib.redirect_stdout(None):  # it prints the name of the text encoder
             model = importlib.import_module("groundingdino.models").build_model(config)
         weights = {name.removeprefix("module."): value for name, value in read_weights(path)["model"].items()}
         missing = model.load_state_dict(weights, strict=False).missing_keys
-    except FAULTS as error:
-        raise ModelError(
-            f"no Grounding DINO {checkpoint}: looked for a file, here and on the Hugging Face hub, that is named "
-            f"*swint_ogc*.pth or *swinb_cogcoor*.pth or has its config in a .py of the same name beside it "
-            f"({type(error).__name__}: {shorten(str(error), 120)}). Give --model detector=PATH"
-        ) from error
-    if missing:
-        raise ModelError(
-            f"the Grounding DINO {checkpoint} lacks {len(missing)} of its weights, such as {min(missing)}: "
-            f"it is incomplete, or its config is another model's"
-        )
+    check_weights("Grounding DINO", checkpoint, missing)
     tokenizer = model.tokenizer
     return OriginalDetector(model), tokenizer
 

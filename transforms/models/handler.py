@@ -14,10 +14,14 @@ Model = TypeVar("Model")
 class StepHandler(ModelHandler[Batch, Batch, Model], Generic[Model]):
     """Runs `step` over the examples of each batch, with what `load` returns.
 
-    `load` is called once per worker; Beam keeps a weak reference to its result, so that must not be a tuple, a
-    list, a dict or a slots dataclass. `step` takes the model and the examples and returns one example per
-    example, in order; `stage` names it in rejects and timings. A `Batch` is the batch: Beam must make no
-    others of its own, or what goes through a model together would depend on the runner.
+    A `Batch` is one element to Beam, which must not form batches of its own: what goes through a model together would
+    depend on the runner.
+
+    Args:
+        stage: names the step in rejects and timings.
+        load: loads the model, once per worker. Beam keeps a weak reference to the result, so it must not be a tuple, a
+            list, a dict or a dataclass with slots.
+        step: takes the model and the examples of a batch; returns one example per example, in order.
     """
 
     def __init__(
@@ -34,13 +38,13 @@ class StepHandler(ModelHandler[Batch, Batch, Model], Generic[Model]):
 
     def run_inference(
         self,
-        batch: Sequence[Batch],
+        batches: Sequence[Batch],
         model: Model,
         inference_args: Mapping[str, Any] | None = None,  # noqa: ARG002 - Beam passes it
     ) -> list[Batch]:
-        """Advance each batch; a failing example becomes a reject in its place."""
-        return [advance(each, self._stage, lambda examples: self._step(model, examples)) for each in batch]
+        """Advance each batch; an example that fails becomes a reject in its place."""
+        return [advance(batch, self._stage, lambda examples: self._step(model, examples)) for batch in batches]
 
-    def get_num_bytes(self, batch: Sequence[Batch]) -> int:
-        """The size of the encoded pictures; Beam's default would pickle everything to find out."""
-        return sum(len(r.image) for each in batch for r in each.records if isinstance(r, Example))
+    def get_num_bytes(self, batches: Sequence[Batch]) -> int:
+        """Bytes of the encoded pictures; Beam's default pickles every batch to count them."""
+        return sum(len(r.image) for batch in batches for r in batch.records if isinstance(r, Example))

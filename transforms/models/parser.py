@@ -1,31 +1,34 @@
 """The dependency parser: a spaCy pipeline, from a folder (the sample preset) or an installed package."""
 
+import importlib.util
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import spacy
-from spacy.language import Language
-from spacy.tokens import Doc
+from typing import TYPE_CHECKING
 
 from schemas.errors import ModelError
+from transforms.text.inflection import singular
 from transforms.text.parses import Parse, Token
-from transforms.text.plurals import singular
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+    from spacy.tokens import Doc
 
 PIPE_BATCH = 64
-"""Captions that go through the network at once."""
-
+"""Captions that go through the network in one batch."""
 
 REQUIRED = {"dependencies": ("parser",), "parts of speech": ("morphologizer", "attribute_ruler")}
-"""What the rules on phrases read, and the components of which one must give it."""
+"""What the rules for phrases need, and the components of which at least one must provide it."""
 
 
 @dataclass(eq=False)
 class Parser:
-    """A loaded pipeline. Beam lends one to every thread of a worker; spaCy's vocabulary takes one at a time."""
+    """A loaded pipeline, and a lock: all threads of a worker share it, and spaCy's vocabulary is not thread-safe."""
 
-    nlp: Language
+    nlp: "Language"
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -33,8 +36,10 @@ def load_parser(checkpoint: str | Path) -> Parser:
     """Load a spaCy pipeline with a dependency parser, from a folder or from an installed package.
 
     Raises:
-        ModelError: there is no such pipeline, or it does not parse.
+        ModelError: there is no such pipeline, or it has no parser.
     """
+    with _without_torch(str(checkpoint)):
+        import spacy
     try:
         nlp = spacy.load(checkpoint, exclude=["ner"])
     except (OSError, ValueError) as error:
@@ -43,7 +48,7 @@ def load_parser(checkpoint: str | Path) -> Parser:
     if lacking:
         raise ModelError(
             f"the pipeline {checkpoint} ({', '.join(nlp.pipe_names) or 'empty'}) gives no {' and no '.join(lacking)}: "
-            "take one that does, such as en_core_web_sm"
+            "give one that does, such as --model parser=en_core_web_sm"
         )
     return Parser(nlp)
 
@@ -61,14 +66,39 @@ def _missing(checkpoint: str, error: Exception) -> str:
     )
 
 
+@contextmanager
+def _without_torch(checkpoint: str) -> Iterator[None]:
+    """Hide torch while spaCy is imported, unless it is imported already or the pipeline may use it.
+
+    thinc, spaCy's own library, imports torch wherever it is installed. That takes longer than all of spaCy, and only
+    pipelines with a transformer use it.
+    """
+    if "torch" in sys.modules or "spacy" in sys.modules or _uses_torch(checkpoint):
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it now raises ImportError
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+def _uses_torch(checkpoint: str) -> bool:
+    """Whether the config of a pipeline, a folder or an installed package, names torch or a transformer."""
+    package = importlib.util.find_spec(checkpoint) if checkpoint.isidentifier() else None
+    folders = package.submodule_search_locations or [] if package else [checkpoint]
+    configs = (path.read_text(encoding="utf-8") for folder in folders for path in Path(folder).rglob("config.cfg"))
+    return any("torch" in config or "transformer" in config.lower() for config in configs)
+
+
 def parse_captions(parser: Parser, captions: Sequence[str]) -> list[Parse]:
-    """Parse each of `captions`, in order. Character offsets are those of the caption, whatever its script."""
-    # Without the zone spaCy keeps every word it ever met: a job over millions of captions would only grow.
+    """Parse captions, in order. Offsets count the characters (code points) of the caption."""
+    # Outside a memory zone spaCy keeps every word that it ever saw: memory would grow over millions of captions.
     with parser.lock, parser.nlp.memory_zone():
         return [_to_parse(doc) for doc in parser.nlp.pipe(captions, batch_size=PIPE_BATCH)]
 
 
-def _to_parse(doc: Doc) -> Parse:
+def _to_parse(doc: "Doc") -> Parse:
     tokens = tuple(
         Token(
             text=token.text,

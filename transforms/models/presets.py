@@ -1,83 +1,87 @@
-"""Which checkpoints a job runs: presets by name, each of whose models can be replaced alone."""
+"""Which checkpoints a job runs: presets by name, each of whose models can be replaced alone.
+
+No model library is imported here: presets are read before it is known which models run.
+"""
 
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
 from schemas.errors import ConfigError, choices
-from transforms.models.clip import hub_repository
-from transforms.models.sam import Everything
+from transforms.models.settings import Everything
 
 SAMPLE = Path(__file__).parent / "sample"
+"""Models trained by this project on its own scenes (`jobs.sample_models`); only the parser serves real captions."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """Checkpoints by what they do, the lowest similarity of a match for each kind of similarity, CLIPSeg's confidences.
+    """The checkpoints of a job and the settings that depend on them; a row per kind, with its value in each preset.
 
-    A model of transformers from the hub may be NAME@REVISION. A `detector` that ends in .pth is its authors' own.
-    No `segmenter`: the source's own annotations are the segments. No `captioner`: the source's own captions are all.
-    `trimap` holds the confidence below which a pixel is background, and that above which it is the subject's.
-    No `detector`: phrases are grounded by SAM's masks and CLIP. `everything` is how SAM looks for all masks.
+    A checkpoint is a folder, a file or a name; None: the preset has none. A model of transformers on the Hugging Face
+    hub may be NAME@REVISION.
     """
 
-    parser: str
-    segmenter: str | None
-    clip: str
-    clipseg: str
-    captioner: str | None
-    detector: str | None
-    sam: str
+    parser: str = field(metadata={"sample": str(SAMPLE / "parser"), "hub": "en_core_web_sm"})
+    # None: the source's own annotations are the segments.
+    segmenter: str | None = field(
+        metadata={"sample": str(SAMPLE / "segmenter"), "hub": "facebook/mask2former-swin-large-coco-panoptic"}
+    )
+    clip: str = field(metadata={"sample": str(SAMPLE / "clip"), "hub": "ViT-L-14/openai"})
+    clipseg: str = field(metadata={"sample": str(SAMPLE / "clipseg"), "hub": "CIDAS/clipseg-rd64-refined"})
+    # None: pictures without a caption are rejected.
+    captioner: str | None = field(metadata={"sample": None, "hub": "Salesforce/blip2-opt-6.7b"})
+    # None: phrases are grounded by SAM's masks and CLIP. A .pth is run by groundingdino-py.
+    detector: str | None = field(metadata={"sample": None, "hub": "IDEA-Research/grounding-dino-base"})
+    sam: str = field(
+        metadata={"sample": str(SAMPLE / "sam"), "hub": "ybelkada/segment-anything/checkpoints/sam_vit_h_4b8939.pth"}
+    )
+
     everything: Everything
+    """How SAM looks for all masks of a picture."""
     thresholds: Mapping[str, float]
+    """Lowest similarity of a match, for each kind of similarity; belongs to the CLIP."""
     trimap: tuple[float, float]
+    """CLIPSeg's confidence below which a pixel is background, and the one above which it is the subject."""
+
+
+KINDS = tuple(kind.name for kind in fields(Models) if kind.metadata)
+"""The kinds of model, as `--model KIND=...` takes them."""
+
+
+def _preset(name: str, everything: Everything, thresholds: Mapping[str, float], trimap: tuple[float, float]) -> Models:
+    checkpoints = {kind.name: kind.metadata[name] for kind in fields(Models) if kind.metadata}
+    return Models(**checkpoints, everything=everything, thresholds=thresholds, trimap=trimap)
 
 
 PRESETS = {
-    # Trained by this project on its own scenes (jobs/train_*.py); only the parser serves real captions.
-    "sample": Models(
-        parser=str(SAMPLE / "parser"),
-        segmenter=str(SAMPLE / "segmenter"),
-        clip=str(SAMPLE / "clip"),
-        clipseg=str(SAMPLE / "clipseg"),
-        captioner=None,
-        detector=None,
-        sam=str(SAMPLE / "sam"),
+    "sample": _preset(
+        "sample",
         # Its predicted IoUs are low and its edges soft: SAM's own bounds would leave next to nothing.
         everything=Everything(points=12, predicted_iou=0.4, stability=0),
         # On held-out scenes 99 % of the true pairs lie above 0.56 and 99 % of the others below 0.44.
         thresholds={"clip": 0.5, "clip-label": 0.14, "label": 0.5},
-        # Of 25 pairs on 60 scenes (`benchmarks.mattes --sweep`) within 6 % of alpha's least error, with fewer unknown
-        # pixels to solve for than the best, 0.02 and 0.9.
+        # Of 25 pairs on 60 scenes (`benchmarks.mattes --sweep`): the error of alpha is within 6 % of the smallest, and
+        # fewer pixels are unknown than with the best pair, 0.02 and 0.9.
         trimap=(0.1, 0.9),
     ),
-    # Cosines of published CLIP models lie between about 0.15 (unrelated) and 0.35 (a good caption).
-    "hub": Models(
-        parser="en_core_web_sm",
-        segmenter="facebook/mask2former-swin-large-coco-panoptic",
-        clip="ViT-L-14/openai",
-        clipseg="CIDAS/clipseg-rd64-refined",
-        captioner="Salesforce/blip2-opt-6.7b",
-        detector="IDEA-Research/grounding-dino-base",
-        sam="ybelkada/segment-anything/checkpoints/sam_vit_h_4b8939.pth",
+    "hub": _preset(
+        "hub",
         everything=Everything(),
+        # Cosines of published CLIP models lie between about 0.15 (unrelated) and 0.35 (a good caption).
         thresholds={"clip": 0.2, "clip-label": 0.15, "label": 0.5},
-        # Reasoned, not measured: the published decoder's maps are seldom surer than that of what they have found.
+        # Chosen by reasoning, not measured: the published decoder's maps seldom exceed 0.5 on what they have found.
         trimap=(0.1, 0.5),
     ),
 }
-KINDS = ("parser", "segmenter", "clip", "clipseg", "captioner", "detector", "sam")
 
 
 def resolve(preset: str, overrides: Mapping[str, str]) -> Models:
-    """Return a preset's models with those of `overrides` (kind to folder or name) in their place.
+    """Return a preset's models, with `overrides` (kind of model -> folder or name) in place of its own.
 
-    The lowest similarities of a match belong to the CLIP: one that no preset names has those of `hub`, which hold
-    for published models.
+    The thresholds belong to the CLIP: a CLIP of no preset gets those of `hub`, which hold for published models.
 
     Raises:
         ConfigError: there is no such preset or kind of model.
@@ -89,34 +93,39 @@ def resolve(preset: str, overrides: Mapping[str, str]) -> Models:
             raise ConfigError(f"there is no model {kind!r} to replace{choices(kind, KINDS)}")
     models = replace(PRESETS[preset], **overrides)  # type: ignore[arg-type]
     if "clip" in overrides:
-        known = [one.thresholds for one in PRESETS.values() if one.clip == models.clip]
+        known = [other.thresholds for other in PRESETS.values() if other.clip == models.clip]
         models = replace(models, thresholds=known[0] if known else PRESETS["hub"].thresholds)
     return models
 
 
 def name_of(checkpoint: str) -> str:
-    """Name a checkpoint as `dataset.json` does: those of the sample preset apart from where they are installed."""
+    """The name of a checkpoint in `dataset.json`: "sample/KIND" for one of the sample preset, wherever it is."""
     path = Path(checkpoint)
     return f"sample/{path.name}" if path.parent == SAMPLE else checkpoint
 
 
 def revision_of(checkpoint: str) -> str:
-    """Return what a checkpoint is at this moment, "" where that cannot be told.
+    """Identify the present content of a checkpoint; "" if that is not possible.
 
-    For a file it is its SHA-256; for a folder SHA-256 over the names, sizes and contents of its files, sorted by name;
-    for an installed package its version; for a repository on the Hugging Face hub the commit that its main branch, or
-    the revision in NAME@REVISION, stands at (offline: stood at when it was last downloaded).
+    - A file: its SHA-256.
+    - A folder: the SHA-256 over names, sizes and contents of its files, sorted by name.
+    - An installed package: its version.
+    - A repository on the Hugging Face hub: the commit of its main branch, or of the revision in NAME@REVISION; offline,
+      the commit that was downloaded last.
     """
-    folder = Path(checkpoint)
-    if folder.is_dir():
-        return f"sha256:{_digest(folder)}"
-    if folder.is_file():
-        with folder.open("rb") as stream:
+    path = Path(checkpoint)
+    if path.is_dir():
+        return f"sha256:{_digest(path)}"
+    if path.is_file():
+        with path.open("rb") as stream:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
     try:
         return importlib.metadata.version(checkpoint)
     except (importlib.metadata.PackageNotFoundError, ValueError):
         pass
+    # Only here: open_clip, which knows the repositories of its models, imports torch.
+    from transforms.models.clip import hub_repository
+
     clip = hub_repository(checkpoint)
     return _hub_commit(clip, "open_clip_config.json") if clip else _hub_commit(checkpoint, "config.json")
 
@@ -132,10 +141,12 @@ def _digest(folder: Path) -> str:
 
 
 def _hub_commit(name: str, file: str) -> str:
-    """Return the commit of a repository, by fetching the small `file` that every such repository has."""
+    """Return the commit of a repository, by downloading the small `file` that every such repository has."""
+    from huggingface_hub import hf_hub_download
+
     repository, _, revision = name.partition("@")
     try:
         path = hf_hub_download(repository, file, revision=revision or None)
     except (OSError, ValueError):
-        return ""  # not reached and never downloaded, or none of the hub's: the loading tells what is wrong
+        return ""  # offline and never downloaded, or no repository: loading the checkpoint says what is wrong
     return Path(path).parent.name

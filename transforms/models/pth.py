@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 
 
 def find_file(name: str) -> Path:
-    """Find a local file, or one on the Hugging Face hub as OWNER/REPOSITORY/PATH, downloaded on first use.
+    """Find a local file, or download OWNER/REPOSITORY/PATH from the Hugging Face hub on first use.
 
     Raises:
         OSError or ValueError: there is no such file.
@@ -23,10 +23,10 @@ def find_file(name: str) -> Path:
 
 
 def read_weights(path: Path) -> Any:  # noqa: ANN401 - each publisher nests its tensors in its own way
-    """Read the tensors of a .pth file, on the CPU; nothing that it holds is executed.
+    """Load the tensors of a .pth file onto the CPU; no code in it is executed.
 
     Raises:
-        OSError, ValueError or RuntimeError: it is broken or holds other things than tensors.
+        OSError, ValueError or RuntimeError: it is broken, or holds anything but tensors.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

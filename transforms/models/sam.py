@@ -5,30 +5,29 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from schemas.errors import ModelError
-from schemas.masks import BBox
+from schemas.boxes import BBox, to_corners
+from transforms.models.checkpoints import device, explaining
 from transforms.models.pth import find_file, read_weights
+from transforms.models.settings import Everything
 
 REFINED = 4
-"""A mask has this share more pixels a side than the embedding that it is decoded from."""
+"""Decoded masks have this many times as many pixels per side as the embedding."""
 
 
 @dataclass(frozen=True)
 class SamShape:
-    """Sizes of a SAM that is none of the published three; `side` and `patch` in pixels.
+    """Sizes of a SAM other than the published three; `side` and `patch` in pixels.
 
-    With a `window`, in patches, the first of each two layers looks no farther than its windows.
+    With a `window`, in patches, every other layer, beginning with the first, attends within windows of that size.
     """
 
     side: int = 256
@@ -41,7 +40,7 @@ class SamShape:
 
 
 def new_sam(shape: SamShape) -> Sam:
-    """Build an untrained SAM, its colours normalised as the published ones' are."""
+    """Build an untrained SAM that normalises colours as the published ones do."""
     grid = shape.side // shape.patch
     return Sam(
         ImageEncoderViT(
@@ -85,15 +84,13 @@ def load_sam(checkpoint: str | Path) -> Sam:
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    problem = (
+        f"no SAM {checkpoint}: looked for a folder with config.json and model.safetensors, and for a published file "
+        "named sam_vit_h*, sam_vit_l* or sam_vit_b*"
+    )
+    with explaining(problem, "Give --model sam=PATH"):
         sam = _from_folder(Path(checkpoint)) if Path(checkpoint).is_dir() else _published(str(checkpoint))
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"no SAM {checkpoint}: looked for a folder with config.json and model.safetensors, and for a published "
-            f"file named sam_vit_h*, sam_vit_l* or sam_vit_b* ({shorten(str(error), 120)}). Give --model sam=PATH"
-        ) from error
-    return sam.eval().to(device)
+    return sam.eval().to(device())
 
 
 def _from_folder(folder: Path) -> Sam:
@@ -117,7 +114,7 @@ def _published(checkpoint: str) -> Sam:
 
 
 def segment_boxes(sam: Sam, image: NDArray[np.uint8], boxes: Sequence[BBox]) -> list[NDArray[np.bool_]]:
-    """Segment what each box holds; the picture is embedded once, the boxes are decoded together.
+    """Segment the thing in each box; the picture is embedded once, the boxes are decoded in one batch.
 
     Args:
         sam: the model.
@@ -131,31 +128,19 @@ def segment_boxes(sam: Sam, image: NDArray[np.uint8], boxes: Sequence[BBox]) -> 
         return []
     predictor = SamPredictor(sam)
     predictor.set_image(image)
-    corners = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in boxes], dtype=torch.float32, device=sam.device)
+    corners = torch.tensor([to_corners(box) for box in boxes], dtype=torch.float32, device=sam.device)
     prompts = predictor.transform.apply_boxes_torch(corners, image.shape[:2])
     masks, _, _ = predictor.predict_torch(None, None, boxes=prompts, multimask_output=False)
     return list(masks[:, 0].cpu().numpy())
 
 
-@dataclass(frozen=True)
-class Everything:
-    """Settings of automatic masks, segment-anything's own by default.
-
-    `points` prompts a side, of which those are kept whose predicted IoU and whose stability reach the bounds.
-    """
-
-    points: int = 32
-    predicted_iou: float = 0.88
-    stability: float = 0.95
-
-
 def segment_everything(
     sam: Sam, image: NDArray[np.uint8], settings: Everything
 ) -> list[tuple[NDArray[np.bool_], float]]:
-    """Segment all that a grid of points finds in `image` [H, W, 3] uint8 RGB.
+    """Segment all things that a grid of point prompts finds in `image` [H, W, 3] uint8 RGB.
 
     Returns:
-        [H, W] bool and the predicted IoU in [0, 1] of each mask, the largest first; none is empty.
+        [H, W] bool and the predicted IoU in [0, 1] of each mask, the largest first; empty masks are left out.
     """
     generator = SamAutomaticMaskGenerator(
         sam,
@@ -164,7 +149,7 @@ def segment_everything(
         stability_score_thresh=settings.stability,
     )
     found: list[dict[str, Any]] = generator.generate(image)
-    ordered = sorted(found, key=lambda one: (-one["area"], one["bbox"]))
+    ordered = sorted(found, key=lambda mask: (-mask["area"], mask["bbox"]))
     return [
-        (one["segmentation"], min(1.0, float(one["predicted_iou"]))) for one in ordered if one["segmentation"].any()
+        (mask["segmentation"], min(1.0, float(mask["predicted_iou"]))) for mask in ordered if mask["segmentation"].any()
     ]

@@ -4,34 +4,31 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
-from transformers.utils import logging
 
-from schemas.errors import ModelError
 from schemas.example import Segment
 from schemas.masks import Mask
+from transforms.models.checkpoints import HubModel, device
 
 COCO_CLASSES, COCO_THINGS = 133, 80
-"""Of the 133 classes of COCO panoptic, the first 80 are things in every published checkpoint."""
+"""Number of classes of COCO panoptic, and of things among them: the first 80 in every published checkpoint."""
 
 SCORE_THRESHOLDS = {"mask2former": 0.5, "maskformer": 0.5, "eomt": 0.8, "eomt_dinov3": 0.8}
-"""The types of model that are served. Queries less sure of their class find nothing: their processors' defaults."""
+"""Supported types of model, and the class score below which a query is ignored: the defaults of their processors."""
 
 _CLAIMING = ("eomt", "eomt_dinov3")
-"""Types whose processor leaves out pixels that no query claims; see `claimed_pixels`."""
+"""Types whose processor itself leaves out pixels that no query claims; see `claimed_pixels`."""
 
 
 @dataclass(eq=False)
 class Segmenter:
-    """A loaded checkpoint. `stuff` holds the class ids of stuff, of which a picture has one segment each."""
+    """A loaded checkpoint. `stuff` holds the class ids of stuff: a picture has at most one segment of each."""
 
     model: Any
     processor: Any
@@ -52,59 +49,33 @@ def load_segmenter(checkpoint: str | Path) -> Segmenter:
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
-    logging.set_verbosity_error()
-    is_folder = Path(checkpoint).is_dir()
-    if is_folder:
-        logging.disable_progress_bar()  # a download takes minutes and shows its bar, a folder seconds
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, _, revision = (str(checkpoint), "", "") if is_folder else str(checkpoint).partition("@")
-    place = {"pretrained_model_name_or_path": name, "revision": revision or "main"}
-    try:
-        kind = AutoConfig.from_pretrained(**place).model_type
-        if kind not in SCORE_THRESHOLDS:
-            raise ModelError(
-                f"{checkpoint} is a model of type {kind}, no panoptic segmenter that is served here: "
-                f"take one of type {', '.join(SCORE_THRESHOLDS)}"
-            )
+    hub = HubModel("segmenter", "panoptic segmenter", str(checkpoint))
+    with hub.loading() as place:
+        hub.check_type(AutoConfig.from_pretrained(**place).model_type, list(SCORE_THRESHOLDS))
         processor = AutoImageProcessor.from_pretrained(**place)
         # Weights may be stored in half precision; a CPU computes in single.
         model, loaded = AutoModelForUniversalSegmentation.from_pretrained(
             **place, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(_missing(checkpoint, error, is_folder=is_folder)) from error
-    if loaded["missing_keys"]:
-        raise ModelError(
-            f"the segmenter {checkpoint} lacks {len(loaded['missing_keys'])} of its weights, "
-            f"such as {min(loaded['missing_keys'])}: it is incomplete, or of another kind than its config.json says"
-        )
+    hub.check_weights(loaded)
     things = COCO_THINGS if len(model.config.id2label) == COCO_CLASSES else len(model.config.id2label)
     stuff = frozenset(range(things, len(model.config.id2label)))
-    return Segmenter(model.eval().to(device), processor, device, stuff)
-
-
-def _missing(checkpoint: str | Path, error: Exception, *, is_folder: bool) -> str:
-    reason = shorten(str(error), 120)
-    if is_folder:
-        return f"the folder {checkpoint} is no segmenter that can be loaded ({reason}). Give --model segmenter=FOLDER"
-    return (
-        f"no segmenter {checkpoint}: looked for a folder of that name and on the Hugging Face hub "
-        f"({reason}). Give --model segmenter=FOLDER, or go online once so that it is downloaded"
-    )
+    target = device()
+    return Segmenter(model.eval().to(target), processor, target, stuff)
 
 
 def segment_images(segmenter: Segmenter, images: Sequence[NDArray[np.uint8]]) -> list[tuple[Segment, ...]]:
     """Segment pictures, each [H, W, 3] uint8 RGB of any size; return their segments in the model's order.
 
-    No two segments of a picture share a pixel. Pictures that the processor brings to one size go through the
-    model together. They are never padded to a common size: padding changes the result, and with it what else
-    is in the batch.
+    Segments of a picture do not overlap. Pictures that the processor resizes to the same size go through the model in
+    one batch. They are never padded to a common size: with padding, the result would depend on what else is in the
+    batch.
     """
-    # Said, not guessed: the processor would take a picture one or three pixels high for channels.
+    # Stated, as the processor would take the rows of a picture that is one or three pixels high for its channels.
     inputs = [segmenter.processor(images=i, input_data_format="channels_last", return_tensors="pt") for i in images]
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, one in enumerate(inputs):
-        groups[tuple(one["pixel_values"].shape)].append(index)
+    for index, picture in enumerate(inputs):
+        groups[tuple(picture["pixel_values"].shape)].append(index)
     segments: list[tuple[Segment, ...]] = [()] * len(images)
     for members in groups.values():
         names = [name for name in ("pixel_values", "pixel_mask") if name in inputs[members[0]]]
@@ -121,8 +92,8 @@ def _segment(
     threshold = SCORE_THRESHOLDS[segmenter.kind]
     with torch.inference_mode():
         outputs = segmenter.model(**{name: value.to(segmenter.device) for name, value in inputs.items()})
-        # The processor can fuse the segments of stuff, but then gives two segments one id (transformers 5.23
-        # counts on from the id of the fused one), and their masks become one. So `fused` does it afterwards.
+        # The processor can fuse segments of stuff, but then gives two segments the same id (transformers 5.23 counts
+        # on from the id of the fused one), which merges their masks. So `fused` does it afterwards.
         results = segmenter.processor.post_process_panoptic_segmentation(
             outputs, threshold=threshold, target_sizes=sizes
         )
@@ -132,18 +103,23 @@ def _segment(
                 outputs.class_queries_logits, outputs.masks_queries_logits, sizes, strict=True
             )
         ]
-    return [_segments(segmenter, *one) for one in zip(results, claimed, strict=True)]
+    return [_segments(segmenter, result, pixels) for result, pixels in zip(results, claimed, strict=True)]
 
 
 def claimed_pixels(
     classes: torch.Tensor, masks: torch.Tensor, size: tuple[int, ...], threshold: float
 ) -> NDArray[np.bool_]:
-    """Tell which pixels are inside the mask of the query that they are given to: [H, W] bool.
+    """The pixels inside the mask of the query that they are assigned to: [H, W] bool.
 
-    `classes` is [Q, C + 1] logits, the last of them "no object", `masks` [Q, h, w] logits, `size` (H, W). The
-    processor gives each pixel to the query with the highest score times mask probability, however low that is.
-    Mask2Former's own inference (Cheng et al. 2022, as published) also asks that the mask's probability there is
-    at least one half; without that, a picture's background falls to whichever object is least unlikely.
+    The processor assigns each pixel to the query with the highest product of class score and mask probability, however
+    low that is. Mask2Former's own inference (Cheng et al. 2022, the published code) also requires that the mask
+    probability is at least one half; without that, background pixels go to the least unlikely object.
+
+    Args:
+        classes: [Q, C + 1] class logits, the last one of "no object".
+        masks: [Q, h, w] mask logits.
+        size: (H, W) of the picture.
+        threshold: class score below which a query is ignored.
     """
     scores, labels = classes.softmax(-1).max(-1)
     sure = (labels != classes.shape[-1] - 1) & (scores > threshold)
@@ -168,7 +144,7 @@ def _segments(segmenter: Segmenter, result: dict[str, Any], claimed: NDArray[np.
 
 
 def fused(infos: Sequence[tuple[int, float, int]], stuff: frozenset[int]) -> list[tuple[int, float, list[int]]]:
-    """Join the regions of each class of `stuff`, where the first of them stands: a picture has one sky.
+    """Merge the regions of each class of `stuff` into one, in the place of the first: a picture has one sky.
 
     Takes (class id, score, region id), returns (class id, highest score, region ids).
     """

@@ -1,12 +1,12 @@
 """Which objects of a picture are fit to learn from: the gates of MIP-Adapter's published loader.
 
-The loader applies them whenever it draws a sample, and silently takes another picture where fewer than two objects
-pass. Here they are applied once, and a picture that they leave without two differently named objects is a reject that
-says why. Subject-Diffusion's loader has the same constants.
+The loader applies them whenever it draws a sample, and silently draws another picture if fewer than two objects pass.
+Here they are applied once; a picture without two differently named objects after them becomes a reject that says why.
+Subject-Diffusion's loader has the same constants.
 
-Two of the gates are not taken as they were published. There the box must be filled by its most frequent label, which
-may be the background's: a box of nothing passes. Here the object's own mask must fill it. And there a box that holds
-one label alone is refused, here it is not: a mask may well fill its box.
+Two gates differ from the published ones. There, the most frequent label in the box must fill it, and that label may be
+the background's: a box of nothing passes. Here, the object's own mask must fill it. There, a box with a single label is
+refused; here it is not, as a mask may fill its box.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,12 @@ import apache_beam as beam
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.boxes import BBox, area, overlap, window
 from schemas.errors import RecordError
 from schemas.example import Example, Object
-from schemas.masks import BBox
 from schemas.rejects import Reason
-from transforms.batch import Batch, advance, each
+from transforms.batch import Batch, each
+from transforms.step import Step, map_batches
 
 STAGE = "gates"
 
@@ -34,19 +35,25 @@ ORDER = (
     Reason.CROWDED_BOX,
     Reason.OVERLAPPING_OBJECTS,
 )
-"""The gates in the order in which an object meets them; the first one that refuses it is the one that counts."""
+"""The gates in the order in which they are applied; an object counts for the first one that refuses it."""
 
 
 @dataclass(frozen=True)
 class Gates:
-    """What an object must be; "above" and "between" leave the bounds themselves out.
+    """Bounds on an object; "above" and "between" exclude the bounds themselves.
 
-    The detector's score, in [0, 1], lies above `min_score`; the box's area, as a share of the picture's, between
-    `min_area` and `max_area`; its width over its height between `min_aspect` and `max_aspect`. The mask covers at least
-    `fill` of the box's area, and has no more pixels than the box in the whole picture. The box holds at most `crowd`
-    things: objects whose masks reach into it, itself included, and the background where that shows. No box of a
-    better object that is kept overlaps it by more than `overlap` of the smaller one's area. The `most` objects of
-    highest score are kept; None keeps all.
+    Attributes:
+        min_score: the detector's score, in [0, 1], is above.
+        min_area: the box's area, as a share of the picture's, is above.
+        max_area: and below.
+        min_aspect: the box's width over its height is above.
+        max_aspect: and below.
+        fill: the mask covers at least this share of the box. It also has at most as many pixels, in the whole picture,
+            as the box.
+        crowd: most things in the box: objects whose masks reach into it, itself included, and the background if it is
+            visible there.
+        overlap: most that the box of a better object shares with it, as a share of the smaller box.
+        most: number of objects of highest score that are kept; None: all.
     """
 
     min_score: float = 0.3
@@ -61,13 +68,13 @@ class Gates:
 
 
 def passing(objects: Sequence[Object], gates: Gates) -> tuple[list[int], dict[Reason, int]]:
-    """Send a picture's objects through the gates, in descending score, equal ones in their order.
+    """Apply the gates to a picture's objects, in descending score; equal scores keep their order.
 
     Returns:
-        The indices of those that pass, in that order, uncut by `gates.most`; and how many each gate refused, gates
-        that refused none left out.
+        The indices of the objects that pass, in that order, not yet limited to `gates.most`; and how many objects each
+        gate refused, without gates that refused none.
     """
-    masks = [one.mask.to_array() for one in objects]
+    masks = [thing.mask.to_array() for thing in objects]
     kept: list[int] = []
     refused = dict.fromkeys(ORDER, 0)
     for index in sorted(range(len(objects)), key=lambda i: (-objects[i].score, i)):
@@ -81,13 +88,17 @@ def passing(objects: Sequence[Object], gates: Gates) -> tuple[list[int], dict[Re
 
 
 def _refusals(
-    one: Object, mask: NDArray[np.bool_], masks: Sequence[NDArray[np.bool_]], kept: Sequence[BBox], gates: Gates
+    candidate: Object, mask: NDArray[np.bool_], masks: Sequence[NDArray[np.bool_]], kept: Sequence[BBox], gates: Gates
 ) -> Iterator[Reason]:
-    """Yield why an object is refused, in the order of the gates."""
-    x, y, w, h = one.bbox
-    box = w * h
-    window = slice(y, y + h), slice(x, x + w)
-    if one.score <= gates.min_score:
+    """Yield the reasons to refuse an object, in the order of the gates.
+
+    `mask` is its own, `masks` those of all objects of the picture, [H, W] bool each; `kept` holds the boxes of better
+    objects.
+    """
+    _, _, w, h = candidate.bbox
+    box = area(candidate.bbox)
+    inside = window(candidate.bbox)
+    if candidate.score <= gates.min_score:
         yield Reason.LOW_SCORE
     if box / mask.size <= gates.min_area:
         yield Reason.SMALL_SUBJECT
@@ -95,64 +106,58 @@ def _refusals(
         yield Reason.LARGE_SUBJECT
     if not gates.min_aspect < w / h < gates.max_aspect:
         yield Reason.OBJECT_ASPECT
-    if int(mask[window].sum()) < gates.fill * box:
+    if int(mask[inside].sum()) < gates.fill * box:
         yield Reason.UNFILLED_BOX
     if int(mask.sum()) > box:
         yield Reason.SPILLED_MASK
-    if _count_things([other[window] for other in masks]) > gates.crowd:
+    if _count_things([other[inside] for other in masks]) > gates.crowd:
         yield Reason.CROWDED_BOX
-    if any(_overlap(one.bbox, other) > gates.overlap for other in kept):
+    if any(overlap(candidate.bbox, other) > gates.overlap for other in kept):
         yield Reason.OVERLAPPING_OBJECTS
 
 
 def _count_things(parts: Sequence[NDArray[np.bool_]]) -> int:
-    """Count the masks that reach into a box, and the background where none of them lies; `parts` are [h, w] bool."""
+    """Count the masks that reach into a box, and the background if it is visible.
+
+    `parts` are the masks inside the box, [h, w] bool each.
+    """
     background = not np.logical_or.reduce(parts).all()
     return sum(bool(part.any()) for part in parts) + background
 
 
-def _overlap(a: BBox, b: BBox) -> float:
-    """The area that two boxes share, over the smaller one's."""
-    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    return max(across, 0) * max(down, 0) / min(a[2] * a[3], b[2] * b[3])
-
-
 def keep_passing(example: Example, gates: Gates) -> Example:
-    """Keep the objects that pass, in the order in which they stand.
+    """Keep the objects that pass, in their order.
 
     Raises:
         RecordError: fewer than two differently named objects are left. The reason is that of the gate that refused
-            most objects, the earlier one of equals; FEW_OBJECTS where there were no two names before the gates, or
-            where only the cut to `gates.most` left no two.
+            most objects (of equals, the earlier one); FEW_OBJECTS if there were fewer than two names before the gates,
+            or if only the limit `gates.most` left fewer.
     """
-    names = [example.phrases[one.phrase].root for one in example.objects]
+    names = [example.phrases[thing.phrase].root for thing in example.objects]
     if len(set(names)) < 2:
-        raise RecordError(Reason.FEW_OBJECTS, f"{len(names)} found, {_told(names)}")
+        raise RecordError(Reason.FEW_OBJECTS, f"{len(names)} found, {_two_names(names)}")
     passed, refused = passing(example.objects, gates)
     kept = sorted(passed[: gates.most])
     if len({names[i] for i in kept}) < 2:
         by_cut = len({names[i] for i in passed}) >= 2
         reason = Reason.FEW_OBJECTS if by_cut else max(refused, key=lambda reason: refused[reason])
         counts = ", ".join(f"{reason} {count}" for reason, count in refused.items())
-        left = f"{len(kept)} of {len(names)} left, {_told([names[i] for i in kept])}"
+        left = f"{len(kept)} of {len(names)} left, {_two_names([names[i] for i in kept])}"
         raise RecordError(reason, f"{left}; refused: {counts or 'none'}")
     return replace(example, objects=tuple(example.objects[i] for i in kept))
 
 
-def _told(names: Sequence[str]) -> str:
+def _two_names(names: Sequence[str]) -> str:
     return f"two names are asked for ({', '.join(dict.fromkeys(names)) or 'none'})"
 
 
 @dataclass(eq=False)
-class ApplyGates(beam.PTransform):
-    """Leave in `objects` those that pass the gates: PCollection[Batch] -> PCollection[Batch]."""
+class ApplyGates(Step):
+    """Remove objects that do not pass the gates from `objects`."""
 
     gates: Gates
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        """Look at each example by itself."""
-        return batches | "apply gates" >> beam.Map(self._apply)
-
-    def _apply(self, batch: Batch) -> Batch:
-        return advance(batch, STAGE, each(lambda example: keep_passing(example, self.gates)))
+        """Gate each example by itself."""
+        gates = self.gates
+        return map_batches(batches, STAGE, each(lambda example: keep_passing(example, gates)))

@@ -1,99 +1,101 @@
 """Where in a picture its phrases are: objects, each with a box and a mask.
 
-With a detector, Grounding DINO frames the phrases and SAM fills the frames; where the source has masks of its own,
-as SA-1B has, the one whose box is most like the frame is taken. Without one, the masks come first, from the source or
-from SAM, and each phrase takes the one that CLIP finds most like it (`transforms.regions.similarity`,
-`transforms.regions.match`).
+With a detector, Grounding DINO finds a box for each phrase and SAM a mask in each box; if the source has masks, as
+SA-1B has, the mask whose own box is most like the detected one is taken instead. Without a detector, the masks come
+first, from the source or from SAM, and each phrase takes the mask that CLIP finds most similar
+(`transforms.regions.similarity`, `transforms.regions.match`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.ml.inference.base import RunInference
-from segment_anything.modeling import Sam
 
+from schemas.boxes import BBox, from_corners, iou
 from schemas.example import Example, Object
-from schemas.masks import BBox, Mask
-from transforms.batch import Batch, advance, each
-from transforms.models.detector import Detections, Detector, detect_phrases, load_detector
-from transforms.models.handler import StepHandler
-from transforms.models.sam import load_sam, segment_boxes
+from schemas.masks import Mask
+from transforms.batch import Batch, each
 from transforms.regions.match import greedy_match
+from transforms.step import Step, map_batches, run_model
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from transforms.models.detector import Detections, Detector
 
 STAGE = "grounding"
 ALIKE = 0.7
-"""IoU of a detected box and a source's mask's box, from which they are the same thing (SAM's own bound for twins)."""
+"""IoU of a detected box and a mask's box from which they are the same thing (SAM's own bound for duplicates)."""
 
 
-def choose_boxes(found: Detections, threshold: float) -> list[tuple[int, BBox, float]]:
-    """Give each phrase the box that fits it best, no box to two: (phrase, [x, y, w, h] in whole pixels, score).
+def choose_boxes(found: "Detections", threshold: float) -> list[tuple[int, BBox, float]]:
+    """Assign boxes to phrases one to one, highest score first: (phrase, box in whole pixels, score).
 
-    Pairs are taken from the highest score down, equal ones in the order of phrase, then box; none below `threshold`,
-    none with a box of less than a pixel.
+    Equal scores are taken in the order of phrase, then box. Scores below `threshold` and boxes of less than a pixel
+    are never taken.
     """
     left, top = np.floor(found.corners[:, 0]).astype(int), np.floor(found.corners[:, 1]).astype(int)
     right, bottom = np.ceil(found.corners[:, 2]).astype(int), np.ceil(found.corners[:, 3]).astype(int)
     real = (right > left) & (bottom > top)
     matches = greedy_match(np.where(real, found.scores, -np.inf), threshold)
     return [
-        (m.phrase, (int(left[b]), int(top[b]), int(right[b] - left[b]), int(bottom[b] - top[b])), m.score)
-        for m in matches
-        for b in [m.segment]
+        (match.phrase, from_corners((int(left[b]), int(top[b]), int(right[b]), int(bottom[b]))), match.score)
+        for match in matches
+        for b in [match.segment]
     ]
 
 
 def add_objects(
-    detector: Detector, sam: Callable[[], Sam], examples: Sequence[Example], threshold: float
+    detector: "Detector", sam: "Callable[[], Sam] | None", examples: Sequence[Example], threshold: float
 ) -> list[Example]:
-    """Detect the phrases of the examples together; fill their boxes from their own segments, else by SAM."""
+    """Detect the phrases of the examples in one batch; the masks are the examples' own segments, or SAM's."""
+    from transforms.models.detector import detect_phrases
+
     texts = [[phrase.text for phrase in example.phrases] for example in examples]
     found = detect_phrases(detector, [example.pixels() for example in examples], texts)
     return [
-        _with_objects(example, choose_boxes(one, threshold), sam) for example, one in zip(examples, found, strict=True)
+        _with_objects(example, choose_boxes(detections, threshold), sam)
+        for example, detections in zip(examples, found, strict=True)
     ]
 
 
-def _with_objects(example: Example, boxes: Sequence[tuple[int, BBox, float]], sam: Callable[[], Sam]) -> Example:
-    frames = [box for _, box, _ in boxes]
-    masks = _from_segments(example, frames) if example.segments else _from_sam(example, frames, sam)
+def _with_objects(
+    example: Example, chosen: Sequence[tuple[int, BBox, float]], sam: "Callable[[], Sam] | None"
+) -> Example:
+    boxes = [box for _, box, _ in chosen]
+    masks = _from_segments(example, boxes) if example.segments else _from_sam(example, boxes, sam)
     objects = tuple(
         Object(phrase, box, round(score, 4), mask)
-        for (phrase, box, score), mask in zip(boxes, masks, strict=True)
+        for (phrase, box, score), mask in zip(chosen, masks, strict=True)
         if mask is not None
     )
     return replace(example, objects=objects)
 
 
-def _from_sam(example: Example, boxes: Sequence[BBox], sam: Callable[[], Sam]) -> list[Mask | None]:
-    if not boxes:
-        return []
+def _from_sam(example: Example, boxes: Sequence[BBox], sam: "Callable[[], Sam] | None") -> list[Mask | None]:
+    if not boxes or sam is None:
+        return [None] * len(boxes)
+    from transforms.models.sam import segment_boxes
+
     masks = segment_boxes(sam(), example.pixels(), boxes)
     return [Mask.from_array(mask) if mask.any() else None for mask in masks]
 
 
 def _from_segments(example: Example, boxes: Sequence[BBox]) -> list[Mask | None]:
-    frames = [segment.bbox for segment in example.segments]
+    own = [segment.bbox for segment in example.segments]
     chosen: list[Mask | None] = []
     for box in boxes:
-        likeness = [box_iou(box, frame) for frame in frames]
+        likeness = [iou(box, other) for other in own]
         best = int(np.argmax(likeness))
         chosen.append(example.segments[best].mask if likeness[best] >= ALIKE else None)
     return chosen
 
 
-def box_iou(a: BBox, b: BBox) -> float:
-    """Shared area over joint area of two boxes [x, y, w, h], in [0, 1]."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared) if shared else 0.0
-
-
 def objects_of_matches(example: Example) -> Example:
-    """Make the objects of an example whose phrases were matched with its segments; the box is the mask's own."""
+    """Make an object of each match of a phrase with a segment; its box is the box of the mask."""
     objects = tuple(
         Object(match.phrase, segment.bbox, max(0.0, min(1.0, match.score)), segment.mask)
         for match in example.matches
@@ -103,30 +105,43 @@ def objects_of_matches(example: Example) -> Example:
 
 
 @dataclass(eq=False)
-class GroundPhrases(beam.PTransform):
-    """Fill `objects` by a detector: PCollection[Batch] -> PCollection[Batch].
+class GroundPhrases(Step):
+    """Fill `objects` with a detector.
 
-    `detector` and `sam` name checkpoints; SAM is loaded when a picture without segments comes.
+    `detector` and `sam` name checkpoints; SAM is loaded when the first picture without segments comes. Without `sam`
+    (None), as for sources that bring segments, such a picture gets no objects.
     """
 
     detector: str
-    sam: str
+    sam: str | None
     threshold: float
+
+    def checkpoints(self) -> Mapping[str, str]:
+        """The detector, and SAM if it is given."""
+        return {"detector": self.detector} | ({} if self.sam is None else {"sam": self.sam})
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run the detector over the batches."""
         load = partial(_load, self.detector, self.sam)
-        return batches | "ground" >> RunInference(StepHandler(STAGE, load, partial(_ground, threshold=self.threshold)))
+        return run_model(batches, STAGE, load, partial(_ground, threshold=self.threshold))
 
 
 @dataclass(eq=False)
 class _Grounder:
-    detector: Detector
-    sam: Callable[[], Sam]
+    detector: "Detector"
+    sam: "Callable[[], Sam] | None"
 
 
-def _load(detector: str, sam: str) -> _Grounder:
-    return _Grounder(load_detector(detector), cache(partial(load_sam, sam)))
+def _load(detector: str, sam: str | None) -> _Grounder:
+    from transforms.models.detector import load_detector
+
+    return _Grounder(load_detector(detector), None if sam is None else cache(partial(_load_sam, sam)))
+
+
+def _load_sam(checkpoint: str) -> "Sam":
+    from transforms.models.sam import load_sam
+
+    return load_sam(checkpoint)
 
 
 def _ground(models: _Grounder, examples: Sequence[Example], threshold: float) -> list[Example]:
@@ -134,13 +149,9 @@ def _ground(models: _Grounder, examples: Sequence[Example], threshold: float) ->
 
 
 @dataclass(eq=False)
-class TakeMatches(beam.PTransform):
-    """Fill `objects` from `matches`: PCollection[Batch] -> PCollection[Batch]."""
+class TakeMatches(Step):
+    """Fill `objects` from `matches`."""
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        """Take each example by itself."""
-        return batches | "take" >> beam.Map(_take)
-
-
-def _take(batch: Batch) -> Batch:
-    return advance(batch, STAGE, each(objects_of_matches))
+        """Convert each example by itself."""
+        return map_batches(batches, STAGE, each(objects_of_matches))

@@ -1,41 +1,55 @@
-"""Where each phrase, or the label of each box, is seen in its picture: CLIPSeg's maps."""
+"""Where in its picture each phrase, or the label of each box, is found: heatmaps of CLIPSeg."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
-from apache_beam.ml.inference.base import RunInference
 
 from schemas.example import Example
 from transforms.batch import Batch
-from transforms.models.clipseg import ClipSeg, find_texts, load_clipseg
-from transforms.models.handler import StepHandler
+from transforms.step import Step, run_model
 from transforms.text.synonyms import plain_label
 
+if TYPE_CHECKING:
+    from transforms.models.clipseg import ClipSeg
+
 STAGE = "confidence"
+"""The step's name in rejects and in the seconds of `dataset.json`, where datasets already written have it."""
 
 
 def texts_of(example: Example) -> list[str]:
-    """What is looked for in a picture: the labels of its boxes, else the phrases of its caption."""
+    """The texts to look for in a picture: the labels of its boxes, or if it has none, the phrases of its caption."""
     if example.boxes:
         return [f"a {plain_label(box.label)}" for box in example.boxes]
     return [phrase.text for phrase in example.phrases]
 
 
-def add_confidences(clipseg: ClipSeg, examples: Sequence[Example]) -> list[Example]:
-    """Look for each example's texts in its picture, all examples together."""
-    found = find_texts(clipseg, [e.pixels() for e in examples], [texts_of(e) for e in examples])
-    return [replace(example, confidences=maps) for example, maps in zip(examples, found, strict=True)]
+def add_heatmaps(clipseg: "ClipSeg", examples: Sequence[Example]) -> list[Example]:
+    """Find each example's texts in its picture, all examples in one batch."""
+    from transforms.models.clipseg import find_heatmaps
+
+    found = find_heatmaps(clipseg, [e.pixels() for e in examples], [texts_of(e) for e in examples])
+    return [replace(example, heatmaps=maps) for example, maps in zip(examples, found, strict=True)]
+
+
+def _load(checkpoint: str) -> "ClipSeg":
+    from transforms.models.clipseg import load_clipseg
+
+    return load_clipseg(checkpoint)
 
 
 @dataclass(eq=False)
-class FindTexts(beam.PTransform):
-    """Fill `confidences`: PCollection[Batch] -> PCollection[Batch]. `checkpoint` names the CLIPSeg model."""
+class FindHeatmaps(Step):
+    """Fill `heatmaps`; `checkpoint` names the CLIPSeg model."""
 
     checkpoint: str
 
+    def checkpoints(self) -> Mapping[str, str]:
+        """CLIPSeg."""
+        return {"clipseg": self.checkpoint}
+
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run CLIPSeg over the batches."""
-        handler = StepHandler(STAGE, partial(load_clipseg, self.checkpoint), add_confidences)
-        return batches | "find texts" >> RunInference(handler)
+        return run_model(batches, STAGE, partial(_load, self.checkpoint), add_heatmaps)

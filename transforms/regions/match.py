@@ -1,7 +1,7 @@
 """Which phrase names which segment: greedy one-to-one matching by similarity.
 
-Stuff ("the green field") is matched like things: FastComposer pairs phrases with all panoptic segments, and leaves it
-to the trainer to choose among the subjects by their label.
+Stuff ("the green field") is matched like things: FastComposer pairs phrases with all panoptic segments and leaves the
+choice among subjects to the trainer, by their labels.
 """
 
 from dataclasses import dataclass, replace
@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 from schemas.errors import RecordError
 from schemas.example import Example, Match
 from schemas.rejects import Reason
-from transforms.batch import Batch, advance, each
+from transforms.batch import Batch, each
+from transforms.step import Step, map_batches
 
 STAGE = "matches"
 
 
 def greedy_match(similarity: NDArray[np.floating], threshold: float) -> tuple[Match, ...]:
-    """Pair rows (phrases) and columns (segments) of `similarity` [P, S], highest first, each at most once.
+    """Match rows (phrases) and columns (segments) of `similarity` [P, S] one to one, highest first.
 
     Scores below `threshold`, and NaN, are never matched. Equal scores are taken in the order of phrase, then
-    segment, so that the result is a function of the matrix. Returned in the order of the phrases.
+    segment, so that the result is a function of the matrix. Matches are in the order of the phrases.
     """
     rows, columns = np.nonzero(similarity >= threshold)
     scores = similarity[rows, columns]
@@ -51,14 +52,12 @@ def match_phrases(example: Example, threshold: float) -> Example:
 
 
 @dataclass(eq=False)
-class MatchPhrases(beam.PTransform):
-    """Fill `matches` from `similarity`: PCollection[Batch] -> PCollection[Batch]."""
+class MatchPhrases(Step):
+    """Fill `matches` from `similarity`; `threshold` is the lowest similarity of a match."""
 
     threshold: float
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Match each example by itself."""
-        return batches | "match" >> beam.Map(self._match)
-
-    def _match(self, batch: Batch) -> Batch:
-        return advance(batch, STAGE, each(lambda example: match_phrases(example, self.threshold)))
+        threshold = self.threshold
+        return map_batches(batches, STAGE, each(lambda example: match_phrases(example, threshold)))

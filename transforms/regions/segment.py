@@ -1,21 +1,24 @@
 """The segments of each picture: from a panoptic model, from SAM's automatic masks, or from the source's annotations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
-from apache_beam.ml.inference.base import RunInference
-from segment_anything.modeling import Sam
 
 from schemas.errors import RecordError
 from schemas.example import Example, Segment
 from schemas.masks import Mask
 from schemas.rejects import Reason
-from transforms.batch import Batch, advance, each
-from transforms.models.handler import StepHandler
-from transforms.models.sam import Everything, load_sam, segment_everything
-from transforms.models.segmenter import Segmenter, load_segmenter, segment_images
+from transforms.batch import Batch, each
+from transforms.models.settings import Everything
+from transforms.step import Step, map_batches, run_model
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from transforms.models.segmenter import Segmenter
 
 STAGE = "segments"
 
@@ -34,37 +37,48 @@ def keep_segments(example: Example, segments: Sequence[Segment], min_area: float
     return replace(example, segments=kept)
 
 
-def add_segments(segmenter: Segmenter, examples: Sequence[Example], min_area: float) -> list[Example]:
-    """Segment the examples' pictures together; what fails in one of them is raised for all."""
+def add_segments(segmenter: "Segmenter", examples: Sequence[Example], min_area: float) -> list[Example]:
+    """Segment the examples' pictures in one batch; an error of one picture is raised for all of them."""
+    from transforms.models.segmenter import segment_images
+
     found = segment_images(segmenter, [example.pixels() for example in examples])
     return [keep_segments(e, segments, min_area) for e, segments in zip(examples, found, strict=True)]
 
 
-@dataclass(eq=False)
-class SegmentPictures(beam.PTransform):
-    """Fill `segments`: PCollection[Batch] -> PCollection[Batch].
+def _load_segmenter(checkpoint: str) -> "Segmenter":
+    from transforms.models.segmenter import load_segmenter
 
-    `checkpoint` names the segmenter; None keeps the segments that the source's annotations gave.
+    return load_segmenter(checkpoint)
+
+
+@dataclass(eq=False)
+class SegmentPictures(Step):
+    """Fill `segments` with a panoptic model.
+
+    `checkpoint` names the segmenter; None keeps the segments that the examples have. Segments that cover less than
+    `min_area` of the picture, a share in [0, 1], are left out.
     """
 
     checkpoint: str | None
     min_area: float = 0.0
 
+    def checkpoints(self) -> Mapping[str, str]:
+        """The segmenter, if there is one."""
+        return {} if self.checkpoint is None else {"segmenter": self.checkpoint}
+
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        """Run the segmenter over the batches, or none where the source is annotated."""
+        """Run the segmenter over the batches, or keep what the source's annotations gave."""
+        min_area = self.min_area
         if self.checkpoint is None:
-            return batches | "keep annotated" >> beam.Map(self._keep)
-        handler = StepHandler(
-            STAGE, partial(load_segmenter, self.checkpoint), partial(add_segments, min_area=self.min_area)
-        )
-        return batches | "segment" >> RunInference(handler)
-
-    def _keep(self, batch: Batch) -> Batch:
-        return advance(batch, STAGE, each(lambda e: keep_segments(e, e.segments, self.min_area)))
+            return map_batches(batches, STAGE, each(lambda e: keep_segments(e, e.segments, min_area)))
+        step = partial(add_segments, min_area=min_area)
+        return run_model(batches, STAGE, partial(_load_segmenter, self.checkpoint), step)
 
 
-def add_everything(sam: Sam, examples: Sequence[Example], settings: Everything) -> list[Example]:
-    """Segment each picture; masks may lie within one another, as a wheel in a car."""
+def add_everything(sam: "Sam", examples: Sequence[Example], settings: Everything) -> list[Example]:
+    """Segment everything in each picture; masks may overlap, as those of a wheel and its car."""
+    from transforms.models.sam import segment_everything
+
     return [
         replace(
             example,
@@ -77,19 +91,30 @@ def add_everything(sam: Sam, examples: Sequence[Example], settings: Everything) 
     ]
 
 
-@dataclass(eq=False)
-class SegmentEverything(beam.PTransform):
-    """Fill `segments` with SAM's automatic masks: PCollection[Batch] -> PCollection[Batch].
+def _load_sam(checkpoint: str) -> "Sam":
+    from transforms.models.sam import load_sam
 
-    `checkpoint` names the SAM. The segments have no labels: only CLIP can tell which phrase is whose.
+    return load_sam(checkpoint)
+
+
+@dataclass(eq=False)
+class SegmentEverything(Step):
+    """Fill `segments` with SAM's automatic masks.
+
+    `checkpoint` names the SAM, `min_area` is that of `SegmentPictures`. The segments have no labels: only CLIP can
+    match them with phrases.
     """
 
     checkpoint: str
     settings: Everything
     min_area: float = 0.0
 
+    def checkpoints(self) -> Mapping[str, str]:
+        """SAM."""
+        return {"sam": self.checkpoint}
+
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        """Run SAM over the batches, then leave out what is too small."""
+        """Run SAM over the batches, then leave out small segments."""
         step = partial(add_everything, settings=self.settings)
-        found = batches | "segment" >> RunInference(StepHandler(STAGE, partial(load_sam, self.checkpoint), step))
+        found = run_model(batches, STAGE, partial(_load_sam, self.checkpoint), step)
         return found | "keep" >> SegmentPictures(None, self.min_area)

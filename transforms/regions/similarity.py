@@ -1,21 +1,23 @@
 """How well each phrase names each segment: by CLIP on the segment's crop, by class label, or by both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.ml.inference.base import RunInference
 from numpy.typing import NDArray
 
+from schemas.boxes import box_of, window
 from schemas.example import Example, Segment
-from transforms.batch import Batch, advance, each
-from transforms.models.clip import Clip, embed_images, embed_texts, load_clip
-from transforms.models.handler import StepHandler
+from transforms.batch import Batch, each
+from transforms.step import Step, map_batches, run_model
 from transforms.text.labels import label_similarity
 from transforms.text.synonyms import plain_label
+
+if TYPE_CHECKING:
+    from transforms.models.clip import Clip
 
 STAGE = "similarity"
 
@@ -26,40 +28,41 @@ Similarity = Literal["clip", "clip-label", "label"]
 
 
 def masked_crop(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Cut a segment out of `image` [H, W, 3]: a square around `mask` [H, W] bool, all else filled with `FILL`.
+    """Cut a segment out of `image` [H, W, 3] uint8: a square around `mask` [H, W] bool, filled with `FILL` outside it.
 
-    The square keeps the segment's proportions when CLIP's own preprocessing makes it its input size.
+    In a square, the segment keeps its proportions when CLIP's preprocessing resizes it.
 
     Raises:
         ValueError: the mask is empty.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
+    box = box_of(mask)
+    _, _, width, height = box
+    if not width:
         raise ValueError("an empty mask has no crop")
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    height, width = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
     side = max(height, width)
     crop = np.full((side, side, 3), FILL, np.uint8)
     y, x = (side - height) // 2, (side - width) // 2
-    inside = mask[window]
-    crop[y : y + height, x : x + width][inside] = image[window][inside]
+    inside = mask[window(box)]
+    crop[y : y + height, x : x + width][inside] = image[window(box)][inside]
     return crop
 
 
-def add_clip_similarity(clip: Clip, examples: Sequence[Example], with_labels: bool) -> list[Example]:
-    """Compare phrases and segments of the examples: cosine of phrase and crop, each example its own matrix.
+def add_clip_similarity(clip: "Clip", examples: Sequence[Example], with_labels: bool) -> list[Example]:
+    """Fill `similarity` with the cosine of each phrase and each segment's crop.
 
-    `with_labels` multiplies it with the cosine of phrase and class name, as FastComposer does (section 5.1;
-    there with a sentence encoder, here with CLIP's own text tower). Negative cosines count as 0 in the
-    product: two wrongs must not make a right. All crops, and all texts, go through the model together.
+    With `with_labels` it is multiplied by the cosine of phrase and class name, as FastComposer does (section 5.1; there
+    with a sentence encoder, here with CLIP's own text tower). Negative cosines count as 0 in the product, so that two
+    of them do not make a positive one. All crops, and all texts, go through the model in one batch.
     """
+    from transforms.models.clip import embed_images, embed_texts
+
     crops = [masked_crop(e.pixels(), segment.mask.to_array()) for e in examples for segment in e.segments]
     phrases = [phrase.text for e in examples for phrase in e.phrases]
     labels = [_label_text(segment) for e in examples for segment in e.segments] if with_labels else []
     names = list(dict.fromkeys([*phrases, *labels]))
     place = {name: i for i, name in enumerate(names)}
     images, texts = embed_images(clip, crops), embed_texts(clip, names)
-    compared = []
+    scored = []
     start = 0
     for example in examples:
         stop = start + len(example.segments)
@@ -68,18 +71,18 @@ def add_clip_similarity(clip: Clip, examples: Sequence[Example], with_labels: bo
         if with_labels:
             label = texts[[place[_label_text(segment)] for segment in example.segments]]
             scores = np.maximum(scores, 0) * np.maximum(text @ label.T, 0)
-        compared.append(_with_similarity(example, scores))
+        scored.append(_with_similarity(example, scores))
         start = stop
-    return compared
+    return scored
 
 
 def _label_text(segment: Segment) -> str:
-    """Name a segment's class as a caption would."""
+    """The class of a segment as a caption would name it."""
     return f"a {plain_label(segment.label)}"
 
 
 def add_label_similarity(example: Example) -> Example:
-    """Compare phrases and segments by head noun and class name alone."""
+    """Fill `similarity` from head nouns and class names alone."""
     return _with_similarity(example, label_similarity(example.phrases, example.segments))
 
 
@@ -88,25 +91,29 @@ def _with_similarity(example: Example, scores: NDArray[np.floating]) -> Example:
     return replace(example, similarity=rows)
 
 
-@dataclass(eq=False)
-class ScoreSimilarity(beam.PTransform):
-    """Fill `similarity` from phrases and segments: PCollection[Batch] -> PCollection[Batch].
+def _load(checkpoint: str) -> "Clip":
+    from transforms.models.clip import load_clip
 
-    `checkpoint` names the CLIP model; `label` needs none.
+    return load_clip(checkpoint)
+
+
+@dataclass(eq=False)
+class ScoreSimilarity(Step):
+    """Fill `similarity` from phrases and segments.
+
+    `checkpoint` names the CLIP model; the similarity "label" needs none.
     """
 
     similarity: Similarity
     checkpoint: str
 
+    def checkpoints(self) -> Mapping[str, str]:
+        """CLIP, unless labels are compared."""
+        return {} if self.similarity == "label" else {"clip": self.checkpoint}
+
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run CLIP over the batches, or compare labels."""
         if self.similarity == "label":
-            return batches | "compare labels" >> beam.Map(_compare_labels)
+            return map_batches(batches, STAGE, each(add_label_similarity))
         step = partial(add_clip_similarity, with_labels=self.similarity == "clip-label")
-        return batches | "compare with CLIP" >> RunInference(
-            StepHandler(STAGE, partial(load_clip, self.checkpoint), step)
-        )
-
-
-def _compare_labels(batch: Batch) -> Batch:
-    return advance(batch, STAGE, each(add_label_similarity))
+        return run_model(batches, STAGE, partial(_load, self.checkpoint), step)

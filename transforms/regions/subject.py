@@ -1,9 +1,9 @@
 """The one salient subject of a picture, and the filters: BLIP-Diffusion (section 4.1) keeps pictures that have one.
 
-Candidates are the things that annotations mark, or the phrases of the caption that CLIPSeg finds. One rule serves them
-all: the subject is what covers most of the picture, and nothing else covers nearly as much. The authors published no
-rule; this one needs no training, can be told in a sentence, and asks nothing of the order in which a caption names
-things. Of sample scenes a third pass it.
+Candidates are the things that annotations mark, or the phrases of the caption that CLIPSeg finds. The rule is the same
+for all: the subject covers the largest part of the picture, and nothing else covers nearly as much. The authors
+published no rule; this one needs no training, fits in a sentence, and does not depend on the order in which a caption
+names things. A third of the sample scenes pass it.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,18 @@ from schemas.errors import RecordError
 from schemas.example import Box, Example, Phrase, Segment, Subject
 from schemas.masks import Mask
 from schemas.rejects import Reason
-from transforms.batch import Batch, advance, each
+from transforms.batch import Batch, each
+from transforms.step import Step, map_batches
+from transforms.text.inflection import PAIRED
 from transforms.text.parses import word_set
-from transforms.text.plurals import COUNTS, PAIRED
+from transforms.text.plurals import COUNTS
 from transforms.text.synonyms import SYNONYMS, plain_label
 
 STAGE = "subject"
 
 INSIDE = 0.8
-"""A region of which more than this share lies in the subject is a part of it, or the same thing told in other words
-(the share above which MIP-Adapter's loader drops the smaller one of two boxes)."""
+"""A region of which more than this share lies in the subject is a part of it, or the same thing in other words (the
+share above which MIP-Adapter's loader drops the smaller of two boxes)."""
 
 PEOPLE = (
     SYNONYMS["person"]
@@ -35,15 +37,19 @@ PEOPLE = (
     | word_set("men women boys girls children kids babies ladies crowd team family couple audience band class")
     | word_set("face hair head hand arm leg foot eye ear nose mouth beard finger skin")
 )
-"""Head nouns of people and of what belongs to them."""
+"""Head nouns of people and of parts of people."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What a subject must be; shares are of the picture's area.
+    """Bounds on a subject; areas are shares of the picture's, in [0, 1].
 
-    `min_side` is the shortest side of a picture, in pixels. `min_area` and `max_area` bound the subject's share. What
-    covers at least `rival` times the subject's area competes with it. `people` takes people as subjects too.
+    Attributes:
+        min_side: smallest shorter side of a picture, pixels.
+        min_area: smallest area of the subject.
+        max_area: largest area of the subject.
+        rival: a candidate with at least this share of the subject's area is a second subject.
+        people: accept people as subjects.
     """
 
     min_side: int = 0
@@ -55,10 +61,10 @@ class Filters:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What may be the subject.
+    """A thing that may be the subject.
 
-    `area` is its share of the picture. It lies at `place`, a mask or [h, w] bool: a grid that all candidates of a
-    picture have in common. `is_single` is False for several things under one name.
+    `area` is its share of the picture's area, `place` where it is: a mask or [h, w] bool, of the same size for all
+    candidates of a picture. `is_single` is False for several things with one name.
     """
 
     subject: Subject
@@ -67,7 +73,7 @@ class Candidate:
     is_single: bool = True
 
     def region(self) -> NDArray[np.bool_]:
-        """Its place, [h, w] bool."""
+        """The place as an array, [h, w] bool."""
         return self.place.to_array() if isinstance(self.place, Mask) else self.place
 
     def __str__(self) -> str:
@@ -75,7 +81,11 @@ class Candidate:
 
 
 def check_size(example: Example, min_side: int) -> Example:
-    """Return the example; raise SMALL_IMAGE where its shorter side has fewer than `min_side` pixels."""
+    """Return the example unchanged.
+
+    Raises:
+        RecordError: SMALL_IMAGE, its shorter side has fewer than `min_side` pixels.
+    """
     if min(example.width, example.height) < min_side:
         detail = f"{example.width} x {example.height} pixels, the shorter side must have {min_side}"
         raise RecordError(Reason.SMALL_IMAGE, detail)
@@ -83,19 +93,21 @@ def check_size(example: Example, min_side: int) -> Example:
 
 
 def choose_subject(candidates: Sequence[Candidate], filters: Filters) -> Subject:
-    """Return the largest candidate, if it is a subject and the only one.
+    """Return the largest candidate if it passes the filters and has no rival.
 
     Raises:
         RecordError: NO_SUBJECT (no candidate), SMALL_SUBJECT, LARGE_SUBJECT, PERSON_SUBJECT, or MANY_SUBJECTS (a
-            rival of comparable size, or a name of many).
+            rival of comparable size, or several things with one name).
     """
     if not candidates:
         raise RecordError(Reason.NO_SUBJECT, "nothing in the picture could be its subject")
     largest = max(candidates, key=lambda candidate: candidate.area)
     if largest.area < filters.min_area:
-        raise RecordError(Reason.SMALL_SUBJECT, f"the largest is {largest}, at least {filters.min_area:.1%} are asked")
+        raise RecordError(
+            Reason.SMALL_SUBJECT, f"the largest is {largest}, the smallest allowed is {filters.min_area:.1%}"
+        )
     if largest.area > filters.max_area:
-        raise RecordError(Reason.LARGE_SUBJECT, f"it is {largest}, at most {filters.max_area:.1%} are asked")
+        raise RecordError(Reason.LARGE_SUBJECT, f"it is {largest}, the largest allowed is {filters.max_area:.1%}")
     if not filters.people and is_person(largest.subject.text):
         raise RecordError(Reason.PERSON_SUBJECT, f"it is {largest}")
     if not largest.is_single:
@@ -130,23 +142,21 @@ def candidates_of_segments(segments: Sequence[Segment]) -> list[Candidate]:
     ]
 
 
-def candidates_of_boxes(
-    boxes: Sequence[Box], size: tuple[int, int], confidences: NDArray[np.float32]
-) -> list[Candidate]:
-    """Things, by their boxes, in a picture of `size` (height, width).
+def candidates_of_boxes(boxes: Sequence[Box], size: tuple[int, int], heatmaps: NDArray[np.float32]) -> list[Candidate]:
+    """Things with boxes, in a picture of `size` (height, width) pixels.
 
-    Each lies where `confidences`, [N, h, w] float32, is high inside its box.
+    The heatmap of a subject is that of its label, `heatmaps` [N, h, w] float32, inside its box.
     """
     found = []
-    for box, confidence in zip(boxes, confidences, strict=True):
-        inside = _paint_box(box, size, confidence.shape)
-        subject = Subject(plain_label(box.label), confidence=confidence * inside)
+    for box, heatmap in zip(boxes, heatmaps, strict=True):
+        inside = _paint_box(box, size, heatmap.shape)
+        subject = Subject(plain_label(box.label), heatmap=heatmap * inside)
         found.append(Candidate(subject, float(inside.mean()), inside, box.is_single))
     return found
 
 
 def _paint_box(box: Box, size: tuple[int, int], grid: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Paint a box, [x, y, w, h] in pixels of a picture of `size` (height, width), on a grid over the picture."""
+    """The cells that a box covers, of a `grid` (rows, columns) over a picture of `size` (height, width): bool."""
     x, y, w, h = box.bbox
     down, across = grid[0] / size[0], grid[1] / size[1]
     inside = np.zeros(grid, bool)
@@ -156,33 +166,33 @@ def _paint_box(box: Box, size: tuple[int, int], grid: tuple[int, ...]) -> NDArra
 
 
 def candidates_of_phrases(
-    phrases: Sequence[Phrase], confidences: NDArray[np.float32], level: float, rival: float
+    phrases: Sequence[Phrase], heatmaps: NDArray[np.float32], level: float, rival: float
 ) -> list[Candidate]:
-    """Phrases that are seen somewhere: where `confidences`, [N, h, w] float32, reaches `level`.
+    """Phrases that are found in the picture: where their `heatmaps`, [N, h, w] float32, reach `level`.
 
-    A phrase names several things if it is a plural or a copy of one that was written out, or if its second largest
-    connected piece has at least `rival` times the area of its largest.
+    A phrase names several things if it is a plural or a copy of an expanded one, or if its second largest connected
+    piece has at least `rival` times the area of the largest one.
     """
     origins = [phrase.origin for phrase in phrases]
     found = []
-    for phrase, confidence in zip(phrases, confidences, strict=True):
-        region = confidence >= level
+    for phrase, heatmap in zip(phrases, heatmaps, strict=True):
+        region = heatmap >= level
         if not region.any():
             continue
         single = origins.count(phrase.origin) == 1 and not _is_plural(phrase) and not _is_scattered(region, rival)
-        subject = Subject(phrase.root, phrase.text, confidence=_largest_piece(confidence, region))
+        subject = Subject(phrase.root, phrase.text, heatmap=_largest_piece(heatmap, region))
         found.append(Candidate(subject, float(region.mean()), region, single))
     return found
 
 
-def _largest_piece(confidence: NDArray[np.float32], region: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Set confidence to 0 wherever another piece of the region is nearer than its largest: that is another thing."""
+def _largest_piece(heatmap: NDArray[np.float32], region: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Set a heatmap to 0 where another piece of the region is nearer than the largest one: that is another thing."""
     labels, count = ndimage.label(region)
     if count < 2:
-        return confidence
+        return heatmap
     nearest = ndimage.distance_transform_edt(~region, return_distances=False, return_indices=True)
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    return confidence * (labels[tuple(nearest)] == largest)
+    return heatmap * (labels[tuple(nearest)] == largest)
 
 
 def _is_plural(phrase: Phrase) -> bool:
@@ -197,46 +207,42 @@ def _is_scattered(region: NDArray[np.bool_], rival: float) -> bool:
 
 
 def find_subject(example: Example, filters: Filters, level: float) -> Example:
-    """Give the example its subject, out of the boxes, the phrases or the segments that it has.
+    """Choose the example's subject among its boxes, else its phrases; without heatmaps, among its segments.
 
-    `level` is the confidence, in [0, 1], from which on a pixel counts as a phrase's.
+    A pixel belongs to a phrase if its confidence, in [0, 1], is at least `level`.
 
     Raises:
         RecordError: as `choose_subject`.
     """
-    if example.confidences is None:
+    if example.heatmaps is None:
         candidates = candidates_of_segments(example.segments)
     elif example.boxes:
-        candidates = candidates_of_boxes(example.boxes, (example.height, example.width), example.confidences)
+        candidates = candidates_of_boxes(example.boxes, (example.height, example.width), example.heatmaps)
     else:
-        candidates = candidates_of_phrases(example.phrases, example.confidences, level, filters.rival)
-    return replace(example, subject=choose_subject(candidates, filters), confidences=None)
+        candidates = candidates_of_phrases(example.phrases, example.heatmaps, level, filters.rival)
+    return replace(example, subject=choose_subject(candidates, filters), heatmaps=None)
 
 
 @dataclass(eq=False)
-class DropSmallPictures(beam.PTransform):
-    """Reject pictures that are too small, before any model sees them: PCollection[Batch] -> PCollection[Batch]."""
+class DropSmallPictures(Step):
+    """Reject pictures whose shorter side has fewer than `min_side` pixels, before any model sees them."""
 
     min_side: int
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        """Look at each picture's size."""
-        return batches | "check sizes" >> beam.Map(self._check)
-
-    def _check(self, batch: Batch) -> Batch:
-        return advance(batch, "size", each(lambda example: check_size(example, self.min_side)))
+        """Check each picture's size."""
+        min_side = self.min_side
+        return map_batches(batches, "size", each(lambda example: check_size(example, min_side)))
 
 
 @dataclass(eq=False)
-class ChooseSubject(beam.PTransform):
-    """Fill `subject`: PCollection[Batch] -> PCollection[Batch]. `level` is that of `find_subject`."""
+class ChooseSubject(Step):
+    """Fill `subject`; `filters` and `level` are those of `find_subject`."""
 
     filters: Filters
     level: float = 0.5
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Choose for each example by itself."""
-        return batches | "choose" >> beam.Map(self._choose)
-
-    def _choose(self, batch: Batch) -> Batch:
-        return advance(batch, STAGE, each(lambda example: find_subject(example, self.filters, self.level)))
+        filters, level = self.filters, self.level
+        return map_batches(batches, STAGE, each(lambda example: find_subject(example, filters, level)))

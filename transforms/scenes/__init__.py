@@ -1,4 +1,4 @@
-"""Sample scenes: a small world in which the truth of every step is known exactly."""
+"""Sample scenes: rendered pictures with captions, for which the right output of every step is known exactly."""
 
 from transforms.scenes.scene import Scene, SceneObject, make_scene
 

@@ -1,4 +1,4 @@
-"""Captions of the sample scenes: a small grammar that knows the span of every phrase it writes."""
+"""Captions of the sample scenes, from a small grammar that records the span of every noun phrase."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ JOINS = ("and", "and", "with", "next to", "near", "beside", "in front of", "behi
 
 @dataclass(frozen=True)
 class Group:
-    """Things that one phrase names: `count` objects of the same noun, colour and texture.
+    """Objects that share a phrase: `count` of the same noun, colour and texture.
 
-    `center` is (x, y) of a single object in [0, 1] of the picture, `scale` its size in [0, 1].
+    `center` is (x, y) of the first object and `scale` its size, both in [0, 1] of the picture's side.
     """
 
     noun: str
@@ -43,7 +43,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Span:
-    """A noun phrase of the caption: characters [start, end), and the index of the group it names (None: nothing)."""
+    """A noun phrase of the caption: characters [start, end), and the index of the group it names, None for nothing."""
 
     start: int
     end: int
@@ -51,10 +51,10 @@ class Span:
 
 
 def write_caption(rng: np.random.Generator, groups: Sequence[Group]) -> tuple[str, tuple[Span, ...]]:
-    """Write a caption that names each of `groups` once; return it with its noun phrases in order.
+    """Write a caption that names each of `groups` once; return it and its noun phrases in order.
 
-    The phrase of a group is true of no other group: where two share a noun, both tell their colour.
-    The head nouns of openings ("a photo of") name no thing and are not among the phrases.
+    The phrase of a group is true of no other group: groups with the same noun have their colours in their phrases. The
+    nouns of openings ("a photo of") are not among the phrases.
     """
     nouns = [group.noun for group in groups]
     first_be = "are" if groups[0].count > 1 else "is"

@@ -23,8 +23,8 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 def paint_texture(rng: np.random.Generator, height: int, width: int, color: str, texture: str) -> NDArray[np.float32]:
     """Paint a patch of one colour and texture, [height, width, 3] float32 in [0, 255].
 
-    The second tone of a texture is the colour moved towards white (towards black for light colours), and
-    light falls from the upper left.
+    The second tone of a texture is a lighter shade of the colour, for light colours a darker one. Brightness falls from
+    the upper left to the lower right.
     """
     base = np.array(COLORS[color], dtype=np.float32) + rng.uniform(-8, 8, 3).astype(np.float32)
     light = base.mean() > 170
@@ -54,7 +54,7 @@ def _pattern(
 
 
 def paint_background(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """Paint a muted, textured background without objects, [height, width, 3] float32 in [0, 255]."""
+    """Paint a textured background of muted colours, [height, width, 3] float32 in [0, 255]."""
     ground = rng.uniform(95, 190) + rng.uniform(-22, 22, 3)
     relief = _clouds(rng, height, width, int(rng.integers(2, 7))) * rng.uniform(10, 30)
     grain = _clouds(rng, height, width, int(rng.integers(24, 64))) * rng.uniform(2, 10)
@@ -65,13 +65,13 @@ def paint_background(rng: np.random.Generator, height: int, width: int) -> NDArr
     elif kind == 1:  # tiles
         side = width / rng.uniform(4, 9)
         relief -= (((xs % side) < 2) | ((ys % side) < 2)) * rng.uniform(8, 18)
-    elif kind == 2:  # a gradient, as of a sky or a wall
+    elif kind == 2:  # a vertical gradient
         relief += (ys / height - 0.5) * rng.uniform(-60, 60)
     tint = rng.uniform(-12, 12, 3) * _clouds(rng, height, width, 3)[..., None]
     return np.clip(ground + tint + (relief + grain)[..., None], 0, 255).astype(np.float32)
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, cells: int) -> NDArray[np.float32]:
-    """Smooth noise of `cells` x `cells` knots, [height, width] float32 in about [-1, 1]."""
+    """Smooth noise, interpolated from `cells` x `cells` random values: [height, width] float32 in about [-1, 1]."""
     knots = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.array(knots.resize((width, height), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""One sample scene: objects on a background, with a caption and the exact truth."""
+"""A sample scene: objects on a background, with a caption and the exact truth."""
 
 from dataclasses import dataclass
 
@@ -11,19 +11,19 @@ from transforms.scenes.shapes import NOUNS, draw_silhouette
 
 MAX_OBJECTS = 5
 MAX_HIDDEN = 0.3
-"""No more than this share of an object's area is covered by others."""
+"""Largest share of an object's area that other objects cover."""
 SCALES = (0.2, 0.5)
-"""Size of an object, as a share of the picture's side."""
+"""Smallest and largest size of an object, as a share of the picture's side."""
 OMITTED = 0.2
-"""Probability that the caption leaves a group out."""
+"""Probability that the caption leaves out a group."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
     """An object and its truth.
 
-    `alpha` is the alpha of its visible part, [H, W] uint8. `phrase` is its span [start, end) in the caption,
-    None where the caption leaves it out.
+    `alpha` is that of its visible part, [H, W] uint8, 255 for opaque. `phrase` is the span [start, end) of its phrase
+    in the caption, None if the caption leaves it out.
     """
 
     noun: str
@@ -34,7 +34,7 @@ class SceneObject:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The pixels that show more of the object than of anything else, [H, W] bool."""
+        """Pixels of which the object covers half or more, [H, W] bool."""
         visible: NDArray[np.bool_] = self.alpha >= 128
         return visible
 
@@ -51,7 +51,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Placed:
-    """An object before the caption is written: its full alpha [h, w] in [0, 1] and where its corner lies."""
+    """An object before the caption is written: its full alpha, [h, w] in [0, 1], and its upper left corner (x, y)."""
 
     group: int
     alpha: NDArray[np.float32]
@@ -106,7 +106,7 @@ def _choose_kinds(rng: np.random.Generator) -> list[tuple[str, str, str]]:
 def _place(rng: np.random.Generator, kinds: list[tuple[str, str, str]], size: int) -> list[_Placed]:
     """Place one to three objects of each kind, at most five, where they hide little of each other.
 
-    What finds no place is left out; the first object always finds one.
+    An object that fits nowhere after 20 attempts is left out; the first object always fits.
     """
     placed: list[_Placed] = []
     order = [g for g in range(len(kinds)) for _ in range(int(rng.choice((1, 2, 3), p=(0.8, 0.14, 0.06))))]
@@ -129,7 +129,7 @@ def _place(rng: np.random.Generator, kinds: list[tuple[str, str, str]], size: in
 
 
 def _stands_out(item: _Placed, placed: list[_Placed], same_color: list[bool], size: int) -> bool:
-    """Tell whether `item` touches nothing of its own colour: an edge that cannot be seen would be no truth."""
+    """Whether `item` touches no object of its own colour: the edge between them would be invisible."""
     taken = np.zeros((size, size), bool)
     for other, same in zip(placed, same_color, strict=True):
         if same:
@@ -138,7 +138,7 @@ def _stands_out(item: _Placed, placed: list[_Placed], same_color: list[bool], si
 
 
 def _hides_little(placed: list[_Placed], size: int) -> bool:
-    """Tell whether at least 70 % of each object shows when they are painted in this order."""
+    """Whether at least 70 % of each object is visible when they are painted in this order."""
     cover = np.zeros((size, size), np.float32)
     for item in reversed(placed):
         window = item.window()
@@ -155,7 +155,7 @@ def _caption(
     """Write the caption; return it, its noun phrases and the span of each captioned group."""
     present = sorted({item.group for item in placed})
     nouns = [kinds[g][0] for g in present]
-    # A group whose noun comes twice is never left out: its absence could not be told from its twin's presence.
+    # Of two groups with the same noun none is left out: the phrase of the other could be taken for its own.
     named = [g for g in present if nouns.count(kinds[g][0]) > 1 or rng.random() >= OMITTED] or present[:1]
     named = [int(g) for g in rng.permutation(named)]
     groups = []

@@ -1,4 +1,4 @@
-"""The silhouettes of the sample scenes: eighteen nouns as polygons in the unit square."""
+"""Silhouettes of the sample scenes' eighteen nouns, as polygons in the unit square."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 Points = NDArray[np.float64]
-"""[N, 2] float64, (x, y) in the unit square, y downwards."""
+"""Corners (x, y), [N, 2] float64 in the unit square; y points down."""
 
 Part = tuple[Points, bool]
-"""A polygon and whether it is added to the silhouette (True) or cut out of it (False)."""
+"""A polygon, and whether it is added to the silhouette (True) or cut out of it (False)."""
 
 OVERSAMPLING = 4
-"""Silhouettes are drawn this many times larger and averaged: coverage in steps of 1/16 of a pixel."""
+"""Silhouettes are drawn this many times larger and averaged, so coverage has steps of 1/16 of a pixel."""
 
 
 def _ellipse(cx: float, cy: float, rx: float, ry: float, start: float = 0.0, stop: float = 360.0) -> Points:
@@ -115,8 +115,15 @@ NOUNS = tuple(SHAPES)
 def draw_silhouette(noun: str, size: float, angle: float, mirrored: bool, softness: float) -> NDArray[np.uint8]:
     """Draw one silhouette, cropped to the pixels it touches.
 
-    `size` is the side of its unit square in pixels, `angle` a turn in degrees, `softness` the standard
-    deviation in pixels of a blur of its edge. Returns its alpha, [h, w] uint8 (0 to 255).
+    Args:
+        noun: key of `SHAPES`.
+        size: side of the unit square in pixels.
+        angle: clockwise rotation in degrees.
+        mirrored: whether left and right are swapped, before the rotation.
+        softness: standard deviation of a Gaussian blur, in pixels.
+
+    Returns:
+        Its alpha, [h, w] uint8.
     """
     margin = 2 + int(np.ceil(3 * softness))
     side = int(np.ceil(size * 1.5)) + 2 * margin

@@ -1,15 +1,14 @@
-"""Cut a dataset down to its best samples, once all that could be in it are written.
+"""Cut a dataset down to its best samples, once all candidates are written.
 
-Which samples are the best is known only when the last of them is scored, so all are written first, as candidates: the
-shards of any recipe. Then a pipeline over their books chooses (`ChooseSamples`), and every shard is written again with
-what was chosen of it (`CutShards`); the others become rejects that say why.
+Which samples are the best is known only when the last one is scored. So all samples are first written as candidates,
+in the shards of any recipe. Then one pipeline chooses among them from the books (`ChooseSamples`), and another writes
+every shard again with its chosen samples (`CutShards`); the others become rejects with a reason.
 
-    OUT/.subjectloom/chosen.parquet        the choice: it stands before the first shard is cut
+    OUT/.subjectloom/chosen.parquet        the choice, written before the first shard is cut
 
-A job may be killed at any moment. The fingerprint in a shard's part says how far it came: a candidate's own, or the one
-it has when it is cut, which also depends on what all other shards are made from (`choice_digest`). A shard that was
-killed while it was cut has no part: it is made anew, and cut by the choice that stands, which is the one that would be
-made again.
+A job may be killed at any moment. The fingerprint in a shard's part says whether the shard holds candidates or is cut;
+the fingerprint of a cut shard also depends on what all other shards are made from (`choice_digest`). A shard whose cut
+was interrupted has no part: it is built again and cut by the stored choice, which a new choice would equal.
 """
 
 import hashlib
@@ -40,15 +39,15 @@ CHOSEN = "chosen.parquet"
 _CHOICE_KEY = b"subjectloom"
 _CHOICE_COLUMNS = pa.schema([("shard", pa.int32()), ("key", pa.string()), ("better", pa.string())])
 _ROWS = 65_536
-"""Of a row group: a worker reads only those that hold its shard."""
+"""Rows per row group: a worker reads only the groups that hold its shard."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays of a dataset: the `best` samples of highest quality (a column of the index).
+    """Which samples of a dataset are kept: the `best` ones by `quality`, a column of the index.
 
-    Before that, of samples whose looks (another column) differ in at most `distance` bits only the best stays; None
-    keeps them all.
+    Before that, of samples whose `phash` (another column) differs in at most `distance` bits only the best is kept;
+    None skips this.
     """
 
     best: int
@@ -57,9 +56,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen of a shard: the key of a better sample by the key of each near duplicate, "" for a chosen one.
+    """The choice for a shard: maps the key of a near duplicate to the key of the better sample, a chosen key to "".
 
-    `lowest` is the lowest quality of all chosen samples of the dataset, None where there are none.
+    `lowest` is the lowest quality of all chosen samples of the dataset, None if none was chosen.
     """
 
     better: Mapping[str, str]
@@ -67,13 +66,13 @@ class Choice:
 
 
 def choice_digest(fingerprints: Mapping[int, str], cut: Cut) -> str:
-    """Name what a choice depends on: the SHA-256 of all candidates' fingerprints, by number, and of the cut."""
+    """Return the SHA-256 of what a choice depends on: the fingerprints of all candidates, by shard, and the cut."""
     what = json.dumps([sorted(fingerprints.items()), asdict(cut)])
     return hashlib.sha256(what.encode()).hexdigest()
 
 
 def cut_fingerprints(fingerprints: Mapping[int, str], cut: Cut) -> dict[int, str]:
-    """Name the shards, whose candidates have these fingerprints, after they were cut."""
+    """Return the fingerprints of shards after the cut, given those of their candidates."""
     digest = choice_digest(fingerprints, cut)
     return {
         shard: hashlib.sha256(f"{fingerprint}\n{digest}".encode()).hexdigest()
@@ -82,7 +81,7 @@ def cut_fingerprints(fingerprints: Mapping[int, str], cut: Cut) -> dict[int, str
 
 
 def is_chosen(output: str, digest: str) -> bool:
-    """Tell whether the choice of this digest stands in `output`."""
+    """Whether `output` holds the choice with this digest."""
     path = join(output, STATE, CHOSEN)
     if not exists(path):
         return False
@@ -95,10 +94,10 @@ def is_chosen(output: str, digest: str) -> bool:
 
 @dataclass(eq=False)
 class ChooseSamples(beam.PTransform):
-    """Choose among the candidates in `output`, and store the choice there: Pipeline -> PCollection[str], its digest.
+    """Choose among the candidates in `output` and store the choice there: Pipeline -> PCollection[str], its digest.
 
-    `fingerprints` names every shard by its number. One worker writes the choice; it holds the keys of all chosen
-    samples and near duplicates meanwhile, about 100 bytes each.
+    `fingerprints` are those of the candidates, by shard. One worker writes the choice; it holds the keys of all chosen
+    samples and near duplicates in memory, about 100 bytes each.
     """
 
     output: str
@@ -116,16 +115,16 @@ class ChooseSamples(beam.PTransform):
         if self.cut.distance is not None:
             candidates |= "near duplicates" >> MarkNearDuplicates(self.cut.distance)
         chosen = candidates | "best" >> ChooseBest(self.cut.best)
-        duplicates = candidates | "duplicates" >> beam.Filter(lambda one: bool(one.better))
-        told = (chosen, duplicates) | "all told" >> beam.Flatten()
+        duplicates = candidates | "duplicates" >> beam.Filter(lambda candidate: bool(candidate.better))
+        both = (chosen, duplicates) | "both" >> beam.Flatten()
         digest = choice_digest(self.fingerprints, self.cut)
-        return root | "digest" >> beam.Create([digest]) | "store" >> beam.Map(self._store, beam.pvalue.AsIter(told))
+        return root | "digest" >> beam.Create([digest]) | "store" >> beam.Map(self._store, beam.pvalue.AsIter(both))
 
     def _read(self, shard: int) -> Iterator[Candidate]:
         return read_candidates(self.output, shard, self.fingerprints[shard])
 
-    def _store(self, digest: str, told: Iterable[Candidate]) -> str:
-        store_choice(self.output, digest, told)
+    def _store(self, digest: str, candidates: Iterable[Candidate]) -> str:
+        store_choice(self.output, digest, candidates)
         return digest
 
 
@@ -144,12 +143,12 @@ def read_candidates(output: str, shard: int, fingerprint: str) -> Iterator[Candi
         yield Candidate(shard, row["key"], row["quality"], row["phash"])
 
 
-def store_choice(output: str, digest: str, told: Iterable[Candidate]) -> None:
-    """Store the chosen samples and the near duplicates; what is in neither was not good enough."""
-    ordered = sorted(told, key=lambda one: (one.shard, one.key))
-    chosen = [one.quality for one in ordered if not one.better]
+def store_choice(output: str, digest: str, candidates: Iterable[Candidate]) -> None:
+    """Store the chosen samples and the near duplicates; a sample that is neither was not good enough."""
+    ordered = sorted(candidates, key=lambda candidate: (candidate.shard, candidate.key))
+    chosen = [candidate.quality for candidate in ordered if not candidate.better]
     head = {"digest": digest, "lowest": min(chosen, default=None)}
-    rows = [{"shard": one.shard, "key": one.key, "better": one.better} for one in ordered]
+    rows = [{"shard": candidate.shard, "key": candidate.key, "better": candidate.better} for candidate in ordered]
     table = pa.Table.from_pylist(rows, schema=_CHOICE_COLUMNS)
     with replacing(join(output, STATE, CHOSEN)) as stream:
         pq.write_table(
@@ -161,7 +160,7 @@ def store_choice(output: str, digest: str, told: Iterable[Candidate]) -> None:
 
 
 def read_choice(output: str, shard: int) -> Choice:
-    """Read what was chosen of a shard."""
+    """Read the choice for a shard."""
     with open_file(join(output, STATE, CHOSEN)) as stream:
         table = pq.read_table(stream, filters=[("shard", "==", shard)])
     better = dict(zip(table["key"].to_pylist(), table["better"].to_pylist(), strict=True))
@@ -175,7 +174,7 @@ def _head(schema: pa.Schema) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class CutShards(beam.PTransform):
-    """Write shards again with what was chosen of them: Pipeline -> PCollection[Part].
+    """Write shards again with their chosen samples: Pipeline -> PCollection[Part].
 
     `output` holds their candidates and the choice, `sample_format` is the recipe's, `fingerprints` maps the shards to
     cut to the fingerprints that they have afterwards. Other shards are left alone.
@@ -195,12 +194,12 @@ class CutShards(beam.PTransform):
 
 
 def cut_shard(output: str, sample_format: SampleFormat, shard: int, fingerprint: str) -> Part:
-    """Write a shard again with its chosen samples, as they are, and then its part under the new fingerprint.
+    """Write a shard again with its chosen samples, unchanged, and then its part under the new fingerprint.
 
-    The shard's chosen samples are held in memory meanwhile.
+    The shard's chosen samples are held in memory.
 
     Raises:
-        InputError: a sample in the shard is not the one of which the books tell.
+        InputError: a sample in the shard has another checksum than its row of the index.
     """
     started = time.perf_counter()
     with open_file(join(output, STATE, part_name(shard))) as stream:
@@ -217,7 +216,7 @@ def cut_shard(output: str, sample_format: SampleFormat, shard: int, fingerprint:
 
 
 def _read_samples(output: str, sample_format: SampleFormat, shard: int, rows: Sequence[Row]) -> list[Sample]:
-    """Read the samples of which `rows` of the index tell."""
+    """Read the samples of these rows of the index."""
     if not rows:
         return []
     samples = []
@@ -235,7 +234,7 @@ def _read_samples(output: str, sample_format: SampleFormat, shard: int, rows: Se
 
 
 def _reject(row: Row, choice: Choice) -> RejectRow:
-    """Say why the sample of a row of the index was cut."""
+    """Return the reject of the sample that was cut."""
     better = choice.better.get(row["key"])
     if better:
         reason, detail = Reason.NEAR_DUPLICATE, f"it looks like {better}, which is better"

@@ -1,9 +1,9 @@
-"""How a picture looks, in 64 bits: its perceptual hash, by which near-identical pictures are found.
+"""Perceptual hashes, by which near-identical pictures are found.
 
-The picture is shrunk to 32 x 32 grey values and taken apart into cosines (DCT); of the 8 x 8 lowest frequencies each is
-one bit: whether it is above their median. Another size, another JPEG quality or a little more light leave most bits as
-they are. The method is pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions") in the
-form that the library ImageHash gave it, whose bits these are.
+The picture is shrunk to 32 x 32 grey values and transformed (DCT); of the 8 x 8 lowest frequencies, each gives one bit:
+whether it is above their median. Another size, another JPEG quality or a little more light leave most bits unchanged.
+The method is pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions") in the variant
+of the library ImageHash, with the same bits.
 """
 
 from dataclasses import dataclass, replace
@@ -15,41 +15,41 @@ from PIL import Image
 from scipy.fft import dctn
 
 from schemas.example import Example
-from transforms.batch import Batch, advance, each
+from transforms.batch import Batch, each
+from transforms.step import Step, map_batches
 
 STAGE = "look"
+"""The step's name in the seconds of `dataset.json`, where datasets already written have it."""
+
 SIDE, LOW = 32, 8
-"""Pixels of the shrunk picture's side, and frequencies kept along each axis."""
+"""Side of the shrunk picture in pixels, and number of frequencies kept along each axis."""
 
 
-def look_of(image: NDArray[np.uint8]) -> int:
-    """Return the look of a picture, [H, W, 3] uint8 RGB: 64 bits, row by row of its low frequencies, highest bit first.
+def phash_of(image: NDArray[np.uint8]) -> int:
+    """Return the hash of a picture, [H, W, 3] uint8 RGB: 64 bits, row by row of the low frequencies, highest bit first.
 
-    A picture of one colour has one look, whichever the colour, black apart.
+    All pictures of a single colour have the same hash, except black ones.
     """
     grey = Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    # Rounded: a frequency that is not there must not be a bit that the last digits decide.
+    # Rounded, so that for a frequency that is absent the bit does not depend on rounding errors.
     low = dctn(np.asarray(grey, np.float64))[:LOW, :LOW].round(6)
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
 def hamming(a: int, b: int) -> int:
-    """Count the bits in which two looks differ."""
+    """Number of bits in which two hashes differ."""
     return (a ^ b).bit_count()
 
 
-def add_look(example: Example) -> Example:
-    """Fill the example's `look`."""
-    return replace(example, look=look_of(example.pixels()))
+def add_phash(example: Example) -> Example:
+    """Fill the example's `phash`."""
+    return replace(example, phash=phash_of(example.pixels()))
 
 
 @dataclass(eq=False)
-class TakeLooks(beam.PTransform):
-    """Fill `look`: PCollection[Batch] -> PCollection[Batch]."""
+class HashPictures(Step):
+    """Fill `phash`."""
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        """Look at each picture by itself."""
-        return batches | "look" >> beam.Map(self._look)
-
-    def _look(self, batch: Batch) -> Batch:
-        return advance(batch, STAGE, each(add_look))
+        """Hash each picture by itself."""
+        return map_batches(batches, STAGE, each(add_phash))

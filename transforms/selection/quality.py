@@ -4,26 +4,28 @@
     S_single = 1 / N1 * sum over objects o of cos(g_text(o), g_img(o)),           N1 = |O|
     S_pair = - 1 / N2 * sum over ordered pairs o' != o'' of cos(g_img(o'), g_img(o'')),  N2 = |O| (|O| - 1)
 
-The first part asks whether each phrase names what its box holds, the second whether the objects can be told apart:
-twins teach a model to mix them up. g_text and g_img are CLIP's towers; an object's picture is its masked crop.
+The first part says whether each phrase names what is in its box, the second whether the objects differ: from similar
+ones a model learns to confuse them. g_text and g_img are CLIP's towers; an object's picture is its masked crop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.ml.inference.base import RunInference
 from numpy.typing import NDArray
 
 from schemas.errors import RecordError
 from schemas.example import Example, Quality
 from schemas.rejects import Reason
-from transforms.batch import Batch, advance, each
-from transforms.models.clip import Clip, embed_images, embed_texts, load_clip
-from transforms.models.handler import StepHandler
+from transforms.batch import Batch, each
 from transforms.regions.similarity import masked_crop
+from transforms.step import Step, map_batches, run_model
+
+if TYPE_CHECKING:
+    from transforms.models.clip import Clip
 
 STAGE = "quality"
 
@@ -55,13 +57,15 @@ def _pair_part(image: NDArray[np.float64]) -> float:
     return -float((image @ image.T)[~np.eye(count, dtype=bool)].mean())
 
 
-def add_quality(clip: Clip, examples: Sequence[Example]) -> list[Example]:
-    """Fill the objects' `similarity` and the examples' `quality`, four decimals each.
+def add_quality(clip: "Clip", examples: Sequence[Example]) -> list[Example]:
+    """Fill the objects' `similarity` and the examples' `quality`, rounded to four decimals.
 
-    All crops, and all texts, go through the model together.
+    All crops, and all texts, go through the model in one batch.
     """
-    crops = [masked_crop(e.pixels(), one.mask.to_array()) for e in examples for one in e.objects]
-    phrases = [e.phrases[one.phrase].text for e in examples for one in e.objects]
+    from transforms.models.clip import embed_images, embed_texts
+
+    crops = [masked_crop(e.pixels(), thing.mask.to_array()) for e in examples for thing in e.objects]
+    phrases = [e.phrases[thing.phrase].text for e in examples for thing in e.objects]
     names = list(dict.fromkeys(phrases))
     place = {name: i for i, name in enumerate(names)}
     images, texts = embed_images(clip, crops), embed_texts(clip, names)
@@ -78,26 +82,36 @@ def add_quality(clip: Clip, examples: Sequence[Example]) -> list[Example]:
 def _with_quality(example: Example, text: NDArray[np.float32], image: NDArray[np.float32]) -> Example:
     quality = object_quality(text, image)
     objects = tuple(
-        replace(one, similarity=round(float(cosine), 4))
-        for one, cosine in zip(example.objects, _cosines(text, image), strict=True)
+        replace(thing, similarity=round(float(cosine), 4))
+        for thing, cosine in zip(example.objects, _cosines(text, image), strict=True)
     )
     rounded = Quality(round(quality.single, 4), round(quality.pair, 4), round(quality.total, 4))
     return replace(example, objects=objects, quality=rounded)
 
 
 def check_quality(example: Example, min_quality: float) -> Example:
-    """Return the example; raise LOW_QUALITY where its quality is below `min_quality`."""
+    """Return the example unchanged.
+
+    Raises:
+        RecordError: LOW_QUALITY, its total quality is below `min_quality`.
+    """
     quality = example.quality
     assert quality is not None
     if quality.total < min_quality:
-        detail = f"{quality.total} ({quality.single} {quality.pair:+}), at least {min_quality} is asked"
+        detail = f"{quality.total} ({quality.single} {quality.pair:+}), the lowest allowed is {min_quality}"
         raise RecordError(Reason.LOW_QUALITY, detail)
     return example
 
 
+def _load(checkpoint: str) -> "Clip":
+    from transforms.models.clip import load_clip
+
+    return load_clip(checkpoint)
+
+
 @dataclass(eq=False)
-class ScoreQuality(beam.PTransform):
-    """Fill `quality` and the similarities of `objects`: PCollection[Batch] -> PCollection[Batch].
+class ScoreQuality(Step):
+    """Fill `quality` and the similarities of `objects`.
 
     `checkpoint` names the CLIP model. Pictures below `min_quality`, in [-2, 2], become rejects; None keeps all.
     """
@@ -105,15 +119,15 @@ class ScoreQuality(beam.PTransform):
     checkpoint: str
     min_quality: float | None = None
 
-    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        """Run CLIP over the batches, then look at each example by itself."""
-        scored = batches | "compare with CLIP" >> RunInference(
-            StepHandler(STAGE, partial(load_clip, self.checkpoint), add_quality)
-        )
-        return scored if self.min_quality is None else scored | "check quality" >> beam.Map(self._check)
+    def checkpoints(self) -> Mapping[str, str]:
+        """CLIP."""
+        return {"clip": self.checkpoint}
 
-    def _check(self, batch: Batch) -> Batch:
-        # A step of its own: refused while CLIP runs, a picture would send the whole batch through it again.
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        """Run CLIP over the batches, then check each example by itself."""
+        scored = run_model(batches, STAGE, partial(_load, self.checkpoint), add_quality)
         bound = self.min_quality
-        assert bound is not None
-        return advance(batch, STAGE, each(lambda example: check_quality(example, bound)))
+        if bound is None:
+            return scored
+        # A step of its own: a reject within the first would run its whole batch through CLIP again.
+        return map_batches(scored, STAGE, each(lambda example: check_quality(example, bound)))

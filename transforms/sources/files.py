@@ -1,4 +1,4 @@
-"""The files of a source: a folder, a glob or one file, on any filesystem that Beam opens."""
+"""The files of a source: a folder, a glob or one file, local or on any filesystem that Beam opens."""
 
 import os
 import posixpath
@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
-from apache_beam.io.filesystem import BeamIOError
-from apache_beam.io.filesystems import FileSystems
-
 from schemas.errors import InputError
+from transforms.files import filesystems, is_remote
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a source: the `path` it is opened by, its `name` relative to the source's folder, `size` in bytes.
+    """A file of a source.
 
-    `modified` is in seconds since 1970.
+    Attributes:
+        path: how it is opened.
+        name: the path relative to the source's folder.
+        size: bytes.
+        modified: time of its last change, seconds since 1970.
     """
 
     path: str
@@ -28,11 +30,11 @@ class File:
 
     @property
     def uri(self) -> str:
-        """What a record's `Source` names: a remote file's full address, a local one's name.
+        """The address in a record's `Source`: of a remote file the full one, of a local file its name.
 
-        With its full path, the same pictures in another folder would give other shards.
+        With local paths, the same pictures in another folder would give other shards.
         """
-        return self.path if "://" in self.path else self.name
+        return self.path if is_remote(self.path) else self.name
 
     @property
     def stem(self) -> str:
@@ -45,21 +47,21 @@ class File:
 
     @property
     def stamp(self) -> str:
-        """What changes when the file does."""
+        """A text that changes when the file does."""
         return f"{self.name!r} {self.size} {self.modified}"
 
 
 def find_files(source: str) -> list[File]:
     """Find the files of a folder (recursively), of a glob, or the one file that `source` names, sorted by name.
 
-    Hidden files, and all inside hidden folders, are passed over: they are the machine's, not the user's.
+    Hidden files, and files in hidden folders, are left out: they belong to the system, not to the user.
 
     Raises:
         InputError: nothing is there, or it cannot be read.
     """
     try:
-        found = _find_remote(source) if "://" in source else _find_local(source)
-    except (OSError, BeamIOError, ValueError) as error:
+        found = _find_remote(source) if is_remote(source) else _find_local(source)
+    except (OSError, ValueError) as error:
         # ValueError: Beam has no filesystem for the scheme, or lacks the package for it.
         raise InputError(f"{source}: cannot be read: {error}") from error
     visible = [file for file in found if not re.search(r"(^|/)\.", file.name)]
@@ -67,11 +69,11 @@ def find_files(source: str) -> list[File]:
 
 
 def find_beside(files: Iterable[File]) -> list[File]:
-    """Find every file in the folders of `files`: a glob of pictures leaves out the captions beside them."""
+    """Find all files in the folders of `files`: a glob of pictures leaves out the captions beside them."""
     beside = []
     for folder, prefix in sorted({(posixpath.dirname(f.path), posixpath.dirname(f.name)) for f in files}):
         root = folder.removesuffix(prefix)
-        if "://" in folder:
+        if is_remote(folder):
             beside += _match(f"{folder}/*", root)
         else:
             names = (entry.name for entry in os.scandir(folder or ".") if entry.is_file())
@@ -80,7 +82,7 @@ def find_beside(files: Iterable[File]) -> list[File]:
 
 
 def _find_local(source: str) -> list[File]:
-    """List with Python's own means: Beam's passes over unreadable folders in silence, and has no escape for a "["."""
+    """List local files. Beam's own listing silently leaves out unreadable folders, and cannot escape a "["."""
     if Path(source).is_dir():
         return [_file(path, source) for path in _walk(source.rstrip("/") or "/")]
     if Path(source).exists():
@@ -99,7 +101,7 @@ def _walk(folder: str) -> Iterator[str]:
         raise error
 
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        # A link to one of its own parents would be walked for ever.
+        # Following a link to one of its own parents would never end.
         here = os.path.realpath(parent)
         folders[:] = [f for f in folders if not f"{here}/".startswith(f"{os.path.realpath(f'{parent}/{f}')}/")]
         yield from (f"{parent}/{name}" for name in names)
@@ -108,8 +110,8 @@ def _walk(folder: str) -> Iterator[str]:
 def _file(path: str, root: str) -> File:
     name = path.removeprefix(f"{root.rstrip('/')}/") if root else path
     try:
-        status = os.stat(path)  # noqa: PTH116 - a Path for each of a million files takes half of the listing
-    except OSError:  # a link that leads nowhere: reading it says so, in the record's reject
+        status = os.stat(path)  # noqa: PTH116 - making a million Paths would double the time
+    except OSError:  # a broken link: reading it fails, and the record becomes a reject
         return File(path, name, 0, 0.0)
     return File(path, name, status.st_size, status.st_mtime)
 
@@ -126,12 +128,12 @@ def _find_remote(source: str) -> list[File]:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder before the first character of a glob that stands for others."""
+    """The folder before the first wildcard of a glob."""
     return posixpath.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
 
 
 def _match(pattern: str, root: str) -> list[File]:
-    found = FileSystems.match([pattern])[0].metadata_list
+    found = filesystems().match([pattern])[0].metadata_list
     prefix = root.rstrip("/") + "/"
     return [
         File(meta.path, meta.path.removeprefix(prefix), meta.size_in_bytes, meta.last_updated_in_seconds)

@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.io.filesystem import BeamIOError
 from PIL import Image
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
@@ -172,5 +171,5 @@ def _read_csv(file: File, columns: Mapping[str, pa.DataType], how: ReadOptions) 
     try:
         with open_file(file.path) as stream:
             return read_csv(stream, how, convert_options=options)
-    except (OSError, BeamIOError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file.path} cannot be read as CSV: {error}") from error

@@ -16,7 +16,7 @@ from schemas.errors import InputError
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.batch import Record
+from transforms.batch import Outcome
 from transforms.files import open_file
 from transforms.sources.files import File
 from transforms.sources.records import Chunk, Group, Item, attempt, refuse, source_of, to_example
@@ -70,7 +70,7 @@ class Rows:
         """The file's stamp, and what is read of it."""
         return f"{self.file.stamp} {self.columns} {self.start} {self.stop} {sorted(self.twins)}"
 
-    def read(self) -> Iterator[Record]:
+    def read(self) -> Iterator[Outcome]:
         """Yield a record per row."""
         done = self.start
         try:
@@ -97,7 +97,7 @@ class Rows:
                     if number >= self.stop:
                         return
 
-    def _record(self, number: int, row: dict[str, Any]) -> Record:
+    def _record(self, number: int, row: dict[str, Any]) -> Outcome:
         raw = row[self.columns.key] if self.columns.key else None
         key, uri = row_key(self.file, number, raw), self._uri(number)
         if number in self.twins:

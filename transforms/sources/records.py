@@ -10,7 +10,7 @@ from schemas.errors import RecordError
 from schemas.example import Example, Source
 from schemas.images import to_stored_jpeg
 from schemas.rejects import Reason, Reject
-from transforms.batch import Record
+from transforms.batch import Outcome
 
 STAGE = "read"
 
@@ -28,7 +28,7 @@ class Item(Protocol):
     def stamp(self) -> str:
         """What changes whenever the records that come out of it do."""
 
-    def read(self) -> Iterator[Record]:
+    def read(self) -> Iterator[Outcome]:
         """Yield its records, always the same ones in the same order; a bad one is a reject."""
 
 
@@ -83,7 +83,7 @@ class Group:
         """Every entry's stamp."""
         return "\n".join(repr(entry) if isinstance(entry, Reject) else entry.stamp for entry in self.entries)
 
-    def read(self) -> Iterator[Record]:
+    def read(self) -> Iterator[Outcome]:
         """Yield a record per entry."""
         for entry in self.entries:
             yield entry if isinstance(entry, Reject) else attempt(entry.key, entry.uri, entry.load)
@@ -103,7 +103,7 @@ def refuse(key: str, uri: str, reason: Reason, detail: str) -> Reject:
     return Reject(key, uri, STAGE, reason, " ".join(detail.split())[:500])
 
 
-def attempt(key: str, uri: str, load: Callable[[], Example]) -> Record:
+def attempt(key: str, uri: str, load: Callable[[], Example]) -> Outcome:
     """Return what `load` returns, or the reject of what it raises: a bad record never stops a job."""
     try:
         return load()

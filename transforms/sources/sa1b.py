@@ -20,13 +20,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
 
 from schemas.errors import InputError, RecordError
 from schemas.example import Example, Segment, Source
 from schemas.rejects import Reason, Reject
-from transforms.batch import Record
-from transforms.files import join, open_file, read_file
+from transforms.batch import Outcome
+from transforms.files import exists, join, open_file, read_file
 from transforms.sources.coco_masks import check_size, decode_segmentation, mismatch
 from transforms.sources.files import File
 from transforms.sources.records import Chunk, attempt, to_example
@@ -59,7 +58,7 @@ class Captions:
         if not self.path:
             return None
         path = join(self.path, f"{name}.txt")
-        return read_file(path) if FileSystems.exists(path) else None
+        return read_file(path) if exists(path) else None
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,12 @@ class AnnotatedTar:
         """The tar's stamp and the captions'."""
         return f"{self.tar.stamp} {self.captions.stamp}"
 
-    def read(self) -> Iterator[Record]:
+    def read(self) -> Iterator[Outcome]:
         """Yield a record per picture, and a reject where the tar breaks off."""
         for sample in self.tar.samples():
             yield sample if isinstance(sample, Reject) else self._record(sample)
 
-    def _record(self, sample: TarSample) -> Record:
+    def _record(self, sample: TarSample) -> Outcome:
         return attempt(sample.key, sample.uri, lambda: load(sample, self.captions))
 
 

@@ -17,7 +17,7 @@ from typing import Self
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.batch import Record
+from transforms.batch import Outcome
 from transforms.files import open_file
 from transforms.sources.files import File
 from transforms.sources.records import (
@@ -70,7 +70,7 @@ class Tar:
         """The file's stamp and how it is read."""
         return f"{self.file.stamp} {self.prefix!r} {self.limit}"
 
-    def read(self) -> Iterator[Record]:
+    def read(self) -> Iterator[Outcome]:
         """Yield a record per sample, and a reject where the tar breaks off."""
         for sample in self.samples():
             yield sample if isinstance(sample, Reject) else attempt(sample.key, sample.uri, sample.load)

@@ -1,37 +1,42 @@
 """Captions for the pictures whose source has none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
-from apache_beam.ml.inference.base import RunInference
 
 from schemas.errors import RecordError
 from schemas.example import Example
 from schemas.rejects import Reason
 from transforms.batch import Batch
-from transforms.models.captioner import Captioner, Wording, load_captioner, write_captions
-from transforms.models.handler import StepHandler
 from transforms.models.presets import name_of
+from transforms.models.settings import Wording
 from transforms.sources.records import clean_caption
+from transforms.step import Step, run_model
+
+if TYPE_CHECKING:
+    from transforms.models.captioner import Captioner
 
 STAGE = "captions"
 
 
 def add_captions(
-    load: Callable[[], Captioner], examples: Sequence[Example], wording: Wording, origin: str
+    load: "Callable[[], Captioner]", examples: Sequence[Example], wording: Wording, origin: str
 ) -> list[Example]:
-    """Describe the pictures without a caption; `origin` is recorded as where theirs comes from.
+    """Write captions for the pictures that have none; `origin` is recorded as where these come from.
 
-    Only then is the captioner loaded, by far the largest of the models.
+    `load` returns the captioner; it is called only if a caption is missing, as this is by far the largest model.
 
     Raises:
-        RecordError: EMPTY_CAPTION, the captioner had nothing to say.
+        RecordError: EMPTY_CAPTION, the captioner wrote nothing.
     """
     bare = [example for example in examples if not example.caption]
     if not bare:
         return list(examples)
+    from transforms.models.captioner import write_captions
+
     texts = iter(write_captions(load(), [example.pixels() for example in bare], wording))
     return [example if example.caption else _captioned(example, next(texts), origin) for example in examples]
 
@@ -43,14 +48,20 @@ def _captioned(example: Example, text: str, origin: str) -> Example:
     return replace(example, caption=caption, source_caption=caption, caption_origin=origin)
 
 
-def _load_once(checkpoint: str) -> Callable[[], Captioner]:
-    """Return what loads the captioner when it is first called, and returns the same one ever after."""
-    return cache(partial(load_captioner, checkpoint))
+def _load(checkpoint: str) -> "Captioner":
+    from transforms.models.captioner import load_captioner
+
+    return load_captioner(checkpoint)
+
+
+def _load_once(checkpoint: str) -> "Callable[[], Captioner]":
+    """Return a function that loads the captioner on its first call and returns the same one afterwards."""
+    return cache(partial(_load, checkpoint))
 
 
 @dataclass(eq=False)
-class WriteCaptions(beam.PTransform):
-    """Fill `caption` where the source gave none: PCollection[Batch] -> PCollection[Batch].
+class WriteCaptions(Step):
+    """Fill `caption` where the source gave none.
 
     `checkpoint` names the captioner; None leaves the batches as they are.
     """
@@ -58,10 +69,13 @@ class WriteCaptions(beam.PTransform):
     checkpoint: str | None
     wording: Wording
 
+    def checkpoints(self) -> Mapping[str, str]:
+        """The captioner, if there is one."""
+        return {} if self.checkpoint is None else {"captioner": self.checkpoint}
+
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run the captioner over the batches, or pass them on."""
         if self.checkpoint is None:
             return batches
         step = partial(add_captions, wording=self.wording, origin=name_of(self.checkpoint))
-        handler = StepHandler(STAGE, partial(_load_once, self.checkpoint), step)
-        return batches | "caption" >> RunInference(handler)
+        return run_model(batches, STAGE, partial(_load_once, self.checkpoint), step)

@@ -5,21 +5,26 @@ phrases; the rules below, each a table or a function, leave out what names no th
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
-from apache_beam.ml.inference.base import RunInference
+from apache_beam.utils.shared import Shared
 
 from schemas.errors import RecordError
 from schemas.example import Example, Phrase
 from schemas.rejects import Reason
-from transforms.batch import Batch
-from transforms.models.handler import StepHandler
-from transforms.models.parser import Parser, load_parser, parse_captions
+from transforms.batch import Batch, advance
+from transforms.step import Step
 from transforms.text.parses import Parse, Token, word_set
 from transforms.text.plurals import expand_plurals
+
+if TYPE_CHECKING:
+    from transforms.models.parser import Parser
+
+STAGE = "phrases"
 
 RELATIONS = word_set(
     """side top front back bottom left right middle center centre rear edge corner end inside outside foreground
@@ -206,15 +211,17 @@ def add_phrases(example: Example, parse: Parse, *, plurals: bool) -> Example:
     return replace(example, caption=caption, phrases=phrases)
 
 
-def extract(parser: Parser, examples: Sequence[Example], *, plurals: bool) -> list[Example]:
+def extract(parser: "Parser", examples: Sequence[Example], *, plurals: bool) -> list[Example]:
     """Parse the source captions of `examples` together and give each its phrases (`add_phrases`)."""
+    from transforms.models.parser import parse_captions
+
     parses = parse_captions(parser, [example.source_caption for example in examples])
     return [add_phrases(example, parse, plurals=plurals) for example, parse in zip(examples, parses, strict=True)]
 
 
 @dataclass(eq=False)
-class ExtractPhrases(beam.PTransform):
-    """Find the noun phrases of each example's source caption: PCollection[Batch] -> PCollection[Batch].
+class ExtractPhrases(Step):
+    """Find the noun phrases of each example's source caption.
 
     `checkpoint` names the parser (`transforms.models.parser.load_parser`); with `plurals`, "two women" becomes
     "a woman and a woman".
@@ -223,7 +230,37 @@ class ExtractPhrases(beam.PTransform):
     checkpoint: str
     plurals: bool = True
 
+    def checkpoints(self) -> Mapping[str, str]:
+        """The parser."""
+        return {"parser": self.checkpoint}
+
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run the parser over the batches."""
-        handler = StepHandler("phrases", partial(load_parser, self.checkpoint), partial(extract, plurals=self.plurals))
-        return batches | "Parse" >> RunInference(handler)
+        return batches | "parse" >> beam.ParDo(_Parse(self.checkpoint, plurals=self.plurals))
+
+
+def _load(checkpoint: str) -> "Parser":
+    from transforms.models.parser import load_parser
+
+    return load_parser(checkpoint)
+
+
+class _Parse(beam.DoFn):
+    """Extracts phrases with a parser that all threads of a worker share.
+
+    It does what `run_model` does without RunInference, which imports torch: a build that runs no other model would
+    wait longer for torch than for all of its pictures.
+    """
+
+    def __init__(self, checkpoint: str, *, plurals: bool) -> None:
+        self._checkpoint = checkpoint
+        self._plurals = plurals
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        """Load the parser, once per worker."""
+        self._parser = self._shared.acquire(partial(_load, self._checkpoint))
+
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        """Advance a batch; an example that fails becomes a reject in its place."""
+        yield advance(batch, STAGE, partial(extract, self._parser, plurals=self._plurals))

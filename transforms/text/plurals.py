@@ -1,31 +1,20 @@
-"""Numbered plurals, written out: "two women" becomes "a woman and a woman", as FastComposer's data has it.
+"""Numbered plurals, written out: "two women" becomes "a woman and a woman", as in FastComposer's data.
 
-A trainer marks one place in the caption per subject; two subjects behind one phrase would share that place. The
-expansion is careful rather than complete: where the count is vague, the noun a measure or the singular in doubt,
-the caption stays as it is.
+A trainer marks one place in the caption per subject; two subjects of one phrase would share that place. The expansion
+is careful rather than complete: where the count is vague, the noun is a measure or its singular is unknown, the caption
+stays as it is.
 """
 
-import functools
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from schemas.example import Phrase
+from transforms.text.inflection import singular, with_article
 from transforms.text.parses import Parse, word_set
 
-if TYPE_CHECKING:
-    import inflect
-
 COUNTS = {"two": 2, "three": 3, "four": 4, "2": 2, "3": 3, "4": 4}
-"""Numbers that are written out. FastComposer's trainer takes at most four subjects of a picture: copies beyond
-the fourth could never be used and would only push the rest of the caption past the text encoder's 77 tokens."""
-
-PAIRED = word_set(
-    """jeans scissors sunglasses eyeglasses pants shorts trousers pajamas pyjamas binoculars goggles headphones
-    tights leggings clothes pliers tongs overalls slacks earphones"""
-)
-"""Plural in form, one thing: they have no singular."""
+"""Numbers that are written out. FastComposer's trainer takes at most four subjects of a picture: further copies could
+never be used, and would push the rest of the caption beyond the text encoder's 77 tokens."""
 
 UNITS = word_set(
     """second minute hour day week month year decade century time inch foot yard mile meter metre kilometer
@@ -35,7 +24,7 @@ UNITS = word_set(
 """Nouns that measure: "two miles away" shows no mile."""
 
 VAGUE = word_set("least most than nearly almost roughly approximately only")
-"""Words before a number that leave its value open: "at least two dogs"."""
+"""Words before a number that leave the count open: "at least two dogs"."""
 
 OTHERS = frozenset(("other", "more"))
 """ "two other women" are "another woman and another woman"."""
@@ -44,39 +33,12 @@ DETERMINERS = {"the": "the", "these": "this", "those": "that"}
 """Determiners before a number, and their singular. Possessives stay; others ("all two", "any two") are left alone."""
 
 
-@functools.cache
-def _rules() -> "inflect.engine":
-    # Loading it takes over a second; a command that changes no plural is spared that.
-    import inflect
-
-    rules = inflect.engine()
-    for one, many in (("cactus", "cacti"), ("bison", "bison"), ("squid", "squid")):
-        rules.defnoun(one, many)
-    rules.defan("8.*")
-    return rules
-
-
-@functools.lru_cache(maxsize=10_000)
-def singular(noun: str) -> str | None:
-    """The singular of a plural noun ("women" -> "woman", "sheep" -> "sheep"); None where there is none."""
-    if noun.lower() in PAIRED or not noun[:1].isalpha():
-        return None
-    one = _rules().singular_noun(noun)
-    return str(one) if one else None
-
-
-def with_article(words: str) -> str:
-    """Put the right indefinite article before `words`: "an hour", "a unicorn", "an éclair"."""
-    # The rules of inflect know ASCII letters only.
-    plain = "".join(c for c in unicodedata.normalize("NFD", words) if not unicodedata.combining(c))
-    return f"{_rules().a(plain).split()[0]} {words}"
-
-
 @dataclass(frozen=True)
 class Count:
-    """A phrase that counts, as token indices: an optional determiner, the number, and `words` with the counted `noun`.
+    """A phrase that counts: an optional `determiner`, the number `count`, and `words` with the counted `noun`.
 
-    The noun is the last of the words unless "of" follows it: "two | slices of pizza".
+    All but `count` are token indices. The noun is the last of the words unless "of" follows it: "two | slices of
+    pizza".
     """
 
     count: int
@@ -86,10 +48,10 @@ class Count:
 
 
 def expand_plurals(parse: Parse, phrases: Sequence[Phrase]) -> tuple[str, tuple[Phrase, ...]]:
-    """Write out each phrase that counts two to four things; return the new caption and the phrases in it.
+    """Write out each phrase that counts two to four things; return the new caption and its phrases.
 
-    `phrases` lie in `parse.caption`, in order and apart from each other. Each copy is a phrase of its own; it
-    keeps the `origin` of the phrase that it was made from. Nothing else of the caption changes.
+    `phrases` are those of `parse.caption`, in order, without overlaps. Each copy becomes a phrase with the `origin` of
+    the phrase that it was made from. The rest of the caption does not change.
     """
     caption, expanded, cursor = "", [], 0
     for phrase in phrases:
@@ -103,9 +65,9 @@ def expand_plurals(parse: Parse, phrases: Sequence[Phrase]) -> tuple[str, tuple[
 
 
 def _copies(parse: Parse, phrase: Phrase) -> list[str]:
-    """What to write for `phrase`: itself alone, or one text per thing that it counts."""
+    """The texts that replace `phrase`: itself, or one text per thing that it counts."""
     counted = _read_count(parse, phrase)
-    copy = _write_one(parse, phrase, counted) if counted else None
+    copy = _copy(parse, phrase, counted) if counted else None
     if counted is None or copy is None:
         return [phrase.text]
     if phrase.text.isupper():
@@ -115,7 +77,7 @@ def _copies(parse: Parse, phrase: Phrase) -> list[str]:
 
 
 def _read_count(parse: Parse, phrase: Phrase) -> Count | None:
-    """Take `phrase` apart; None where it counts nothing, counts vaguely or stands in another count."""
+    """Parse `phrase` as a count; None if it counts nothing, counts vaguely or is part of another count."""
     inside = [i for i, t in enumerate(parse.tokens) if phrase.start <= t.start and t.end <= phrase.end]
     texts = [parse.tokens[i].text.lower() for i in inside]
     if not inside or parse.word(inside[-1] + 1) == "of" or _is_vague(parse, inside[0]) or {"'s", "’s"} & set(texts):
@@ -137,25 +99,26 @@ def _read_count(parse: Parse, phrase: Phrase) -> Count | None:
 
 
 def _is_vague(parse: Parse, first: int) -> bool:
-    """Whether what stands before a phrase leaves its number open or makes it part: "one or two", "each of two"."""
+    """Whether the words before a phrase leave its number open, or make it a part: "one or two", "each of two"."""
     before, earlier = parse.word(first - 1), parse.tokens[first - 2].pos if first > 1 else ""
     if before in ("or", "to", "and"):
         return earlier == "NUM"
     return before in VAGUE or (before == "of" and earlier in ("NUM", "DET", "PRON"))
 
 
-def _write_one(parse: Parse, phrase: Phrase, counted: Count) -> str | None:
-    """One of the things that are counted, in lower case at its start: "a small red ball", "another woman"."""
+def _copy(parse: Parse, phrase: Phrase, counted: Count) -> str | None:
+    """The text for one of the counted things, its first word in lower case: "a small red ball", "another woman"."""
     noun, first = parse.tokens[counted.noun], parse.tokens[counted.words[0]]
-    one = singular(noun.text.lower())
-    if one is None or one in UNITS:
+    thing = singular(noun.text)
+    if thing is None or thing.lower() in UNITS:
         return None
-    one = one.capitalize() if noun.text[:1].isupper() else one
-    rest = one + parse.caption[noun.end : phrase.end]
+    rest = thing + parse.caption[noun.end : phrase.end]
     if first.text.lower() in OTHERS and counted.determiner is None and counted.noun > counted.words[0]:
         return "another" + parse.caption[first.end : noun.start] + rest
     words = parse.caption[first.start : noun.start] + rest
     if counted.determiner is None:
+        # A caption in capitals has no abbreviations: "A RED BALL", not "AN RED BALL" as in "an SUV".
+        words = words.lower() if phrase.text.isupper() else words
         return with_article(words) if words[0].isalnum() else None
     determiner = parse.word(counted.determiner)
     return f"{DETERMINERS.get(determiner, determiner)} {words}"

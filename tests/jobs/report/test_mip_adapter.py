@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.localization import example_of
 from jobs.inspect import inspect
 from jobs.report.cards.mip_adapter import CARD, fill
 from jobs.report.figures import score_histogram, signed
 from jobs.report.page import choose_samples, render, write_report
-from schemas.example import Example, Object, Quality
+from jobs.scenes import scene_of
+from schemas.example import Example, Quality
 from schemas.rejects import Reason, Reject
 from schemas.samples.mip_adapter import FORMAT
 from tests.browser import OpenPage
 from tests.datasets import write_dataset
 from tests.objects import TWO, example_of_objects
 from transforms.dataset import read_info, read_table
+from transforms.scenes.truth import true_example
 
 HOSTILE = '<script>alert(1)</script> & "a dog"'
 
@@ -28,10 +29,10 @@ HOSTILE = '<script>alert(1)</script> & "a dog"'
 def scenes(count: int) -> Iterator[Example]:
     """Scenes whose objects have their true masks and boxes; the quality falls from scene to scene."""
     for index in range(count):
-        scene = example_of(31, index)
-        if scene is not None:
-            objects = tuple(Object(i, s.bbox, 0.8, s.mask, 0.7) for i, s in enumerate(scene.segments))
-            yield replace(scene, objects=objects, quality=Quality(0.7, -0.01 * index, 0.7 - 0.01 * index))
+        example = true_example(scene_of(31, index, 128), f"{index:06d}")
+        if len(example.objects) >= 2:
+            objects = tuple(replace(thing, score=0.8, similarity=0.7) for thing in example.objects)
+            yield replace(example, objects=objects, quality=Quality(0.7, -0.01 * index, 0.7 - 0.01 * index))
 
 
 @pytest.fixture(scope="module")

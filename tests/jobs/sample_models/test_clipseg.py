@@ -5,12 +5,10 @@ import pytest
 import torch
 
 from jobs.sample_models.clipseg import (
-    KINDS,
     PATCH,
     SIDE,
     STORED,
     Pool,
-    _render,
     decode,
     draw_batch,
     draw_phrase,
@@ -19,9 +17,11 @@ from jobs.sample_models.clipseg import (
     new_model,
     new_processor,
     patch_loss,
-    see,
+    render,
+    run_vision,
     true_objects,
 )
+from jobs.sample_models.pools import KINDS
 
 RED, BLUE = (KINDS[1].index(color) for color in ("red", "blue"))
 BALL, CUP = (KINDS[0].index(noun) for noun in ("ball", "cup"))
@@ -30,10 +30,10 @@ OBJECTS = np.array([[BALL, RED, 0], [CUP, RED, 1], [BALL, BLUE, 0], [255] * 3, [
 
 @pytest.fixture(scope="module")
 def pool() -> Pool:
-    return Pool(*(np.stack(arrays) for arrays in zip(*map(_render, range(6)), strict=True)))
+    return Pool(*(np.stack(arrays) for arrays in zip(*map(render, range(6)), strict=True)))
 
 
-def test_a_phrase_is_true_of_what_has_all_that_it_tells() -> None:
+def test_a_phrase_is_true_of_objects_with_all_that_it_states() -> None:
     plain = KINDS[2][0]
     assert true_objects(("ball", None, None), OBJECTS).tolist() == [True, False, True, False, False]
     assert true_objects(("ball", "red", None), OBJECTS).tolist() == [True, False, False, False, False]
@@ -42,16 +42,16 @@ def test_a_phrase_is_true_of_what_has_all_that_it_tells() -> None:
     assert not true_objects(("cup", "blue", None), OBJECTS).any()
 
 
-def test_phrases_tell_the_words_that_they_say_and_most_are_true() -> None:
+def test_phrases_state_their_own_words_and_most_are_true() -> None:
     drawn = [draw_phrase(np.random.default_rng(seed), OBJECTS) for seed in range(300)]
-    for phrase, told in drawn:
+    for phrase, stated in drawn:
         words = phrase.split()
-        assert all(value is None or value in words for value in told[1:])
-        if told[0] is not None:
-            assert told[0][:3] in phrase
-    true = np.mean([true_objects(told, OBJECTS).any() for _, told in drawn])
+        assert all(value is None or value in words for value in stated[1:])
+        if stated[0] is not None:
+            assert stated[0][:3] in phrase
+    true = np.mean([true_objects(stated, OBJECTS).any() for _, stated in drawn])
     assert 0.8 < true < 0.95
-    assert any(told[0] is None for _, told in drawn)
+    assert any(stated[0] is None for _, stated in drawn)
 
 
 def test_a_window_holds_the_middle_of_an_object_or_is_the_whole() -> None:
@@ -90,24 +90,24 @@ def test_right_answers_cost_less_than_wrong_ones() -> None:
     objects[:, :PATCH, :PATCH] = 1
     patches = torch.zeros(1, sum(map(len, KINDS)), SIDE // PATCH, SIDE // PATCH)
     patches[0, [BALL, len(KINDS[0]) + RED, len(KINDS[0]) + len(KINDS[1])], 0, 0] = 1
-    guessed = torch.zeros(1, patches.shape[1] + PATCH**2, SIDE // PATCH, SIDE // PATCH)
+    logits = torch.zeros(1, patches.shape[1] + PATCH**2, SIDE // PATCH, SIDE // PATCH)
     chance = sum(np.log(len(names)) for names in KINDS) + 3 * np.log(2)
     batch = {"patches": patches, "objects": objects}
-    assert patch_loss(guessed, batch).item() == pytest.approx(chance, rel=1e-5)
-    guessed[:, : patches.shape[1]] = 20 * patches
-    guessed[:, patches.shape[1] :] = 40 * (torch.nn.functional.pixel_unshuffle(objects[:, None], PATCH) - 0.5)
-    assert patch_loss(guessed, batch).item() < 1e-3
+    assert patch_loss(logits, batch).item() == pytest.approx(chance, rel=1e-5)
+    logits[:, : patches.shape[1]] = 20 * patches
+    logits[:, patches.shape[1] :] = 40 * (torch.nn.functional.pixel_unshuffle(objects[:, None], PATCH) - 0.5)
+    assert patch_loss(logits, batch).item() < 1e-3
 
 
-def test_every_part_is_taught(pool: Pool) -> None:
+def test_gradients_reach_every_part(pool: Pool) -> None:
     torch.manual_seed(0)
     model, processor = new_model(), new_processor()
     batch = draw_batch(pool, np.random.default_rng(1), 2, 2, 0.5)
-    states, features = see(model, batch["pixels"])
+    states, features = run_vision(model, batch["pixels"])
     logits = decode(model, processor, batch["texts"], states)
     assert logits.shape == (4, SIDE, SIDE)
-    assert logits.abs().max() < 20  # the first steps would kill it otherwise
+    assert logits.abs().max() < 20  # larger ones do not survive the first steps
     (mask_loss(logits, batch["masks"]) + features.square().mean()).backward()
     for part in (model.decoder, model.clip.text_model, model.clip.vision_model):
-        taught = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in part.parameters()]
-        assert np.mean(taught) > 0.9
+        reached = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in part.parameters()]
+        assert np.mean(reached) > 0.9

@@ -8,7 +8,7 @@ import pytest
 import spacy
 
 from jobs.sample_models.caption_trees import write_captions
-from jobs.sample_models.parser import evaluate, group, main, to_doc
+from jobs.sample_models.parser import evaluate, group, to_doc, train
 from jobs.sample_models.treebank import Tree, read_trees, to_clear
 from schemas.errors import InputError
 from tests.paths import ROOT, SHARED
@@ -148,7 +148,7 @@ def test_groups_are_all_sentences_in_order() -> None:
 
 def test_a_folder_without_treebank_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"no train.conllu.gz or train.conllu in {tmp_path}: give the folder"):
-        main(["--treebank", str(tmp_path), "--output", str(tmp_path / "out")])
+        train(tmp_path, tmp_path / "out", seed=0, steps=1)
 
 
 @pytest.mark.skipif(not TREEBANK.exists(), reason="no treebank beside the repository")

@@ -79,7 +79,7 @@ def test_everything_wrong_with_a_sample_is_said() -> None:
     cases = {
         "cannot be decoded": broken("target.jpg", b"no picture"),
         "is 60 x 39 pixels, its JSON says 60 x 40": broken("trimap.png", encode_grey(alpha[:39])),
-        "alpha differs from the trimap where that is sure": broken("alpha.png", encode_grey(moved)),
+        "alpha differs from the trimap where the trimap is known": broken("alpha.png", encode_grey(moved)),
         "the trimap holds 100": broken("trimap.png", encode_grey(strange)),
         "the JSON says bbox [0, 4, 11, 20], alpha [6, 4, 11, 20]": broken(
             "json", json.dumps(record | {"bbox": [0, 4, 11, 20]}).encode()
@@ -87,7 +87,7 @@ def test_everything_wrong_with_a_sample_is_said() -> None:
         "the JSON says foreground_fraction 0.5": broken(
             "json", json.dumps(record | {"foreground_fraction": 0.5}).encode()
         ),
-        "is not a BLIP-Diffusion record: subject": broken(
+        "is not a blip-diffusion record: subject": broken(
             "json", json.dumps({k: v for k, v in record.items() if k != "subject"}).encode()
         ),
     }

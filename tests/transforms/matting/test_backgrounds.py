@@ -85,6 +85,8 @@ def test_a_broken_background_is_passed_over_and_a_set_of_them_is_a_reject(tmp_pa
 def test_workers_get_names_not_pixels(tmp_path: Path) -> None:
     for i in range(40):
         (tmp_path / f"{i:02d}.png").write_bytes(encode(rng(i).integers(0, 255, (60, 60, 3), np.uint8)))
-    names = list_backgrounds(str(tmp_path)).names
-    assert len(pickle.dumps(LayOnBackgrounds(names, Composition(), 0))) < 40 * 300
-    assert isinstance(names[0], Background)
+    listed = list_backgrounds(str(tmp_path))
+    step = LayOnBackgrounds(listed, Composition(), 0)
+    assert len(pickle.dumps(step)) < 40 * 300
+    assert isinstance(listed.names[0], Background)
+    assert step.stamp() == listed.fingerprint != ""

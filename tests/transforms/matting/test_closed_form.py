@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from pymatting import cf_laplacian, estimate_alpha_cf
 from scipy import ndimage
 
-from transforms.matting.closed_form import _assemble, _touched, closed_form_alpha, estimate_foreground
+from transforms.matting.closed_form import closed_form_alpha, estimate_foreground
+from transforms.matting.laplacian import _assemble, _touched
 from transforms.scenes import make_scene
 
 Floats = NDArray[np.float64]

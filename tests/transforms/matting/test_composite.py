@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from schemas.boxes import box_of
 from schemas.example import Example, Placement
 from schemas.images import decode_image, encode_grey, encode_jpeg
 from schemas.keys import rng_of
@@ -13,13 +14,13 @@ from tests.beam import apply
 from tests.examples import make_example
 from tests.pictures import scene
 from transforms.batch import Batch
-from transforms.matting.backgrounds import PAINTED
+from transforms.matting.backgrounds import PAINTED, Backgrounds
 from transforms.matting.composite import (
+    FAINT,
     Composition,
     LayOnBackgrounds,
     add_composite,
     blend,
-    box_of,
     draw_placement,
     place,
     to_linear,
@@ -75,7 +76,7 @@ def test_a_moved_subject_stays_whole_and_lies_where_the_record_says(seed: int, y
     alpha = disc(middle=(y, x), radius=radius)
     placement = draw_placement(alpha, FREE, np.random.default_rng(seed))
     _, covered = place(np.ones((40, 40, 3)), alpha, placement)
-    left, top, w, h = box_of(alpha)
+    left, top, w, h = box_of(alpha >= FAINT)
     if placement.flip:
         left = 40 - left - w
     middle = left + w / 2 + placement.shift[0], top + h / 2 + placement.shift[1]
@@ -132,7 +133,7 @@ def test_the_composite_shows_the_subject_and_nothing_of_its_old_background() -> 
 
 def test_a_record_gets_the_same_input_in_any_batch() -> None:
     records = [matted(key=str(i)) for i in range(3)]
-    transform = LayOnBackgrounds((), FREE, seed=5)
+    transform = LayOnBackgrounds(Backgrounds(), FREE, seed=5)
     (together,) = apply(transform, [Batch(0, tuple(records))])
     (alone,) = apply(transform, [Batch(0, (records[2],))])
     assert together.records[2] == alone.records[0]

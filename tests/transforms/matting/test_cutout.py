@@ -12,9 +12,9 @@ from tests.beam import apply
 from tests.examples import make_example
 from transforms.batch import Batch
 from transforms.matting.closed_form import closed_form_alpha
-from transforms.matting.cutout import Confidences, DrawTrimaps, SolveMattes, add_alpha, add_trimap, enlarge
+from transforms.matting.cutout import DrawTrimaps, SolveMattes, TrimapBounds, add_alpha, add_trimap, enlarge
 
-SURE = Confidences(0.1, 0.9)
+SURE = TrimapBounds(0.1, 0.9)
 Y, X = np.mgrid[:32, :32]
 INSIDE = np.hypot(Y - 16, X - 16) < 9
 
@@ -38,7 +38,7 @@ def test_a_mask_becomes_a_trimap_and_the_trimap_an_alpha() -> None:
 def test_confidences_become_a_trimap_of_the_pictures_size_and_are_let_go() -> None:
     grid = np.zeros((8, 8), np.float32)
     grid[2:6, 2:6] = 1
-    example = add_trimap(with_subject(Subject("ball", "a ball", confidence=grid)), SURE, 1)
+    example = add_trimap(with_subject(Subject("ball", "a ball", heatmap=grid)), SURE, 1)
     trimap = decode_grey(example.trimap)
     assert trimap.shape == (32, 32)
     assert (trimap[12:20, 12:20] == 255).all()
@@ -57,7 +57,7 @@ def test_a_grid_is_enlarged_between_its_points() -> None:
     [
         (Subject("wire", mask=Mask.from_array(X == 5)), "no pixel is surely subject"),
         (Subject("all", mask=Mask.from_array(X >= 0)), "no pixel is surely background"),
-        (Subject("?", "it", confidence=np.full((4, 4), 0.5, np.float32)), "no pixel is surely subject"),
+        (Subject("?", "it", heatmap=np.full((4, 4), 0.5, np.float32)), "no pixel is surely subject"),
     ],
 )
 def test_where_no_pixel_is_sure_the_picture_is_refused(subject: Subject, message: str) -> None:

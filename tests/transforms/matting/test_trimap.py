@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from transforms.matting.trimap import trimap_of_confidence, trimap_of_mask
+from transforms.matting.trimap import trimap_of_heatmap, trimap_of_mask
 
 
 def row(text: str) -> NDArray[np.uint8]:
@@ -48,7 +48,7 @@ def test_a_mask_is_opened_on_both_sides_of_its_edge(mask: str, band: int, expect
 def test_confidences_between_the_bounds_are_unknown_and_sharp_edges_opened(
     confidence: list[float], band: int, expected: str
 ) -> None:
-    np.testing.assert_array_equal(trimap_of_confidence(np.array([confidence]), 0.2, 0.8, band), row(expected))
+    np.testing.assert_array_equal(trimap_of_heatmap(np.array([confidence]), 0.2, 0.8, band), row(expected))
 
 
 @given(seed=st.integers(0, 10**6), band=st.integers(1, 4), size=st.integers(1, 24))
@@ -57,7 +57,7 @@ def test_no_sure_subject_touches_sure_background(seed: int, band: int, size: int
     rng = np.random.default_rng(seed)
     confidence = ndimage.gaussian_filter(rng.random((size, 20)), 1.5)
     confidence = (confidence - confidence.min()) / max(np.ptp(confidence), 1e-9)
-    trimap = trimap_of_confidence(confidence, 0.4, 0.6, band)
+    trimap = trimap_of_heatmap(confidence, 0.4, 0.6, band)
     assert not (confidence[trimap == 255] <= 0.6).any()
     assert not (confidence[trimap == 0] >= 0.4).any()
     subject, background = np.argwhere(trimap == 255), np.argwhere(trimap == 0)

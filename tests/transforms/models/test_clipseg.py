@@ -16,8 +16,8 @@ from schemas.images import encode_jpeg
 from tests.beam import apply
 from tests.examples import make_example, phrase
 from transforms.batch import Batch
-from transforms.models.clipseg import ClipSeg, find_texts, load_clipseg
-from transforms.regions.heatmaps import FindTexts, texts_of
+from transforms.models.clipseg import ClipSeg, find_heatmaps, load_clipseg
+from transforms.regions.heatmaps import FindHeatmaps, texts_of
 
 SIDE = 128
 
@@ -46,7 +46,7 @@ def picture(seed: int, height: int = 40, width: int = 56) -> NDArray[np.uint8]:
 
 def test_a_map_is_the_sigmoid_of_what_transformers_itself_computes(clipseg: ClipSeg) -> None:
     image = picture(0)
-    (found,) = find_texts(clipseg, [image], [["a red ball", "a cup"]])
+    (found,) = find_heatmaps(clipseg, [image], [["a red ball", "a cup"]])
     assert found.shape == (2, SIDE, SIDE)
     assert found.dtype == np.float32
     for text, one in zip(("a red ball", "a cup"), found, strict=True):
@@ -60,22 +60,22 @@ def test_a_map_is_the_sigmoid_of_what_transformers_itself_computes(clipseg: Clip
 def test_many_pictures_and_texts_together_give_what_each_pair_gives(clipseg: ClipSeg) -> None:
     images = [picture(i, 30 + i, 60 - 7 * i) for i in range(4)]
     texts = [["a dog", "the lawn"], [], ["a dog"], ["a big red umbrella beside it", "a dog", "a dog"]]
-    together = find_texts(clipseg, images, texts)
+    together = find_heatmaps(clipseg, images, texts)
     assert [len(found) for found in together] == [2, 0, 1, 3]
     for image, wanted, found in zip(images, texts, together, strict=True):
         for text, one in zip(wanted, found, strict=True):
-            np.testing.assert_allclose(one, find_texts(clipseg, [image], [[text]])[0][0], atol=1e-5)
+            np.testing.assert_allclose(one, find_heatmaps(clipseg, [image], [[text]])[0][0], atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 9), (3, 3), (3, 200), (1, 1)])
 def test_a_picture_may_be_as_thin_as_its_channels_are_many(clipseg: ClipSeg, size: tuple[int, int]) -> None:
-    (found,) = find_texts(clipseg, [picture(1, *size)], [["a dog"]])
+    (found,) = find_heatmaps(clipseg, [picture(1, *size)], [["a dog"]])
     assert found.shape == (1, SIDE, SIDE)
 
 
 def test_nothing_asked_is_nothing_found(clipseg: ClipSeg) -> None:
-    assert find_texts(clipseg, [], []) == []
-    assert find_texts(clipseg, [picture(0)], [[]])[0].shape == (0, SIDE, SIDE)
+    assert find_heatmaps(clipseg, [], []) == []
+    assert find_heatmaps(clipseg, [picture(0)], [[]])[0].shape == (0, SIDE, SIDE)
 
 
 def test_phrases_are_looked_for_and_of_boxes_the_labels() -> None:
@@ -88,11 +88,11 @@ def test_the_transform_fills_the_field(folder: Path, clipseg: ClipSeg) -> None:
     example = replace(
         make_example(size=(56, 40)), image=encode_jpeg(picture(2)), phrases=(phrase("a dog"),), _pixels=None
     )
-    (batch,) = apply(FindTexts(str(folder)), [Batch(3, (example,))])
+    (batch,) = apply(FindHeatmaps(str(folder)), [Batch(3, (example,))])
     (record,) = batch.records
     assert isinstance(record, Example)
-    assert record.confidences is not None
-    np.testing.assert_allclose(record.confidences, find_texts(clipseg, [example.pixels()], [["a dog"]])[0], atol=1e-6)
+    assert record.heatmaps is not None
+    np.testing.assert_allclose(record.heatmaps, find_heatmaps(clipseg, [example.pixels()], [["a dog"]])[0], atol=1e-6)
 
 
 def test_what_is_no_clipseg_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:

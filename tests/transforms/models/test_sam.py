@@ -8,7 +8,8 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
 from schemas.errors import ModelError
-from transforms.models.sam import Everything, SamShape, load_sam, new_sam, save_sam, segment_boxes, segment_everything
+from transforms.models.sam import SamShape, load_sam, new_sam, save_sam, segment_boxes, segment_everything
+from transforms.models.settings import Everything
 
 SHAPE = SamShape(side=64, patch=16, width=16, depth=1, heads=2, prompt_width=16)
 

@@ -2,9 +2,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from schemas.example import Example, Match, Segment
 from schemas.masks import BBox, Mask
@@ -15,7 +12,7 @@ from tests.transforms.models.test_sam import SHAPE
 from transforms.batch import Batch
 from transforms.models.detector import Detections
 from transforms.models.sam import new_sam, save_sam
-from transforms.regions.ground import GroundPhrases, TakeMatches, box_iou, choose_boxes, objects_of_matches
+from transforms.regions.ground import GroundPhrases, TakeMatches, choose_boxes, objects_of_matches
 
 
 def detections(scores: list[list[float]], corners: list[tuple[float, float, float, float]]) -> Detections:
@@ -30,18 +27,6 @@ def test_each_phrase_takes_its_best_box_and_no_box_serves_two() -> None:
 def test_boxes_hold_every_pixel_that_their_corners_touch_and_none_is_empty() -> None:
     found = detections([[0.5, 0.9]], [(1.2, 2.7, 4.1, 5.0), (3.0, 3.0, 3.0, 8.0)])
     assert choose_boxes(found, 0.25) == [(0, (1, 2, 4, 3), 0.5)]
-
-
-boxes = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(1, 9), st.integers(1, 9))
-
-
-@given(boxes, boxes)
-def test_iou_of_boxes_is_that_of_their_pixels(a: BBox, b: BBox) -> None:
-    def pixels(box: BBox) -> set[tuple[int, int]]:
-        return {(x, y) for x in range(box[0], box[0] + box[2]) for y in range(box[1], box[1] + box[3])}
-
-    shared, joint = len(pixels(a) & pixels(b)), len(pixels(a) | pixels(b))
-    assert box_iou(a, b) == pytest.approx(shared / joint)
 
 
 def framed(box: BBox, size: tuple[int, int] = (48, 64)) -> Mask:

@@ -8,7 +8,8 @@ from tests.beam import apply
 from tests.examples import make_example
 from tests.transforms.models.test_sam import SHAPE
 from transforms.batch import Batch
-from transforms.models.sam import Everything, new_sam, save_sam
+from transforms.models.sam import new_sam, save_sam
+from transforms.models.settings import Everything
 from transforms.regions.segment import SegmentEverything
 
 ANY = Everything(points=4, predicted_iou=-10, stability=0)

@@ -37,14 +37,14 @@ def told(*phrases: tuple[str, NDArray[np.float32]]) -> Example:
     return replace(
         make_example(),
         phrases=tuple(phrase(text, start=20 * i) for i, (text, _) in enumerate(phrases)),
-        confidences=np.stack([grid for _, grid in phrases]),
+        heatmaps=np.stack([grid for _, grid in phrases]),
     )
 
 
 def framed(*boxes: tuple[str, tuple[int, int, int, int], bool]) -> Example:
     """An example of a picture of 100 x 50 pixels with boxes; where they are is seen with confidence 0.9."""
     example = replace(make_example(size=(100, 50)), boxes=tuple(Box(*box) for box in boxes))
-    return replace(example, confidences=np.full((len(boxes), 10, 10), 0.9, np.float32))
+    return replace(example, heatmaps=np.full((len(boxes), 10, 10), 0.9, np.float32))
 
 
 def refusal(example: Example, filters: Filters = FILTERS) -> Reason:
@@ -103,8 +103,8 @@ def test_a_phrase_is_where_confidence_reaches_the_level() -> None:
     found = find_subject(example, FILTERS, 0.5)
     assert found.subject is not None
     assert (found.subject.text, found.subject.phrase) == ("dog", "a dog")
-    np.testing.assert_array_equal(found.subject.confidence, LARGE * np.float32(0.6))
-    assert found.confidences is None
+    np.testing.assert_array_equal(found.subject.heatmap, LARGE * np.float32(0.6))
+    assert found.heatmaps is None
     assert refusal(told(("a dog", LARGE * 0.4))) is Reason.NO_SUBJECT
 
 
@@ -122,7 +122,7 @@ def test_of_several_pieces_the_largest_is_the_subject() -> None:
     subject = find_subject(told(("a dog", soft)), FILTERS, 0.5).subject
     assert subject is not None
     expected = LARGE + patch(slice(5, 6), slice(0, 6), 0.3)  # the crumb goes, with the haze around it
-    np.testing.assert_array_equal(subject.confidence, expected)
+    np.testing.assert_array_equal(subject.heatmap, expected)
 
 
 def test_boxes_count_by_their_area_and_a_group_is_no_subject() -> None:
@@ -132,7 +132,7 @@ def test_boxes_count_by_their_area_and_a_group_is_no_subject() -> None:
     assert subject.text == "teddy bear"
     expected = np.zeros((10, 10), np.float32)
     expected[2:8, 1:5] = 0.9  # the box, 10 pixels to a cell across and 5 down
-    np.testing.assert_array_equal(subject.confidence, expected)
+    np.testing.assert_array_equal(subject.heatmap, expected)
     assert refusal(framed(("Cat", (0, 0, 50, 40), True), ("Dog", (50, 0, 40, 40), True))) is Reason.MANY_SUBJECTS
     assert refusal(framed(("Orange", (0, 0, 50, 40), False))) is Reason.MANY_SUBJECTS
     assert refusal(framed(("Human face", (0, 0, 50, 40), True))) is Reason.PERSON_SUBJECT

@@ -12,7 +12,7 @@ from tests.beam import apply
 from tests.examples import make_example
 from tests.pictures import encode, scene
 from transforms.batch import Batch
-from transforms.selection.phash import TakeLooks, hamming, look_of
+from transforms.selection.phash import HashPictures, hamming, phash_of
 
 
 def waves() -> NDArray[np.uint8]:
@@ -28,8 +28,8 @@ def patterns() -> NDArray[np.uint8]:
 
 def test_looks_are_those_of_imagehash() -> None:
     """What `imagehash.phash` of ImageHash 4.3.2 makes of these pictures."""
-    assert f"{look_of(waves()):016x}" == "9fe0e09fe01f6215"
-    assert f"{look_of(patterns()):016x}" == "80011f2e574f3b7d"
+    assert f"{phash_of(waves()):016x}" == "9fe0e09fe01f6215"
+    assert f"{phash_of(patterns()):016x}" == "80011f2e574f3b7d"
 
 
 def test_a_look_is_a_sum_of_cosines_against_their_median() -> None:
@@ -41,29 +41,29 @@ def test_a_look_is_a_sum_of_cosines_against_their_median() -> None:
             wave = np.outer(np.cos(np.pi * u * (2 * n + 1) / 64), np.cos(np.pi * v * (2 * n + 1) / 64))
             low[u, v] = (grey * wave).sum()
     bits = "".join("1" if value > np.median(low) else "0" for value in low.ravel())
-    assert look_of(waves()) == int(bits, 2)
+    assert phash_of(waves()) == int(bits, 2)
 
 
 def test_copies_look_the_same_and_other_pictures_do_not() -> None:
     looks = []
     for index in range(20):
         picture = scene_of(11, index, 128).image
-        looks.append(look_of(picture))
+        looks.append(phash_of(picture))
         copies = (
             decode_image(encode(picture, "JPEG", quality=50)),
             np.asarray(Image.fromarray(picture).resize((96, 96), Image.Resampling.BICUBIC)),
             np.clip(picture * 0.95 + 8, 0, 255).astype(np.uint8),
         )
-        assert max(hamming(looks[-1], look_of(copy)) for copy in copies) <= 4
+        assert max(hamming(looks[-1], phash_of(copy)) for copy in copies) <= 4
     others = [hamming(a, b) for i, a in enumerate(looks) for b in looks[:i]]
     assert min(others) > 10
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 700), (64, 64)])
 def test_pictures_of_one_colour_all_look_the_same(size: tuple[int, int]) -> None:
-    shades = [look_of(np.full((*size, 3), shade, np.uint8)) for shade in (1, 90, 255)]
+    shades = [phash_of(np.full((*size, 3), shade, np.uint8)) for shade in (1, 90, 255)]
     assert set(shades) == {1 << 63}  # light alone, and nothing in it
-    assert look_of(np.zeros((*size, 3), np.uint8)) == 0
+    assert phash_of(np.zeros((*size, 3), np.uint8)) == 0
 
 
 @given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63)))
@@ -74,5 +74,5 @@ def test_hamming_counts_the_bits_that_were_flipped(look: int, flipped: set[int])
 def test_the_transform_fills_the_field() -> None:
     jpeg = encode(scene(), "JPEG")
     example = Example("k", jpeg, 32, 24, "a dog", make_example().source, "a dog")
-    (batch,) = apply(TakeLooks(), [Batch(0, (example,))])
-    assert batch.records[0].look == look_of(decode_image(jpeg)) != 0
+    (batch,) = apply(HashPictures(), [Batch(0, (example,))])
+    assert batch.records[0].phash == phash_of(decode_image(jpeg)) != 0

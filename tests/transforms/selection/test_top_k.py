@@ -52,7 +52,7 @@ def better_ones(all_of: Sequence[Candidate], distance: int) -> dict[str, set[str
             other.key
             for other in all_of
             if (other.quality > one.quality or (other.quality == one.quality and other.key < one.key))
-            and difference(one.look, other.look) <= distance
+            and difference(one.phash, other.phash) <= distance
         }
         for one in all_of
     }
@@ -71,7 +71,7 @@ def mark_in_bands(all_of: Sequence[Candidate], distance: int) -> list[Candidate]
     for band in bands(distance):
         groups = defaultdict(list)
         for one in marked:
-            groups[one.look & band].append(one)
+            groups[one.phash & band].append(one)
         marked = [one for group in groups.values() for one in mark_near(group, distance)]
     return marked
 

@@ -15,7 +15,7 @@ from schemas.masks import Mask
 from schemas.rejects import Reason, Reject
 from tests.paths import SHARED
 from tests.pictures import encode, outcomes, read_all, scene, with_orientation
-from transforms.read import list_source
+from transforms.listing import list_source
 from transforms.sources.coco_masks import decode_ids, decode_segmentation
 
 JPEG = encode(scene(), "JPEG", quality=95)

@@ -11,7 +11,7 @@ from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from tests.pictures import encode, outcomes, read_all, scene, with_orientation
-from transforms.read import list_source
+from transforms.listing import list_source
 
 JPEG = encode(scene(), "JPEG", quality=95)
 

@@ -6,8 +6,9 @@ from schemas.errors import InputError
 from schemas.example import Box, Example, Source
 from schemas.rejects import Reason, Reject
 from tests.pictures import encode, scene, with_orientation
-from transforms.batch import Record
-from transforms.read import Listing, list_source, read_batches
+from transforms.batch import Outcome
+from transforms.listing import Listing, list_source
+from transforms.read import read_batches
 
 JPEG = encode(scene(), "JPEG", quality=95)  # 32 x 24 pixels
 BOXES = "train-annotations-bbox.csv"
@@ -26,7 +27,7 @@ def row(image: str, label: str, left: float, right: float, top: float, bottom: f
     return f"{image},xclick,{label},1,{left},{right},{top},{bottom},0,0,{group},0,0\n"
 
 
-def read_bare(listing: Listing) -> list[Record]:
+def read_bare(listing: Listing) -> list[Outcome]:
     """Read all records, those without a caption too."""
     items = [(chunk.shard, item) for chunk in listing.chunks for item in chunk.items]
     return [r for shard, item in items for b in read_batches(shard, item, needs_captions=False) for r in b.records]

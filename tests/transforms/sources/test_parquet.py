@@ -12,8 +12,9 @@ from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from tests.pictures import encode, outcomes, read_all, scene
-from transforms.batch import Record
-from transforms.read import list_source, read_batches
+from transforms.batch import Outcome
+from transforms.listing import list_source
+from transforms.read import read_batches
 from transforms.sources.parquet import Rows
 
 JPEG = encode(scene(), "JPEG")
@@ -29,7 +30,7 @@ def rows(count: int, start: int = 0) -> dict[str, Sequence[object]]:
     return {"key": [f"k{n:04d}" for n in numbers], "jpg": [JPEG] * count, "text": [f"row {n}" for n in numbers]}
 
 
-def read(path: Path) -> list[Record]:
+def read(path: Path) -> list[Outcome]:
     return read_all(list_source(str(path)))
 
 

@@ -22,9 +22,10 @@ from schemas.rejects import Reason, Reject
 from tests.pictures import Member, encode, outcomes, read_all, scene, tar, with_orientation
 from tests.recipes import plan
 from tests.strategies import masks
-from transforms.batch import Record
+from transforms.batch import Outcome
+from transforms.listing import Listing, list_source
 from transforms.models.presets import resolve
-from transforms.read import Listing, list_source, read_batches
+from transforms.read import read_batches
 from transforms.sources.sa1b import read_annotation, segments_of
 
 JPEG = encode(scene(), "JPEG")  # 32 x 24 pixels
@@ -70,16 +71,16 @@ def write(folder: Path, tars: dict[str, bytes]) -> Path:
     return folder
 
 
-def read(folder: Path, tars: dict[str, bytes]) -> list[Record]:
+def read(folder: Path, tars: dict[str, bytes]) -> list[Outcome]:
     return read_all(list_source(str(write(folder, tars))))
 
 
-def one(tmp_path: Path, *listed: Member) -> Record:
+def one(tmp_path: Path, *listed: Member) -> Outcome:
     (record,) = read(tmp_path, {"sa_000000.tar": tar([*listed, ("sa_1.txt", "a dog")])})
     return record
 
 
-def why(record: Record) -> str:
+def why(record: Outcome) -> str:
     assert isinstance(record, Reject), record
     assert record.reason == Reason.MISMATCHED_ANNOTATION
     return record.detail
@@ -158,7 +159,7 @@ def test_an_annotation_that_does_not_fit_is_a_reject(tmp_path: Path, case: str) 
         ({"segmentation": {"size": [32, 24], "counts": "0h0"}}, "of [32, 24] (height, width), the picture of [24, 32]"),
         ({"segmentation": {"size": [24, 32], "counts": "0h0"}}, "its runs cover"),
         ({"segmentation": {"size": [24, 32], "counts": Mask.from_array(DOG).counts[:-1]}}, "its runs cover"),
-        ({"segmentation": {"size": [24, 32], "counts": "é"}}, "stands in no string of run lengths"),
+        ({"segmentation": {"size": [24, 32], "counts": "é"}}, "is not a character of COCO"),
         ({"segmentation": {"size": [24, 32]}}, "KeyError 'counts'"),
         ({"segmentation": None}, "a NoneType is neither polygons nor run lengths"),
         ({"predicted_iou": None}, "TypeError"),

@@ -11,8 +11,8 @@ from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from tests.pictures import Member, encode, outcomes, read_all, scene, tar
-from transforms.batch import Record
-from transforms.read import list_source
+from transforms.batch import Outcome
+from transforms.listing import list_source
 
 JPEG = encode(scene(), "JPEG")
 PNG = encode(scene())
@@ -22,7 +22,7 @@ def samples(*keys: str) -> list[Member]:
     return [member for key in keys for member in ((f"{key}.jpg", JPEG), (f"{key}.txt", f"caption of {key}"))]
 
 
-def read(folder: Path, tars: dict[str, bytes], limit: int | None = None) -> list[Record]:
+def read(folder: Path, tars: dict[str, bytes], limit: int | None = None) -> list[Outcome]:
     for name, content in tars.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

@@ -2,8 +2,8 @@
 
 import re
 
+from transforms.text.inflection import singular
 from transforms.text.parses import Parse, Token
-from transforms.text.plurals import singular
 
 PARTS_OF_SPEECH = {
     "DET": "a an the this that these those no some another all each",

@@ -24,7 +24,8 @@ from tests.beam import apply
 from tests.examples import make_example
 from training.tokenizer import small_tokenizer
 from transforms.batch import Batch
-from transforms.models.captioner import Captioner, Wording, load_captioner, write_captions
+from transforms.models.captioner import Captioner, load_captioner, write_captions
+from transforms.models.settings import Wording
 from transforms.text.captions import WriteCaptions, add_captions
 
 WORDING = Wording(prompt="", beams=2, longest=6)

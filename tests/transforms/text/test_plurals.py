@@ -11,7 +11,7 @@ from schemas.example import Phrase
 from tests.transforms.text.bracketed import bracketed
 from transforms.text.parses import Parse
 from transforms.text.phrases import find_phrases
-from transforms.text.plurals import COUNTS, expand_plurals, singular, with_article
+from transforms.text.plurals import COUNTS, expand_plurals
 
 
 def expand(marked: str) -> str:
@@ -133,26 +133,3 @@ def test_spans_are_exact_and_the_rest_untouched(pieces: list[tuple[str, str, boo
         rest += caption[cursor : written[0].start] + parse.caption[slice(*origin)]
         cursor = written[-1].end
     assert rest + caption[cursor:] == parse.caption
-
-
-@pytest.mark.parametrize(
-    ("many", "one"),
-    [
-        ("women", "woman"), ("people", "person"), ("children", "child"), ("mice", "mouse"), ("geese", "goose"),
-        ("sheep", "sheep"), ("buses", "bus"), ("leaves", "leaf"), ("cacti", "cactus"), ("éclairs", "éclair"),
-        ("jeans", None), ("dog", None), ("glass", None), ("", None), ("猫", None),
-    ],
-)  # fmt: skip
-def test_singulars(many: str, one: str | None) -> None:
-    assert singular(many) == one
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("dog", "a dog"), ("umbrella", "an umbrella"), ("hour", "an hour"), ("unicorn", "a unicorn"),
-        ("éclair", "an éclair"), ("8-ball", "an 8-ball"), ("猫", "a 猫"),
-    ],
-)  # fmt: skip
-def test_articles(words: str, expected: str) -> None:
-    assert with_article(words) == expected

@@ -1,0 +1,108 @@
+"""What all loaders of checkpoints share: where to look, on which device to run, and what to say when loading fails."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from schemas.errors import ModelError
+
+FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
+"""What libraries raise for a checkpoint that is missing, broken or of another kind."""
+
+
+def device() -> str:
+    """The device that models run on: "cuda" if there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def explaining(problem: str, remedy: str, faults: tuple[type[Exception], ...] = FAULTS) -> Iterator[None]:
+    """Turn what a library raises while it loads a checkpoint into a ModelError of one line.
+
+    Args:
+        problem: what is missing and where it was looked for, as "no CLIP X: looked for a folder of that name".
+        remedy: what to do, as "Give --model clip=FOLDER".
+        faults: the exceptions that are explained.
+
+    Raises:
+        ModelError: the block raised one of `faults`.
+    """
+    try:
+        yield
+    except faults as error:
+        reason = shorten(f"{type(error).__name__}: {error}", 140)
+        raise ModelError(f"{problem} ({reason}). {remedy}") from error
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of transformers: a folder, or a repository on the Hugging Face hub as NAME or NAME@REVISION.
+
+    A revision is a commit, a branch or a tag. `kind` is the option's word for the model ("clipseg"), `what` the one
+    for messages ("CLIPSeg").
+    """
+
+    kind: str
+    what: str
+    checkpoint: str
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the checkpoint is a local folder."""
+        return Path(self.checkpoint).is_dir()
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The keyword arguments of `from_pretrained` that name the checkpoint."""
+        name, _, revision = (self.checkpoint, "", "") if self.is_folder else self.checkpoint.partition("@")
+        return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
+
+    @contextmanager
+    def loading(self) -> Iterator[dict[str, str]]:
+        """Yield `place`, with transformers kept quiet; explain what goes wrong inside the block.
+
+        Raises:
+            ModelError: there is no such checkpoint, or it cannot be loaded.
+        """
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        if self.is_folder:
+            logging.disable_progress_bar()  # a download takes minutes and shows its bar, a folder seconds
+        if self.is_folder:
+            problem = f"the folder {self.checkpoint} is no {self.what} that can be loaded"
+        else:
+            problem = f"no {self.what} {self.checkpoint}: looked for a folder of that name and on the Hugging Face hub"
+        or_download = "" if self.is_folder else ", or go online once so that it is downloaded"
+        with explaining(problem, f"Give --model {self.kind}=FOLDER{or_download}"):
+            yield self.place
+
+    def check_type(self, found: object, wanted: Sequence[str]) -> None:
+        """Raise a ModelError unless the `model_type` of its config is one of `wanted`."""
+        if found not in wanted:
+            raise ModelError(
+                f"{self.checkpoint} is a model of type {found}, not {self.what}: give --model "
+                f"{self.kind}=FOLDER_OR_NAME of a model of type {', '.join(wanted)}"
+            )
+
+    def check_weights(self, loaded: Mapping[str, Any]) -> None:
+        """Raise a ModelError if the checkpoint lacks weights, which transformers would draw at random.
+
+        `loaded` is what `from_pretrained` returns with `output_loading_info=True`.
+        """
+        check_weights(self.what, self.checkpoint, loaded["missing_keys"])
+
+
+def check_weights(what: str, checkpoint: str | Path, missing: Sequence[str] | set[str]) -> None:
+    """Raise a ModelError if weights are `missing` (their names) from a checkpoint."""
+    if missing:
+        raise ModelError(
+            f"the {what} {checkpoint} lacks {len(missing)} of its weights, such as {min(missing)}: it is incomplete, "
+            "or its config is another model's"
+        )
