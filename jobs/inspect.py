@@ -2,7 +2,7 @@
 
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -56,7 +56,11 @@ def inspect(output: str) -> Inspection:
     info = read_info(output)
     sample_format = format_of(info.recipe)
     index, rejects = read_table(output, "index.parquet"), read_table(output, "rejects.parquet")
-    problems = [*_column_problems("index.parquet", index, sample_format.index_columns)]
+    # An earlier version did not write all columns that only the index has; what is there must have the right type.
+    expected = [
+        c for c in sample_format.index_columns if c.name in index.schema.names or c.name not in sample_format.index_only
+    ]
+    problems = [*_column_problems("index.parquet", index, expected)]
     problems += _column_problems("rejects.parquet", rejects, REJECT_COLUMNS)
     if problems:
         return Inspection(info, 0, tuple(problems))
@@ -104,7 +108,7 @@ def _numbers(inspection: Inspection) -> Iterator[tuple[str, str]]:
     yield "seed", str(info.seed)
 
 
-def _column_problems(file: str, table: pa.Table, columns: pa.Schema) -> Iterator[Problem]:
+def _column_problems(file: str, table: pa.Table, columns: Iterable[pa.Field]) -> Iterator[Problem]:
     for column in columns:
         if column.name not in table.schema.names:
             yield Problem(file, "", f"has no column {column.name}")
