@@ -87,8 +87,8 @@ class HubModel:
         """Raise a ModelError unless the `model_type` of its config is one of `wanted`."""
         if found not in wanted:
             raise ModelError(
-                f"{self.checkpoint} is a model of type {found}, not {self.what}: give --model "
-                f"{self.kind}=FOLDER_OR_NAME of a model of type {', '.join(wanted)}"
+                f"the {self.what} {self.checkpoint} is a model of type {found}: give --model {self.kind}=FOLDER_OR_NAME"
+                f" of type {', '.join(wanted)}"
             )
 
     def check_weights(self, loaded: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ def _check_package(checkpoint: str) -> None:
 
 
 def find_config(checkpoint: str) -> dict[str, Any]:
-    """Return the config of a checkpoint: the package's own where the name tells it, else from the .py beside it.
+    """Return the config of a checkpoint: the package's own for a published name, else that of the .py beside it.
 
     Raises:
         OSError, ValueError or SyntaxError: there is no config, or `read_config` refuses it.

@@ -78,7 +78,7 @@ def save_sam(sam: Sam, shape: SamShape, folder: Path) -> None:
 def load_sam(checkpoint: str | Path) -> Sam:
     """Load a SAM: a folder that `save_sam` wrote, or one of the published checkpoints.
 
-    Those are files whose name tells their size (`sam_vit_h_4b8939.pth`), local or on the Hugging Face hub as
+    Those are files with their size in the name (`sam_vit_h_4b8939.pth`), local or on the Hugging Face hub as
     OWNER/REPOSITORY/PATH. Nothing that they hold is executed.
 
     Raises:
@@ -105,7 +105,7 @@ def _from_folder(folder: Path) -> Sam:
 def _published(checkpoint: str) -> Sam:
     sizes = [size for size in sam_model_registry if size in Path(checkpoint).name]
     if not sizes:
-        raise ValueError("its name tells no size")
+        raise ValueError("its name has no size: vit_h, vit_l or vit_b")
     path = find_file(checkpoint)
     sam = sam_model_registry[sizes[0]]()
     # The registry itself would unpickle whatever the file holds.

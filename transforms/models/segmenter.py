@@ -49,7 +49,7 @@ def load_segmenter(checkpoint: str | Path) -> Segmenter:
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
-    hub = HubModel("segmenter", "panoptic segmenter", str(checkpoint))
+    hub = HubModel("segmenter", "segmenter", str(checkpoint))
     with hub.loading() as place:
         hub.check_type(AutoConfig.from_pretrained(**place).model_type, list(SCORE_THRESHOLDS))
         processor = AutoImageProcessor.from_pretrained(**place)

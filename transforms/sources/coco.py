@@ -1,10 +1,10 @@
-"""Pictures with COCO's panoptic or instance annotations: their masks are the truth, no segmenter runs.
+"""Pictures with COCO's panoptic or instance annotations: their masks are the segments, no segmenter runs.
 
     annotations/panoptic_val2017.json   annotations/panoptic_val2017/*.png   val2017/*.jpg
     annotations/instances_val2017.json  annotations/captions_val2017.json
 
-Pictures and the folder of PNGs may also stand beside the JSON. A caption is the first one (by id) that the captions
-file of the same name gives, else the .txt beside the picture. The format: https://cocodataset.org/#format-data.
+Pictures and the folder of PNGs may also be beside the JSON. The caption is the first one (by ID) in the captions file
+of the same name, else the .txt beside the picture. The format: https://cocodataset.org/#format-data.
 """
 
 import json
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Annotated:
-    """A picture with its caption and its truth. `size` is (height, width) in pixels, as the JSON states it."""
+    """A picture with its caption and its annotation. `size` is (height, width) in pixels, as in the JSON."""
 
     key: str
     uri: str
@@ -40,13 +40,17 @@ class Annotated:
 
     @property
     def stamp(self) -> str:
-        """The picture's stamp, the caption and the truth."""
+        """The picture's stamp, the caption and the annotation."""
         image = self.image.stamp if self.image else ""
         caption = self.caption.stamp if isinstance(self.caption, File) else repr(self.caption)
         return f"{self.key} {self.uri} {self.license} {image} {self.size} {caption} {self.truth.stamp}"
 
     def load(self) -> Example:
-        """Read the files; raise MISMATCHED_ANNOTATION where picture and truth do not fit."""
+        """Read the files.
+
+        Raises:
+            RecordError: MISMATCHED_ANNOTATION, the annotation is not that of the picture.
+        """
         image = read_file(self.image.path) if self.image else None
         caption = read_file(self.caption.path) if isinstance(self.caption, File) else self.caption
         example = to_example(self.key, image, caption, Source(self.uri, self.license))
@@ -55,7 +59,7 @@ class Annotated:
 
 
 def is_annotation(file: File, kind: str) -> bool:
-    """Whether the name says that it is an annotation file of `kind`, "panoptic" or "instances"."""
+    """Whether a file has the name of an annotation file of `kind`, "panoptic" or "instances"."""
     if not file.has_extension((".json",)):
         return False
     name = posixpath.basename(file.name)
@@ -68,7 +72,7 @@ def list_annotated(files: Sequence[File], annotations: Sequence[File], kind: str
     Args:
         files: all files of the source.
         annotations: those of them that are read as annotations.
-        kind: what they hold.
+        kind: the kind of annotation.
 
     Returns:
         An entry per picture in a JSON's `images`. A reject per picture whose key an earlier one has, or whose
@@ -93,7 +97,7 @@ def list_annotated(files: Sequence[File], annotations: Sequence[File], kind: str
 
 @dataclass(frozen=True)
 class _Tables:
-    """An annotation file, indexed: categories, licences, captions and annotations by their ids."""
+    """An annotation file with categories, licences, captions and annotations by ID."""
 
     file: File
     kind: str
@@ -197,13 +201,13 @@ def _read_json(file: File) -> Any:  # noqa: ANN401
 
 
 def _beside(file: File, name: str, by_path: Mapping[str, File]) -> Any:  # noqa: ANN401
-    """The contents of the JSON `name` in the folder of `file`; None where there is none."""
+    """The contents of the JSON file `name` in the folder of `file`; None if there is none."""
     found = by_path.get(posixpath.normpath(posixpath.join(posixpath.dirname(file.path), f"{name}.json")))
     return _read_json(found) if found else None
 
 
 def _license(entry: Json) -> str:
-    """The licence by its name, and its address: the name alone leaves out the version."""
+    """Name and address of a licence: the name alone has no version."""
     name, url = entry.get("name", ""), entry.get("url", "")
     return f"{name} ({url})" if name and url else name or url
 

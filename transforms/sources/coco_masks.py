@@ -1,4 +1,4 @@
-"""Segments out of COCO's annotations: the pixels of a panoptic PNG, or polygons and run lengths."""
+"""Segments from COCO's annotations: the pixels of a panoptic PNG, or polygons and run lengths."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,22 @@ from transforms.files import read_file
 from transforms.sources.files import File
 
 Categories = Mapping[int, tuple[str, bool]]
-"""Name of a class, and whether it is a thing, by the category's id."""
+"""Name of a class and whether it is a thing, by category ID."""
 
 
 def mismatch(detail: str) -> RecordError:
-    """The error of an annotation that does not fit its picture."""
+    """The error for an annotation that does not fit its picture."""
     return RecordError(Reason.MISMATCHED_ANNOTATION, detail)
 
 
 def check_size(example: Example, size: tuple[int, int]) -> None:
-    """Raise MISMATCHED_ANNOTATION unless `size`, (height, width) as the annotation states it, is the picture's.
+    """Check that `size`, (height, width) in the annotation, is the picture's.
 
-    Also where only the EXIF orientation differs: whether its masks were drawn before or after turning the picture,
-    nobody can tell.
+    It also fails if only the EXIF orientation differs, as it is unknown whether the masks were drawn before or after
+    rotating the picture.
+
+    Raises:
+        RecordError: MISMATCHED_ANNOTATION, it is another size.
     """
     if size != (example.height, example.width):
         raise mismatch(
@@ -40,7 +43,7 @@ def check_size(example: Example, size: tuple[int, int]) -> None:
 
 @dataclass(frozen=True)
 class PanopticSegment:
-    """A row of `segments_info`: `area` in pixels, None where it is not stated."""
+    """A row of `segments_info`; `area` in pixels, None if it is not given."""
 
     id: int
     label: str
@@ -50,14 +53,18 @@ class PanopticSegment:
 
 @dataclass(frozen=True)
 class PanopticTruth:
-    """A panoptic PNG and what the JSON says of it."""
+    """A panoptic PNG and the rows of its JSON."""
 
     png: File | None
     infos: tuple[PanopticSegment, ...]
 
     @classmethod
     def of(cls, png: File | None, infos: Sequence[Mapping[str, Any]], categories: Categories) -> Self:
-        """Take `segments_info`; raise MISMATCHED_ANNOTATION for a category that no list names."""
+        """Take `segments_info`.
+
+        Raises:
+            RecordError: MISMATCHED_ANNOTATION, a category is unknown.
+        """
         return cls(png, tuple(_panoptic_segment(info, categories) for info in infos))
 
     @property
@@ -69,8 +76,8 @@ class PanopticTruth:
         """Return a segment per row of the JSON, score 1. `size` is the picture's (height, width) in pixels.
 
         Raises:
-            RecordError: MISMATCHED_ANNOTATION, the PNG is missing or corrupt, or is not what the JSON says: of
-                another size, with other segments, or with another number of pixels in one.
+            RecordError: MISMATCHED_ANNOTATION, the PNG is missing or corrupt, or differs from the JSON in its size, its
+                segments or the number of pixels of a segment.
         """
         if self.png is None:
             raise mismatch("its panoptic PNG is missing")
@@ -104,8 +111,7 @@ class InstancesTruth:
     def of(cls, annotations: Sequence[Mapping[str, Any]], categories: Categories) -> Self:
         """Take a picture's annotations, in the order of their ids.
 
-        A crowd is kept as no thing: its one mask covers many objects, so it is no single subject, but what is
-        painted over it should know that something is there.
+        A crowd is kept, but not as a thing: its mask covers many objects, so it is no single subject.
         """
         ordered = sorted(annotations, key=lambda annotation: annotation.get("id", 0))
         return cls(
@@ -118,13 +124,13 @@ class InstancesTruth:
 
     @property
     def stamp(self) -> str:
-        """All of it."""
+        """All instances."""
         return repr(self.instances)
 
     def segments(self, size: tuple[int, int]) -> tuple[Segment, ...]:
         """Return a segment per annotation, score 1. `size` is the picture's (height, width) in pixels.
 
-        COCO holds polygons thinner than a pixel; these few cover nothing and are left out.
+        COCO has a few polygons thinner than a pixel; they cover no pixel and are left out.
 
         Raises:
             RecordError: MISMATCHED_ANNOTATION, a mask is malformed or of another size.
@@ -141,7 +147,7 @@ class InstancesTruth:
 
 
 def decode_ids(png: bytes, size: tuple[int, int]) -> NDArray[np.uint32]:
-    """Decode a panoptic PNG of `size` (height, width) to [H, W] uint32: R + 256 G + 65,536 B, 0 where nothing is.
+    """Decode a panoptic PNG of `size` (height, width) to IDs [H, W] uint32: R + 256 G + 65,536 B, 0 for no segment.
 
     Raises:
         RecordError: MISMATCHED_ANNOTATION, it is no RGB PNG, is corrupt or has another size.
@@ -181,7 +187,7 @@ def decode_segmentation(segmentation: object, size: tuple[int, int]) -> Mask:
 
 def _panoptic_segment(info: Mapping[str, Any], categories: Categories) -> PanopticSegment:
     label, is_thing = _category(info, categories)
-    # A crowd is many objects under one id: no single subject.
+    # A crowd is many objects with one ID, and no single subject.
     return PanopticSegment(int(info["id"]), label, is_thing and not info.get("iscrowd"), info.get("area"))
 
 

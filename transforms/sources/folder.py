@@ -3,8 +3,8 @@
     animals/dog.jpg   animals/dog.txt    a brown dog on a lawn
     animals/cat.png   animals/cat.json   {"caption": "a black cat", "license": "CC0", "url": "https://..."}
 
-The key is the path without its extension, made fit by `clean_key`. A .txt goes before a .json where there are
-both; the .json then still gives licence and address.
+The key is the path without its extension, cleaned by `clean_key`. With both a .txt and a .json, the caption is that of
+the .txt, licence and address are those of the .json.
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,7 +61,7 @@ class Picture:
 
 
 def is_picture(file: File) -> bool:
-    """Whether the extension says that it is a picture."""
+    """Whether a file has the extension of a picture."""
     return file.has_extension(_PICTURES)
 
 
@@ -69,8 +69,8 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
     """Pair pictures with captions, in the order of their names.
 
     Args:
-        files: what the source names, sorted by name.
-        beside: where captions and pictures of `files` may be found too, sorted by name.
+        files: the files of the source, sorted by name.
+        beside: files among which their captions and pictures may also be, sorted by name.
 
     Returns:
         An entry per picture; a reject for the second picture of one key, and for a caption without a picture.
@@ -96,7 +96,7 @@ def _pair(files: Sequence[File], captions: dict[tuple[str, str], File], pictured
 
 
 def _is_orphan(file: File, captions: dict[tuple[str, str], File], pictured: set[str]) -> bool:
-    """Whether `file` is the caption of a picture that is not there; of a .txt and a .json, the .txt stands for both."""
+    """Whether `file` is a caption without a picture; of a .txt and a .json with one name, only the .txt counts."""
     if not file.has_extension(_CAPTIONS) or file.stem in pictured:
         return False
     return file.has_extension((".txt",)) or (file.stem, ".txt") not in captions

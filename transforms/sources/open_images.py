@@ -1,12 +1,12 @@
-"""Pictures with Open Images' boxes: each says what it frames, and whether that is one thing or a group.
+"""Pictures with Open Images' boxes, each with a label and whether it holds one thing or a group.
 
     train-annotations-bbox.csv    ImageID, LabelName, XMin, XMax, YMin, YMax (shares of the picture), IsGroupOf, ...
     class-descriptions-boxable.csv    /m/0cmf2,Airplane
     train-images-boxable-with-rotation.csv    ImageID, OriginalURL, License, ... (not needed)
     0001eeaf4aed83f9.jpg ...      anywhere in the folder; a .txt beside one is its caption
 
-The pictures that are there count, not those that the CSVs list: these name millions, and who downloads takes some.
-A picture without a box is read all the same. The format: https://storage.googleapis.com/openimages/web/download_v7.html
+The pictures are those that are there, not all that the CSVs list: these name millions, of which users download a part.
+A picture without a box is read too. The format: https://storage.googleapis.com/openimages/web/download_v7.html
 """
 
 import io
@@ -34,14 +34,14 @@ OF_BOXES = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
 EDGES = dict.fromkeys(OF_BOXES[2:], pa.float64())
 BOX = {"ImageID": pa.string(), "LabelName": pa.string(), **EDGES, "IsGroupOf": pa.string()}
 PICTURE = dict.fromkeys(("ImageID", "OriginalURL", "License"), pa.string())
-"""Columns that are read, and their types: an id may look like a number."""
+"""Columns that are read, with types: an ID of digits must not be read as a number."""
 ORIENTATION = 0x0112
-"""Of EXIF."""
+"""EXIF orientation tag."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A box as the CSV has it: its edges are shares of the picture, from left to right and from top to bottom."""
+    """A box of the CSV: its edges are shares of the picture's width and height, from the left and from the top."""
 
     label: str
     left: float
@@ -79,18 +79,22 @@ class Framed:
         return f"{files} {self.source!r} {self.frames!r}"
 
     def load(self) -> Example:
-        """Read the files; raise MISMATCHED_ANNOTATION where the picture would have to be turned."""
+        """Read the files.
+
+        Raises:
+            RecordError: MISMATCHED_ANNOTATION, the picture has to be rotated.
+        """
         data = read_file(self.image.path)
         example = to_example(self.key, data, read_file(self.txt.path) if self.txt else None, self.source)
         with Image.open(io.BytesIO(data)) as opened:
             if opened.getexif().get(ORIENTATION, 1) != 1:
-                detail = "EXIF says that the picture is to be turned; its boxes were drawn without that"
+                detail = "its EXIF orientation rotates the picture, and its boxes were drawn without that"
                 raise RecordError(Reason.MISMATCHED_ANNOTATION, detail)
         return replace(example, boxes=tuple(frame.box(example.width, example.height) for frame in self.frames))
 
 
 def is_boxes(file: File) -> bool:
-    """Whether the name says that it is a CSV of boxes."""
+    """Whether a file has the name of a CSV of boxes."""
     return _is_csv(file, "annotations-bbox")
 
 
@@ -101,7 +105,7 @@ def list_framed(files: Sequence[File], annotations: Sequence[File]) -> list[Entr
         An entry per picture, in the order of their names; a reject for the second picture of one key.
 
     Raises:
-        InputError: a CSV cannot be read, or lacks a column; no file says what the labels mean.
+        InputError: a CSV cannot be read or lacks a column, or there is no file with the names of the labels.
     """
     pictures = {posixpath.basename(file.stem): file for file in files if is_picture(file)}
     captions = {file.stem: file for file in files if file.has_extension((".txt",))}
@@ -129,17 +133,19 @@ def list_framed(files: Sequence[File], annotations: Sequence[File]) -> list[Entr
 
 
 def _read_names(files: Sequence[File]) -> dict[str, str]:
-    """Read what the labels ("/m/0cmf2") mean."""
+    """Read the names of the labels ("/m/0cmf2")."""
     found = [file for file in files if _is_csv(file, "class-descriptions")]
     if not found:
-        raise InputError("no class-descriptions*.csv among the files: without it nobody can tell what the boxes frame")
+        raise InputError(
+            "no class-descriptions*.csv among the files: it has the names of the labels, download it beside the boxes"
+        )
     plain = ReadOptions(column_names=["LabelName", "DisplayName"])
     tables = (_read_csv(file, {"LabelName": pa.string(), "DisplayName": pa.string()}, plain) for file in found)
     return {row["LabelName"]: row["DisplayName"] for table in tables for row in table.to_pylist()}
 
 
 def _read_sources(files: Sequence[File], pictures: Mapping[str, File]) -> dict[str, Source]:
-    """Read the pictures' addresses and licences, where a CSV of pictures is there."""
+    """Read the pictures' addresses and licences, if there is a CSV of pictures."""
     found = [file for file in files if _is_csv(file, "images") and not is_boxes(file)]
     rows = (row for file in found for row in _read_rows(file, pictures, PICTURE, ("ImageID",)))
     return {
@@ -154,7 +160,7 @@ def _is_csv(file: File, part: str) -> bool:
 def _read_rows(
     file: File, pictures: Mapping[str, File], columns: Mapping[str, pa.DataType], needed: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Read those rows of a CSV that are about `pictures`; of its columns, those `needed` must be filled."""
+    """Read the rows of a CSV whose ID is one of `pictures`; the columns `needed` must not have gaps."""
     table = _read_csv(file, columns, ReadOptions())
     missing = [name for name in needed if table[name].null_count]
     if missing:

@@ -1,7 +1,7 @@
-"""Parquet files with the pictures in them: a column of encoded images and one of captions.
+"""Parquet files with pictures: a column of encoded images and a column of captions.
 
-The columns go by the names in `IMAGE_COLUMNS` and so on, the first that is there. An image is bytes, or the struct
-{"bytes", "path"} of Hugging Face `datasets`. Without a key column, a row's key is the file's name and the row's number.
+The first column whose name is in `IMAGE_COLUMNS` is taken, and so on. An image is bytes, or the struct {"bytes",
+"path"} of Hugging Face `datasets`. Without a key column, the key of a row is the file's name and the row's number.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ CAPTION_COLUMNS = ("caption", "text")
 KEY_COLUMNS = ("key", "id", "__key__")
 
 ROWS_PER_ITEM = 64
-"""Rows that a worker reads in one go, at least, where the shard has them; more where row groups are larger."""
+"""Fewest rows that a worker reads in one go, if the shard has as many; larger row groups are read whole."""
 
 ROWS_PER_READ = 16
 """Rows that are decoded at a time."""
@@ -36,7 +36,7 @@ _BROKEN = (OSError, pa.ArrowException)
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that are read; `key` and `license` are "" where the file has none."""
+    """The names of the columns that are read; `key`, `license` and `url` are "" if the file has none."""
 
     image: str
     caption: str
@@ -46,7 +46,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Those that are there."""
+        """The names of those that the file has."""
         return [name for name in (self.image, self.caption, self.key, self.license, self.url) if name]
 
 
@@ -54,7 +54,7 @@ class Columns:
 class Rows:
     """An item that is the rows [start, stop) of a file; `groups` are the row groups that hold them.
 
-    `offset` is the number of the first row of the first group, `twins` are the rows whose key an earlier row has.
+    `offset` is the number of the first row of the first group, `duplicates` are the rows whose key an earlier row has.
     """
 
     file: File
@@ -63,12 +63,12 @@ class Rows:
     stop: int
     groups: tuple[int, ...]
     offset: int
-    twins: frozenset[int]
+    duplicates: frozenset[int]
 
     @property
     def stamp(self) -> str:
-        """The file's stamp, and what is read of it."""
-        return f"{self.file.stamp} {self.columns} {self.start} {self.stop} {sorted(self.twins)}"
+        """The file's stamp, and which rows and columns are read."""
+        return f"{self.file.stamp} {self.columns} {self.start} {self.stop} {sorted(self.duplicates)}"
 
     def read(self) -> Iterator[Outcome]:
         """Yield a record per row."""
@@ -87,8 +87,8 @@ class Rows:
             parquet = pq.ParquetFile(stream)
             number = self.offset
             for group in self.groups:
-                # Few rows at a time: a picture is a megabyte, a row group may hold thousands. One group at a time:
-                # a broken one takes no row before it along.
+                # Few rows at a time, as a picture may have a megabyte and a group thousands of rows. One group at a
+                # time, so that a broken group does not cost the rows before it.
                 for batch in parquet.iter_batches(ROWS_PER_READ, [group], self.columns.names, use_threads=False):
                     first, last = max(self.start - number, 0), min(self.stop - number, len(batch))
                     for index in range(first, last):
@@ -100,7 +100,7 @@ class Rows:
     def _record(self, number: int, row: dict[str, Any]) -> Outcome:
         raw = row[self.columns.key] if self.columns.key else None
         key, uri = row_key(self.file, number, raw), self._uri(number)
-        if number in self.twins:
+        if number in self.duplicates:
             return refuse(
                 key, uri, Reason.DUPLICATE_KEY, f"row {number} of {self.file.name}: an earlier row has its key"
             )
@@ -119,27 +119,27 @@ class Rows:
 
 @dataclass(frozen=True)
 class Table:
-    """What the listing learns of a file: its columns, the rows of each row group, and the rows that are twins."""
+    """A file as it was listed: its columns, the rows of each row group, and the rows with a duplicate key."""
 
     file: File
     columns: Columns
     group_sizes: tuple[int, ...]
-    twins: frozenset[int]
+    duplicates: frozenset[int]
 
 
 def row_key(file: File, number: int, raw: object) -> str:
-    """The key of a row: the cleaned `raw` one, or where that is None, the file's name and the row's number."""
+    """The key of a row: `raw`, cleaned, or if that is None, the file's name and the row's number."""
     return clean_key(f"{file.stem}-{number:08d}" if raw is None else str(raw))
 
 
 def list_rows(files: Sequence[File], samples_per_shard: int, limit: int | None) -> list[Chunk]:
     """Cut the rows of all files, in the order of the files' names, into chunks of `samples_per_shard`.
 
-    Reads the footers, and the key columns where there are some: keys must differ over the whole source.
-    A file that cannot be read becomes one reject.
+    Reads the footers and the key columns, as keys must be unique in the whole source. A file that cannot be read
+    becomes a reject.
 
     Raises:
-        InputError: a column is missing or of the wrong type, or no file can be read.
+        InputError: a column is missing or has the wrong type, or no file can be read.
     """
     tables = _inspect(files)
     chunks: list[Chunk] = []
@@ -162,7 +162,7 @@ def choose_columns(schema: pa.Schema, name: str) -> Columns:
     """Find the columns in the schema of the file `name`.
 
     Raises:
-        InputError: the image or the caption column is missing or of the wrong type.
+        InputError: the image or the caption column is missing or has the wrong type.
     """
     image, caption = _first(schema, IMAGE_COLUMNS), _first(schema, CAPTION_COLUMNS)
     for what, column, wanted in (("images", image, IMAGE_COLUMNS), ("captions", caption, CAPTION_COLUMNS)):
@@ -170,7 +170,7 @@ def choose_columns(schema: pa.Schema, name: str) -> Columns:
             raise InputError(
                 f"{name} has no column of {what} ({', '.join(wanted)}): its columns are {', '.join(schema.names)}"
             )
-    # A column without a single value has no type: its rows are rejects, not the file.
+    # A column without any value has the type null: its rows become rejects, the file is accepted.
     kind = schema.field(image).type
     inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if inner not in (pa.binary(), pa.large_binary(), pa.null()):
@@ -190,7 +190,7 @@ def _first(schema: pa.Schema, names: Sequence[str]) -> str:
 
 def _inspect(files: Sequence[File]) -> list[Table | Reject]:
     tables: list[Table | Reject] = []
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for file in files:
         try:
             with open_file(file.path) as stream:
@@ -201,13 +201,13 @@ def _inspect(files: Sequence[File]) -> list[Table | Reject]:
         except _BROKEN as error:
             tables.append(refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, f"no Parquet file: {error}"))
             continue
-        twins = set()
+        duplicates = set()
         for number, raw in enumerate(keys):
             key = row_key(file, number, raw)
-            seen[key] += 1
-            if seen[key] > 1:
-                twins.add(number)
-        tables.append(Table(file, columns, sizes, frozenset(twins)))
+            counts[key] += 1
+            if counts[key] > 1:
+                duplicates.add(number)
+        tables.append(Table(file, columns, sizes, frozenset(duplicates)))
     rejects = [table for table in tables if isinstance(table, Reject)]
     if len(rejects) == len(tables):
         raise InputError(f"{files[0].path}: {rejects[0].detail}")
@@ -219,7 +219,7 @@ def _length(table: Table | Reject) -> int:
 
 
 def _cut(table: Table, start: int, stop: int) -> list[Rows]:
-    """Cut the rows [start, stop) into items, at ends of row groups: a group is always read from its beginning."""
+    """Cut the rows [start, stop) into items at the ends of row groups, as a group is always read from its beginning."""
     items = []
     groups: list[int] = []
     end = offset = 0
@@ -231,8 +231,8 @@ def _cut(table: Table, start: int, stop: int) -> list[Rows]:
             groups.append(group)
         if groups and (end >= stop or end - max(offset, start) >= ROWS_PER_ITEM):
             first, last = max(offset, start), min(end, stop)
-            twins = frozenset(number for number in table.twins if first <= number < last)
-            items.append(Rows(table.file, table.columns, first, last, tuple(groups), offset, twins))
+            duplicates = frozenset(number for number in table.duplicates if first <= number < last)
+            items.append(Rows(table.file, table.columns, first, last, tuple(groups), offset, duplicates))
             groups = []
         if end >= stop:
             break

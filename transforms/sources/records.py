@@ -1,4 +1,4 @@
-"""What every kind of source shares: an example out of a picture and its caption, and the cutting into chunks."""
+"""What all kinds of source share: making an example from a picture and its caption, and cutting into chunks."""
 
 import hashlib
 import json
@@ -15,29 +15,29 @@ from transforms.batch import Outcome
 STAGE = "read"
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-"""What counts as a picture, in the order in which one of several is chosen."""
+"""Extensions of pictures; of several pictures of one sample, the first in this order is taken."""
 
 MAX_CAPTION = 2_000
-"""Characters of the longest caption that is taken: anything longer is an article, or an error of the scraper's."""
+"""Most characters of a caption: a longer text is an article, or an error of the scraper."""
 
 
 class Item(Protocol):
-    """Inputs that one worker reads in one go; they belong to one shard."""
+    """Inputs of one shard that a worker reads in one go."""
 
     @property
     def stamp(self) -> str:
-        """What changes whenever the records that come out of it do."""
+        """A text that changes whenever the records that are read from it do."""
 
     def read(self) -> Iterator[Outcome]:
-        """Yield its records, always the same ones in the same order; a bad one is a reject."""
+        """Yield its records, always the same in the same order; a bad record is a reject."""
 
 
 @dataclass(frozen=True)
 class Chunk:
     """The inputs of one output shard.
 
-    `fingerprint` is a SHA-256 over what identifies their content: names, sizes, times of change, rows. `expected` is
-    the number of records in them, None where only reading tells.
+    `fingerprint` is the SHA-256 of what identifies their content: names, sizes, times of change, rows. `expected` is
+    the number of records in them, None if it is not known before reading.
     """
 
     shard: int
@@ -47,18 +47,18 @@ class Chunk:
 
     @classmethod
     def of(cls, shard: int, items: Sequence[Item], expected: int | None) -> "Chunk":
-        """Make the chunk of `items`."""
+        """Make a chunk of `items`."""
         stamps = "\n".join(item.stamp for item in items)
         digest = hashlib.sha256(stamps.encode("utf-8", "surrogatepass")).hexdigest()
         return cls(shard, tuple(items), digest, expected)
 
 
 class Entry(Protocol):
-    """A record that the listing found in files of its own."""
+    """A record that is in files of its own."""
 
     @property
     def key(self) -> str:
-        """Its key, cleaned."""
+        """The key, as `clean_key` returns it."""
 
     @property
     def uri(self) -> str:
@@ -66,15 +66,19 @@ class Entry(Protocol):
 
     @property
     def stamp(self) -> str:
-        """What changes whenever the record does."""
+        """A text that changes whenever the record does."""
 
     def load(self) -> Example:
-        """Read it; raise a RecordError or an OSError where that fails."""
+        """Read it.
+
+        Raises:
+            RecordError or OSError: that failed.
+        """
 
 
 @dataclass(frozen=True)
 class Group:
-    """An item of consecutive entries; what the listing itself refused stands among them as rejects."""
+    """An item of consecutive entries; records that were refused when they were listed are among them as rejects."""
 
     entries: tuple[Entry | Reject, ...]
 
@@ -99,12 +103,12 @@ def cut_entries(entries: Sequence[Entry | Reject], samples_per_shard: int, batch
 
 
 def refuse(key: str, uri: str, reason: Reason, detail: str) -> Reject:
-    """Make the reject of a record that the readers refuse."""
+    """Make the reject of a record that cannot be read."""
     return Reject(key, uri, STAGE, reason, " ".join(detail.split())[:500])
 
 
 def attempt(key: str, uri: str, load: Callable[[], Example]) -> Outcome:
-    """Return what `load` returns, or the reject of what it raises: a bad record never stops a job."""
+    """Return the example that `load` returns, or a reject if it raises: a bad record never stops a job."""
     try:
         return load()
     except RecordError as error:
@@ -116,10 +120,10 @@ def attempt(key: str, uri: str, load: Callable[[], Example]) -> Outcome:
 
 
 def to_example(key: str, image: bytes | None, caption: object, source: Source) -> Example:
-    """Make the example of a picture file's bytes and its caption; without one (None), its caption is "".
+    """Make an example of the bytes of a picture file and its caption; None as the caption becomes "".
 
     Raises:
-        RecordError: the picture is missing, or it or the caption is unfit.
+        RecordError: the picture is missing, or the picture or the caption cannot be used.
     """
     if image is None:
         raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the caption")
@@ -133,18 +137,18 @@ def to_example(key: str, image: bytes | None, caption: object, source: Source) -
 def clean_caption(caption: object) -> str:
     """Return a caption as it is stored: UTF-8 decoded, on one line.
 
-    Control characters (NUL among them) count as spaces; spaces and line breaks in a row become one space, because
-    text encoders read them so, and a parser would take a line break for a word. All else stays as it was written.
+    Control characters (including NUL) count as spaces, and each run of spaces and line breaks becomes one space: text
+    encoders read them that way, and a parser would take a line break for a word. The rest stays as it is.
 
     Raises:
-        RecordError: UNDECODABLE_CAPTION (invalid UTF-8, or no text at all, as a list), EMPTY_CAPTION (nothing that
-            can be seen), LONG_CAPTION (more than `MAX_CAPTION` characters).
+        RecordError: UNDECODABLE_CAPTION (invalid UTF-8, or a value that is no text), EMPTY_CAPTION (no visible
+            character), LONG_CAPTION (more than `MAX_CAPTION` characters).
     """
     try:
         text = caption.decode("utf-8-sig") if isinstance(caption, bytes) else caption
         if not isinstance(text, str):
             raise RecordError(Reason.UNDECODABLE_CAPTION, f"the caption is a {type(text).__name__}, not text")
-        text.encode("utf-8")  # JSON can smuggle in half a surrogate pair, which no file takes
+        text.encode("utf-8")  # JSON may contain half a surrogate pair, which cannot be encoded
     except UnicodeError as error:
         raise RecordError(Reason.UNDECODABLE_CAPTION, f"the caption is not valid UTF-8: {error}") from error
     text = " ".join("".join(" " if _is_control(c) else c for c in text).split())
@@ -161,7 +165,7 @@ def parse_metadata(data: bytes) -> dict[str, Any]:
     """Read the JSON object beside a picture.
 
     Raises:
-        RecordError: UNDECODABLE_CAPTION, it is no JSON object in UTF-8.
+        RecordError: UNDECODABLE_CAPTION, it is not a JSON object in UTF-8.
     """
     try:
         fields = json.loads(data.decode("utf-8-sig"))
@@ -192,5 +196,5 @@ def _is_control(character: str) -> bool:
 
 
 def _encodable(text: str) -> str:
-    """Make text fit for JSON: a file name that is not UTF-8 reaches Python with lone surrogates in it."""
+    """Escape lone surrogates, with which Python reads a file name that is not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,10 +1,10 @@
-"""SA-1B's tars: pictures with the masks that Segment Anything drew, which name no classes.
+"""SA-1B's tars: pictures with masks by Segment Anything, without classes.
 
     sa_000000.tar    sa_1.jpg   sa_1.json {"image": {"width", "height", ...}, "annotations": [{"segmentation", ...}]}
-    captions/sa_1.txt   or   captions.parquet (columns key, caption), any name: captions that somebody wrote, if any
+    captions/sa_1.txt   or   captions.parquet (columns key, caption; any file name): captions, if there are any
 
-A tar is read as a stream, as `webdataset` reads it, and becomes one shard. SA-1B has no captions: a .txt beside a
-picture in its tar counts, else what stands beside the first tar; a picture without one has the caption "".
+A tar is read as a stream and becomes one shard, as in `webdataset`. SA-1B has no captions of its own: they are the .txt
+beside a picture in its tar, else the files beside the first tar; a picture without one has the caption "".
 The format: https://github.com/facebookresearch/segment-anything#dataset.
 """
 
@@ -32,14 +32,14 @@ from transforms.sources.records import Chunk, attempt, to_example
 from transforms.sources.webdataset import Tar, TarSample, picture_of, prefixes, take_tars
 
 LABEL = "object"
-"""The class of every segment: SA-1B names none."""
+"""The class of every segment, as SA-1B has none."""
 
 _PUBLISHED = re.compile(r"sa_\d+\.tar")
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Where the captions beside the tars stand: a Parquet file, a folder of .txt files, or nowhere ("").
+    """The captions beside the tars: `path` is a Parquet file, a folder of .txt files, or "" if there are none.
 
     `stamp` changes whenever one of them does.
     """
@@ -48,10 +48,10 @@ class Captions:
     stamp: str = ""
 
     def of(self, name: str) -> object:
-        """The caption of the picture `name` ("sa_1"), None where there is none.
+        """The caption of the picture `name` ("sa_1"), None if there is none.
 
         Raises:
-            RecordError: UNREADABLE_FILE, the Parquet file broke since it was listed.
+            RecordError: UNREADABLE_FILE, the Parquet file has become unreadable since it was listed.
         """
         if _is_table(self.path):
             return _read_captions(self.path, self.stamp).get(name)
@@ -63,7 +63,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class AnnotatedTar:
-    """An item that is one of SA-1B's tars."""
+    """An item that is a tar of SA-1B."""
 
     tar: Tar
     captions: Captions
@@ -83,15 +83,15 @@ class AnnotatedTar:
 
 
 def is_published(file: File) -> bool:
-    """Whether it has the name of one of SA-1B's tars, `sa_000000.tar`."""
+    """Whether a file has the name of a tar of SA-1B, `sa_000000.tar`."""
     return bool(_PUBLISHED.fullmatch(posixpath.basename(file.name)))
 
 
 def list_annotated_tars(tars: Sequence[File], beside: Sequence[File], limit: int | None) -> list[Chunk]:
     """Make a chunk per tar, in the order of their names.
 
-    Keys are those of the samples: SA-1B numbers its pictures through all tars. Where these do not have their
-    published names, or two have the same one, the tar's name goes before the keys.
+    Keys are those of the samples, as SA-1B numbers its pictures across all tars. If the tars do not have their
+    published names, or two have the same name, keys begin with the name of the tar.
 
     Args:
         tars: the tars.
@@ -99,7 +99,7 @@ def list_annotated_tars(tars: Sequence[File], beside: Sequence[File], limit: int
         limit: take only the first records.
 
     Raises:
-        InputError: captions stand in several places, or their Parquet file cannot be read.
+        InputError: there are captions in several places, or their Parquet file cannot be read.
     """
     captions = find_captions(tars, beside)
     names = {posixpath.basename(tar.name) for tar in tars}
@@ -117,7 +117,7 @@ def find_captions(tars: Sequence[File], beside: Sequence[File]) -> Captions:
     """
     folders = {_folder(tar.path) for tar in tars}
     found = {file.path: file.stamp for file in beside if _is_table(file.path) and _folder(file.path) in folders}
-    # A listing is sorted by name, so the digest is of the folder's files in that order.
+    # `beside` is sorted by name, so the digest does not depend on the order in which files were found.
     texts: dict[str, Any] = {}
     for file in beside:
         folder = posixpath.dirname(file.path)
@@ -126,7 +126,7 @@ def find_captions(tars: Sequence[File], beside: Sequence[File]) -> Captions:
             texts.setdefault(folder, hashlib.sha256()).update(f"{file.stamp}\n".encode("utf-8", "surrogatepass"))
     found.update({folder: digest.hexdigest() for folder, digest in texts.items()})
     if len(found) > 1:
-        raise InputError(f"captions stand in several places beside the tars, {', '.join(sorted(found))}: keep one")
+        raise InputError(f"there are captions in several places beside the tars, {', '.join(sorted(found))}: keep one")
     for path, stamp in found.items():
         if _is_table(path):
             _check_table(path)
@@ -135,7 +135,7 @@ def find_captions(tars: Sequence[File], beside: Sequence[File]) -> Captions:
 
 
 def load(sample: TarSample, captions: Captions) -> Example:
-    """Make the example of a picture and its annotation.
+    """Make an example of a picture and its annotation.
 
     Raises:
         RecordError: MISSING_IMAGE; MISMATCHED_ANNOTATION, the annotation is missing or malformed, or is for another
@@ -146,7 +146,7 @@ def load(sample: TarSample, captions: Captions) -> Example:
         raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the annotation")
     if "json" not in sample.members:
         raise mismatch("there is no annotation (.json) with the picture")
-    # The name's last part alone: a member called "../x" must not lead out of the folder of captions.
+    # Only the last part of the name: a member called "../x" must not be looked up outside the folder of captions.
     caption = sample.members["txt"] if "txt" in sample.members else captions.of(posixpath.basename(sample.uri))
     example = to_example(sample.key, image, caption, Source(sample.uri))
     size, annotations = read_annotation(sample.members["json"])
@@ -158,7 +158,7 @@ def read_annotation(content: bytes) -> tuple[tuple[int, int], list[Any]]:
     """Return the (height, width) in pixels and the annotations of a picture's JSON.
 
     Raises:
-        RecordError: MISMATCHED_ANNOTATION, it is no annotation of SA-1B.
+        RecordError: MISMATCHED_ANNOTATION, it is not an annotation of SA-1B.
     """
     try:
         fields = json.loads(content)
@@ -172,10 +172,10 @@ def read_annotation(content: bytes) -> tuple[tuple[int, int], list[Any]]:
 
 
 def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[Segment, ...]:
-    """Return a segment per annotation that covers anything; its score is `predicted_iou`, cut to [0, 1].
+    """Return a segment per annotation whose mask is not empty; its score is `predicted_iou`, clipped to [0, 1].
 
     Args:
-        annotations: as they stand in the JSON.
+        annotations: those of the JSON.
         size: (height, width) of the picture in pixels.
 
     Raises:
@@ -213,12 +213,12 @@ def _check_table(path: str) -> None:
         kind = schema.field(name).type if name in schema.names else None
         if kind not in (pa.string(), pa.large_string()):
             problem = f"column {name} holds {kind}, not text" if kind else f"there is no column {name}"
-            raise InputError(f"{path}: {problem}: captions stand in the columns key (sa_1) and caption")
+            raise InputError(f"{path}: {problem}: captions are read from the columns key (sa_1) and caption")
 
 
 @lru_cache(maxsize=1)
 def _read_captions(path: str, stamp: str) -> dict[str, str | None]:  # noqa: ARG001 - another file under the same path
-    """Read all captions, by picture; of several of one picture the first counts."""
+    """Read all captions, by picture; of several captions of a picture, the first."""
     try:
         with open_file(path) as stream:
             table = pq.read_table(stream, columns=["key", "caption"])

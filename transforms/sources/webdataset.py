@@ -1,9 +1,9 @@
-"""WebDataset tars, as img2dataset writes them: consecutive members of one key are a sample.
+"""WebDataset tars, as img2dataset writes them: consecutive members with one key are a sample.
 
     000000012.jpg   000000012.txt   000000012.json {"caption": ..., "url": ..., "license": ...}
 
-A tar is read as a stream, never unpacked, and becomes one shard. As in webdataset, a member's key ends at the first
-dot of its file name, what follows is its kind.
+A tar is read as a stream, never unpacked, and becomes one shard. As in webdataset, the key of a member ends at the
+first dot of its file name; what follows is its kind.
 """
 
 import re
@@ -37,18 +37,22 @@ _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 _BROKEN = (tarfile.TarError, EOFError, zlib.error, OSError)
 
 Members = dict[str, bytes]
-"""A sample's contents by what follows the first dot of the member's name, in lower case."""
+"""The contents of a sample by kind: what follows the first dot of the member's name, in lower case."""
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """A header that ends the archive only where its end mark stands.
+    """A header that ends the archive only if it is the end mark.
 
-    `tarfile` takes a header that is missing, cut off or corrupt for the end: samples would be lost in silence.
+    `tarfile` takes a header that is missing, truncated or corrupt for the end: samples would be lost silently.
     """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Read the next header; raise a ReadError unless it is whole or the end mark."""
+        """Read the next header.
+
+        Raises:
+            tarfile.ReadError: it is neither complete nor the end mark.
+        """
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -59,7 +63,7 @@ class StrictTarInfo(tarfile.TarInfo):
 
 @dataclass(frozen=True)
 class Tar:
-    """An item that is one tar. `prefix` goes before its keys; at most `limit` records are taken, all where None."""
+    """An item that is a tar. Its keys begin with `prefix`; only the first `limit` records are taken (None: all)."""
 
     file: File
     prefix: str
@@ -67,24 +71,24 @@ class Tar:
 
     @property
     def stamp(self) -> str:
-        """The file's stamp and how it is read."""
+        """The file's stamp, the prefix and the limit."""
         return f"{self.file.stamp} {self.prefix!r} {self.limit}"
 
     def read(self) -> Iterator[Outcome]:
-        """Yield a record per sample, and a reject where the tar breaks off."""
+        """Yield a record per sample, and a reject if the tar is truncated or corrupt."""
         for sample in self.samples():
             yield sample if isinstance(sample, Reject) else attempt(sample.key, sample.uri, sample.load)
 
     def samples(self) -> Iterator["TarSample | Reject"]:
-        """Yield the samples as they stand there; a reject for the second of one key, and where the tar breaks off."""
+        """Yield the samples; a reject for the second sample of a key, and if the tar is truncated or corrupt."""
         return islice(self._samples(), self.limit)
 
     def count(self, limit: int) -> int:
-        """Read the tar, without decoding anything, until `limit` records are seen; return how many there were."""
+        """Count its records up to `limit`, without decoding them."""
         return sum(1 for _ in islice(self._samples(), limit))
 
     def _samples(self) -> Iterator["TarSample | Reject"]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         try:
             with (
                 open_file(self.file.path) as stream,
@@ -92,51 +96,51 @@ class Tar:
             ):
                 for raw, members in read_samples(archive):
                     sample = TarSample(clean_key(f"{self.prefix}{raw}"), f"{self.file.uri}/{raw}", members)
-                    if sample.key in seen:
+                    if sample.key in keys:
                         detail = f"{self.file.name} has an earlier sample {raw}"
                         yield refuse(sample.key, sample.uri, Reason.DUPLICATE_KEY, detail)
                     else:
-                        seen.add(sample.key)
+                        keys.add(sample.key)
                         yield sample
         except _BROKEN as error:
-            # Nothing at all: no tar, or no access. Otherwise what came before the break has been read.
-            reason = Reason.TRUNCATED_ARCHIVE if seen else Reason.UNREADABLE_FILE
-            detail = f"{self.file.name} breaks off after {len(seen)} samples: {error}"
+            # Without any sample it is no tar, or cannot be accessed; otherwise a part of it has been read.
+            reason = Reason.TRUNCATED_ARCHIVE if keys else Reason.UNREADABLE_FILE
+            detail = f"{self.file.name} breaks off after {len(keys)} samples: {error}"
             yield refuse(clean_key(self.file.name), self.file.uri, reason, detail)
 
 
 @dataclass(frozen=True)
 class TarSample:
-    """A sample as it stands in a tar."""
+    """A sample of a tar."""
 
     key: str
     uri: str
     members: Members
 
     def load(self) -> Example:
-        """Make its example; the caption is the .txt, else the one in the .json."""
+        """Make its example; the caption is that of the .txt, else that of the .json."""
         fields = parse_metadata(self.members["json"]) if "json" in self.members else {}
         caption = self.members.get("txt", caption_of(fields))
         return to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri))
 
 
 def is_tar(file: File) -> bool:
-    """Whether the name says that it is a tar."""
+    """Whether a file has the extension of a tar."""
     return file.has_extension(EXTENSIONS)
 
 
 def list_tars(files: Sequence[File], limit: int | None) -> list[Chunk]:
     """Make a chunk per tar, in the order of their names.
 
-    One tar's keys are those of its samples; with several, the tar's name goes before them, so that two samples of one
-    key in two tars stay two. With `limit`, as many samples are read here as it asks for, to know where it falls.
+    With one tar, keys are those of its samples; with several, they begin with the tar's name, as samples of two tars
+    may have the same key. With `limit`, tars are read here up to that number of samples.
     """
     tars = take_tars([Tar(file, prefix) for file, prefix in zip(files, prefixes(files), strict=True)], limit)
     return [Chunk.of(shard, [tar], tar.limit) for shard, tar in enumerate(tars)]
 
 
 def take_tars(tars: Sequence[Tar], limit: int | None) -> list[Tar]:
-    """Return the tars that hold the first `limit` records, and of the last one only those; all where it is None."""
+    """Return the tars with the first `limit` records, the last one limited to them; all tars if it is None."""
     if limit is None:
         return [*tars]
     taken: list[Tar] = []
@@ -153,8 +157,8 @@ def read_samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
     """Yield the key and the members of each sample.
 
     Raises:
-        tarfile.ReadError, EOFError, zlib.error, OSError: the archive breaks off. The sample at the break has been
-            yielded only if it held a picture and a caption and the break does not lie in one of its members.
+        tarfile.ReadError, EOFError, zlib.error, OSError: the archive is truncated or corrupt. The last sample before
+            that has been yielded only if it has a picture and a caption and none of its members is incomplete.
     """
     key, members, inside = "", Members(), False
     try:
@@ -180,16 +184,16 @@ def read_samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
 
 
 def picture_of(members: Members) -> bytes | None:
-    """The picture of a sample; None where it has none."""
+    """The picture of a sample; None if it has none."""
     return next((members[kind] for kind in IMAGE_EXTENSIONS if kind in members), None)
 
 
 def prefixes(files: Sequence[File]) -> list[str]:
-    """What goes before the keys of each tar: nothing where there is one, else its name."""
+    """The prefix of each tar's keys: "" for a single tar, else its name."""
     if len(files) == 1:
         return [""]
     stems = [re.sub(r"(\.tar|\.tar\.gz|\.tgz)$", "", file.name, flags=re.IGNORECASE) for file in files]
-    # "a" + "_" + "b_c" and "a_b" + "_" + "c" would be one key; full paths of files never go on into one another.
+    # "a" + "_" + "b_c" and "a_b" + "_" + "c" would be the same key; with full names and "/" that cannot happen.
     starts = {stem[: mark.start()] for stem in stems for mark in re.finditer("_", stem)}
     if starts.intersection(stems) or len(set(stems)) < len(stems):
         return [f"{file.name}/" for file in files]

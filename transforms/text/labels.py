@@ -1,4 +1,4 @@
-"""How well a phrase's head noun names a segment's class: a similarity that needs no model."""
+"""Similarity of a phrase's head noun and a segment's class, without a model."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,16 @@ from schemas.example import Phrase, Segment
 from transforms.text.synonyms import KINDS, SYNONYMS, plain_label
 
 SAME, SYNONYM, KIND = 0.98, 0.88, 0.58
-"""What a class's own name, another word for it and a wider word are worth; up to 0.02 are added by size."""
+"""Similarity of a class to its own name, to a synonym and to a wider word."""
 THING_BONUS, AREA_BONUS = 0.01, 0.01
+"""Most that is added for a thing, and for its area; the sum never outweighs a better word."""
 
 
 def label_similarity(phrases: Sequence[Phrase], segments: Sequence[Segment]) -> NDArray[np.float64]:
-    """Compare phrases with class names: [P, S] float64 in [0, 1], 0 where the words have nothing in common.
+    """Compare phrases with class names: [P, S] float64 in [0, 1], 0 if they are unrelated.
 
-    Of several segments of one class a caption means the one that strikes the eye: things come before stuff, and
-    larger segments before smaller ones, by an amount that never outweighs a better word.
+    Of several segments of a class, a caption usually means the most conspicuous one: things score slightly more than
+    stuff, and larger segments slightly more than smaller ones.
     """
     scores = np.zeros((len(phrases), len(segments)))
     largest = max((segment.area for segment in segments), default=1) or 1
@@ -32,8 +33,8 @@ def label_similarity(phrases: Sequence[Phrase], segments: Sequence[Segment]) -> 
 def word_similarity(phrase: Phrase, label: str) -> float:
     """Compare a phrase with a class name: `SAME`, `SYNONYM`, `KIND` or 0.
 
-    The class's own name may have several words, which the phrase must end in: "a stop sign" is a "stop sign",
-    "a sign" is not. A compound that ends in another class is none of it: "a hot dog" is no dog.
+    A phrase names a class of several words if it ends in them: "a stop sign" is a "stop sign", "a sign" is not. A
+    compound that is another class does not name the class of its last word: "a hot dog" is no dog.
     """
     name = plain_label(label)
     root = phrase.root.lower()

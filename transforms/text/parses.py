@@ -1,15 +1,15 @@
-"""What a parser says of a caption, as plain values: the rules on phrases and plurals need no parser to be tested."""
+"""A parsed caption as plain values, so that the rules for phrases and plurals can be tested without a parser."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token, characters [start, end) of its caption.
+    """A token, characters [start, end) of its caption.
 
     `lemma` is lower case; for a plural without a lemma from the parser, its singular. `pos` is the Universal
     part of speech ("NOUN", "PRON", "NUM" ...), `dep` the CLEAR relation to the token at index `head` (its own
-    for a root), `number` is "Sing", "Plur" or "" where the parser does not tell.
+    for a root), `number` is "Sing", "Plur" or "" if the parser gives none.
     """
 
     text: str
@@ -26,8 +26,8 @@ class Token:
 class Parse:
     """A parsed caption.
 
-    `chunks` are base noun phrases as token ranges, end exclusive, in order and apart from each other; the last
-    token of each is its head.
+    `chunks` are base noun phrases as token ranges, end exclusive, in order and without overlaps; the last token of each
+    is its head.
     """
 
     caption: str
@@ -40,5 +40,5 @@ class Parse:
 
 
 def word_set(words: str) -> frozenset[str]:
-    """The words of a rule's table, given as one text."""
+    """The words of a table, separated by spaces."""
     return frozenset(words.split())

@@ -1,7 +1,7 @@
 """Noun phrases of captions: the rules on a parse, and the transform that runs the parser.
 
-A phrase here is a candidate subject: something that could be seen in the picture. The parser gives base noun
-phrases; the rules below, each a table or a function, leave out what names no thing and join what names one.
+A phrase is a candidate subject: something that could be visible in the picture. The parser gives base noun phrases; the
+rules below, each a table or a function, drop those that name no thing and join those that together name one.
 """
 
 import unicodedata
@@ -34,38 +34,38 @@ RELATIONS = word_set(
 corner"), kept where they are things ("a woman in a red top")."""
 
 POSITIONS = RELATIONS | word_set("far near upper lower very other opposite same")
-"""Words that may stand before a part of space without making a thing of it."""
+"""Words that may precede a part of space without turning it into a thing."""
 
 IMAGES = word_set(
     """photo photograph picture image painting drawing view close closeup up shot portrait illustration sketch rendering
     cartoon snapshot selfie"""
 )
-"""What a caption may say that it is ("close up" may be one noun or two): left out where the caption opens with it ("a
+"""What a caption may call the picture ("close up" may be one noun or two): left out at the beginning of a caption ("a
 photo of a dog"), kept elsewhere ("a wall with a painting of a dog")."""
 
 AMOUNTS = word_set("lot number variety kind type sort bit dozen plenty amount hundred thousand")
-"""Joined with what they measure ("a lot of apples", root "apple"); left out where they measure nothing."""
+"""Joined with what they measure ("a lot of apples", root "apple"); left out if they measure nothing."""
 
 COLLECTIVES = word_set(
     """group pair couple bunch set piece slice row pile stack herd flock crowd handful series collection assortment
     array cluster pack swarm school"""
 )
-"""Joined with what they hold together ("a group of people", root "person"); kept where they stand alone."""
+"""Joined with their members ("a group of people", root "person"); kept if they stand alone."""
 
 NEGATIONS = frozenset(("no", "not", "without", "neither", "nor"))
-"""What the caption says is absent."""
+"""Words before what is absent."""
 
 PRONOUNS = frozenset(("PRON", "DET"))
-"""Parts of speech of a head that names nothing by itself: "it", "this"."""
+"""Parts of speech of heads that name nothing by themselves: "it", "this"."""
 
 DEFINITE = frozenset(("the", "this", "that", "these", "those"))
 BREAKS = frozenset(".!?;:|()[]{}<>")
-"""Signs that no noun phrase runs across: a parser that took two lines for one is cut back to the second."""
+"""Punctuation that no noun phrase contains: a chunk that does, as of two lines, is cut to what follows it."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens [start, end) of a phrase to be; `root` is the index of the token that says what it is."""
+    """Tokens [start, end) of a possible phrase; `root` is the index of the token that names the thing."""
 
     start: int
     end: int
@@ -73,7 +73,7 @@ class Chunk:
 
 
 def find_phrases(parse: Parse) -> tuple[Phrase, ...]:
-    """The caption's phrases that may name something to be seen, in order; `text == caption[start:end]`."""
+    """The caption's phrases that may name something visible, in order; `text == caption[start:end]`."""
     chunks = [trimmed for start, end in parse.chunks if (trimmed := _trim(parse, start, end))]
     chunks = _join_measures(parse, chunks)
     opening = _opening(parse, chunks)
@@ -82,7 +82,7 @@ def find_phrases(parse: Parse) -> tuple[Phrase, ...]:
 
 
 def _trim(parse: Parse, start: int, end: int) -> Chunk | None:
-    """Cut what does not belong to the phrase off its left: quotes, "both", "just"; None if it has no word left."""
+    """Remove leading tokens that do not belong to a phrase, as quotes, "both", "just"; None if no word is left."""
     tokens = parse.tokens
     for i in range(start, end - 1):
         if tokens[i].text in BREAKS or "\n" in tokens[i].text:
@@ -103,8 +103,8 @@ def _is_leading(token: Token, following: Token) -> bool:
 def _join_measures(parse: Parse, chunks: Sequence[Chunk]) -> list[Chunk]:
     """Join "a pair" + "of" + "shoes" to one chunk of root "shoes".
 
-    Only the innermost measure is joined: of "a group of a group of people", a captioner's stutter, there
-    remains "a group of people". A measure of something that is left out is left out with it.
+    Only the innermost measure is joined: "a group of a group of people", a repetition of captioners, becomes "a group
+    of people". A measure is left out together with what it measures.
     """
     joined: list[Chunk] = []
     for chunk in chunks:
@@ -131,7 +131,7 @@ def _opening(parse: Parse, chunks: Sequence[Chunk]) -> Chunk | None:
 
 
 def _is_thing(parse: Parse, chunk: Chunk) -> bool:
-    """Whether the chunk may name something to be seen: no pronoun, nothing absent, no amount, no part of space."""
+    """Whether a chunk may name something visible: no pronoun, nothing absent, no amount, no part of space."""
     root = parse.tokens[chunk.root]
     if root.pos in PRONOUNS or _is_link(root.text) or root.lemma in AMOUNTS:
         return False
@@ -154,9 +154,9 @@ def _is_bare_place(parse: Parse, chunk: Chunk) -> bool:
 
 
 def _first_mentions(parse: Parse, chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Leave out what is mentioned again: "a dog and a cat; the dog sleeps" shows one dog.
+    """Leave out second mentions: "a dog and a cat; the dog sleeps" shows one dog.
 
-    A definite phrase is a re-mention if an earlier phrase of the same root has all of its words. "A dog and a
+    A definite phrase is a second mention if an earlier phrase with the same root has all of its words. "A dog and a
     dog" are two dogs, and "the blue ball" is not "a red ball": those are kept.
     """
     kept: list[Chunk] = []
@@ -188,7 +188,7 @@ def _phrase(parse: Parse, chunk: Chunk) -> Phrase:
 
 
 def _is_letter(char: str) -> bool:
-    """Whether a phrase may end in `char`: a letter, a digit or a mark that combines with one."""
+    """Whether a phrase may end in `char`: a letter, a digit or a combining mark."""
     return unicodedata.category(char)[0] in "LNM"
 
 
@@ -197,15 +197,15 @@ def add_phrases(example: Example, parse: Parse, *, plurals: bool) -> Example:
 
     Args:
         example: the record; its caption becomes the one that the phrases lie in.
-        parse: what the parser says of `example.source_caption`.
-        plurals: write numbered plurals out; `source_caption` keeps the caption as it was.
+        parse: the parse of `example.source_caption`.
+        plurals: write out numbered plurals; `source_caption` keeps the original.
 
     Raises:
-        RecordError: the caption has no phrase that could name something to be seen.
+        RecordError: NO_PHRASE, no phrase of the caption may name something visible.
     """
     caption, phrases = parse.caption, find_phrases(parse)
     if not phrases:
-        raise RecordError(Reason.NO_PHRASE, f"no noun phrase that could be seen in {caption[:100]!r}")
+        raise RecordError(Reason.NO_PHRASE, f"no noun phrase that may name something visible in {caption[:100]!r}")
     if plurals:
         caption, phrases = expand_plurals(parse, phrases)
     return replace(example, caption=caption, phrases=phrases)

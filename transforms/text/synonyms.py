@@ -1,9 +1,8 @@
-"""Words for the classes of COCO: what else a caption calls them.
+"""Words for the classes of COCO: other words that captions use for them.
 
-Each line is `class: words`; a class is written as `plain_label` writes it. Words are lemmas. Words for many ("team",
-"crowd") are left out on purpose: a segment is one of them, not all. So are words for a part ("cloud", "branch") and
-words that more often mean another thing ("trunk", "fan", "model"). `KINDS` names wider words, which fit a class less
-surely than its own.
+Each line is `class: words`; the class as `plain_label` returns it, the words as lemmas. Words for groups ("team",
+"crowd") are left out, as a segment is a single thing, and so are words for parts ("cloud", "branch") and words that
+more often mean another thing ("trunk", "fan", "model"). `KINDS` has wider words, which match a class less surely.
 """
 
 _SYNONYMS = """
@@ -176,10 +175,10 @@ def _parse(table: str) -> dict[str, frozenset[str]]:
 
 
 SYNONYMS = _parse(_SYNONYMS)
-"""Class, as `plain_label` writes it, to other words for it."""
+"""Other words for a class, by its name as `plain_label` returns it."""
 
 KINDS = _parse(_KINDS)
-"""A wider word to the classes that it covers."""
+"""The classes that a wider word covers."""
 
 
 def plain_label(label: str) -> str:

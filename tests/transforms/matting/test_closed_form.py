@@ -186,18 +186,18 @@ def test_holes_islands_and_bands_of_one_pixel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "trimap", "told"),
+    ("image", "trimap", "message"),
     [
         (np.zeros((4, 4)), np.zeros((4, 4), np.uint8), r"image must be \[H, W, 3\] float64, it is \[4, 4\]"),
         (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), "it is .* float32"),
         (np.zeros((4, 4, 3)), np.zeros((4, 5), np.uint8), r"trimap must be \[4, 4\] uint8, it is \[4, 5\]"),
         (np.zeros((4, 4, 3)), np.zeros((4, 4)), "it is .* float64"),
-        (np.full((4, 4, 3), np.nan), np.zeros((4, 4), np.uint8), "values that are no numbers"),
+        (np.full((4, 4, 3), np.nan), np.zeros((4, 4), np.uint8), "the image holds NaN or infinity"),
         (np.zeros((4, 4, 3)), np.full((4, 4), 127, np.uint8), "holds 127: its values are 0, 128 and 255"),
     ],
 )
-def test_what_is_no_picture_or_trimap_is_refused(image: Floats, trimap: NDArray[np.uint8], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_is_no_picture_or_trimap_is_refused(image: Floats, trimap: NDArray[np.uint8], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         closed_form_alpha(image, trimap)
 
 

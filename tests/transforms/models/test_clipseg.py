@@ -96,7 +96,7 @@ def test_the_transform_fills_the_field(folder: Path, clipseg: ClipSeg) -> None:
 
 
 def test_what_is_no_clipseg_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
-    cases = {"empty": "no CLIPSeg that can be loaded", "other": "of type owlvit, not CLIPSeg", "gap": "lacks 1 of its"}
+    cases = {"empty": "no CLIPSeg that can be loaded", "other": "of type owlvit: give", "gap": "lacks 1 of its"}
     for name in cases:
         shutil.copytree(folder, tmp_path / name)
     (tmp_path / "empty" / "model.safetensors").write_bytes(b"")

@@ -92,7 +92,7 @@ def test_what_is_no_grounding_dino_is_refused_with_what_is_wrong(folder: Path, t
     other = shutil.copytree(folder, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"model_type": "detr"}))
-    with pytest.raises(ModelError, match="type detr, not Grounding DINO"):
+    with pytest.raises(ModelError, match=r"type detr: give --model detector=.* of type grounding-dino"):
         load_detector(other)
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"no weights")

@@ -166,7 +166,7 @@ def test_one_caption_without_phrases_costs_no_other_record(parser: Parser) -> No
     assert isinstance(a, Example)
     assert isinstance(c, Example)
     assert ([p.text for p in a.phrases], r, c.caption) == (["a dog"], earlier, "a cup and a cup")
-    detail = "no noun phrase that could be seen in 'is it?'"
+    detail = "no noun phrase that may name something visible in 'is it?'"
     assert b == Reject("b", "b.jpg", "phrases", Reason.NO_PHRASE, detail)
 
 

@@ -81,7 +81,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_is_no_sam_is_refused_with_what_was_looked_for(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"its name tells no size.*--model sam=PATH"):
+    with pytest.raises(ModelError, match=r"its name has no size.*--model sam=PATH"):
         load_sam("nowhere.pth")
     with pytest.raises(ModelError, match=r"config\.json"):
         load_sam(tmp_path)

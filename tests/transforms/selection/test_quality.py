@@ -127,7 +127,7 @@ def test_the_transform_scores_and_refuses_what_is_below_the_bound(checkpoint: st
     assert kept.quality.total == bound  # the bound itself passes
     assert (refused.stage, refused.reason) == ("quality", Reason.LOW_QUALITY)
     assert refused.detail.startswith(f"{min(totals)} (")
-    assert refused.detail.endswith(f"), at least {bound} is asked")
+    assert refused.detail.endswith(f"), the lowest allowed is {bound}")
 
 
 def test_without_a_bound_all_stay(checkpoint: str) -> None:

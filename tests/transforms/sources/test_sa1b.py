@@ -246,7 +246,10 @@ def test_captions_in_two_places_must_be_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        (pa.table({"key": ["sa_1"], "text": ["a dog"]}), "there is no column caption: captions stand in the columns"),
+        (
+            pa.table({"key": ["sa_1"], "text": ["a dog"]}),
+            "there is no column caption: captions are read from the columns",
+        ),
         (pa.table({"key": [1], "caption": ["a dog"]}), "column key holds int64, not text"),
         (None, "the captions cannot be read"),
     ],
