@@ -19,7 +19,6 @@ from jobs.settings import read_config
 from jobs.train import run_training
 from pipelines import RECIPES
 from schemas.samples import FORMATS
-from training.diffusion import LatentDiffusion
 from training.recipes import TRAININGS, training_of
 from training.shards import batches, find_shards, read_texts
 from transforms.models.presets import SAMPLE, resolve
@@ -114,7 +113,7 @@ def test_twenty_steps_lower_the_loss_and_the_model_draws(
     recipe: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = training_of(recipe)
-    monkeypatch.setattr(LatentDiffusion, "sampling_steps", 2)  # of the run's own pictures
+    monkeypatch.setattr(training.model, "sampling_steps", 2)  # of the run's own pictures
     config = training.config(**{**training.presets["sample"], **QUICK, "steps": 20})
     metrics = list(run_training(recipe, str(dataset), tmp_path, config, preset="sample", model=None, resume=False))
     losses = [line["noise"] for line in metrics]

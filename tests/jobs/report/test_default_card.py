@@ -83,7 +83,7 @@ SKETCHES = SampleFormat(
             ("fingerprint", pa.uint64()),
         ]
     ),
-    index_only=lambda example: {"fingerprint": sum(example.key.encode())},
+    index_only={"fingerprint": lambda example: sum(example.key.encode())},
 )
 PLAIN = SampleFormat("plain", SampleRecord, {"jpg": lambda example: example.image}, pa.schema([]))
 
