@@ -129,14 +129,14 @@ def test_a_misspelt_field_of_the_config_gets_a_suggestion(run: Run, tmp_path: Pa
     config.write_text("treshold: 0.3\n")
     status, printed = run("build", "fastcomposer", "--input", "x", "--output", "y", "--config", config)
     assert status == 1
-    assert "'treshold' is no field of the config, did you mean 'threshold'" in " ".join(printed.split())
+    assert "the config has no field 'treshold', did you mean 'threshold'" in " ".join(printed.split())
 
 
 def test_a_wrong_option_is_not_blamed_on_the_file(run: Run, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("min_area: 0.01\n")
     command = ("build", "fastcomposer", "--input", "x", "--output", "y", "--config", config)
-    assert "error: --best is another recipe's: this one has " in " ".join(run(*command, "--best", "3")[1].split())
+    assert "error: No such option: --best" in " ".join(run(*command, "--best", "3")[1].split())
     printed = " ".join(run(*command, "--similarity", "clipp")[1].split())
     assert "error: the command line: --similarity = 'clipp'" in printed
     config.write_text("min_area: much\n")

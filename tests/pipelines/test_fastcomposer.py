@@ -156,7 +156,7 @@ def test_one_poisoned_picture_among_sixty_four_is_one_reject(tmp_path: Path, mon
             raise RuntimeError("this picture breaks the model")
         return [(ball,) for _ in images]
 
-    monkeypatch.setattr("transforms.regions.segment.segment_images", poisoned)
+    monkeypatch.setattr("transforms.models.segmenter.segment_images", poisoned)
     info = build(
         Request("fastcomposer", str(pictures), str(tmp_path / "out"), FastComposerConfig(similarity="label"), SAMPLE),
         QUIET,
@@ -181,7 +181,7 @@ def test_a_missing_checkpoint_is_one_plain_error(scenes: Path, tmp_path: Path) -
 
 
 def test_a_mistyped_beam_option_is_refused(scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Beam knows no option --direct_num_wrokers=2"):
+    with pytest.raises(ConfigError, match="Beam has no option --direct_num_wrokers=2"):
         build(request(scenes, tmp_path / "out", beam_options=("--direct_num_wrokers=2",)), QUIET)
 
 
