@@ -25,22 +25,20 @@ from numpy.typing import NDArray
 
 from benchmarks.tables import Row, Write, report
 from jobs.scenes import scene_of
-from jobs.train import PRESETS
 from schemas.example import Example
 from schemas.images import decode_grey
 from schemas.samples.blip_diffusion import FORMAT
 from schemas.shards import write_tar
-from training.blip_data import each_once, pairs, read_prompts
-from training.blip_diffusion import BlipDiffusion, load_blip_parts
 from training.diffusion import encode_pictures, noise_target
-from training.shards import find_shards
-from training.small import small_blip_parts
-from training.train import BlipTrainConfig, train
+from training.loop import train
+from training.recipes.blip_diffusion import TRAINING as RECIPE
+from training.recipes.blip_diffusion import Config, Model, load, small, texts, view
+from training.shards import batches, batches_once, find_shards, read_texts
 from transforms.models.presets import SAMPLE
 from transforms.scenes.paint import paint_background
 from transforms.scenes.truth import true_example
 
-SETTINGS = {**PRESETS["blip-diffusion"]["sample"], "workers": 0}
+SETTINGS = {**RECIPE.presets["sample"], "workers": 0}
 TRAINING, HELD_OUT = 3000, 3001
 """Seeds of scenes."""
 TIMES = (100, 300, 500, 700, 900)
@@ -84,18 +82,18 @@ def write_pairs(folder: Path, examples: list[Example]) -> Path:
 
 
 @torch.no_grad()
-def losses_of(model: BlipDiffusion, batches: list[dict[str, Any]]) -> Losses:
+def losses_of(model: Model, held_out: list[dict[str, Any]]) -> Losses:
     """Measure a model on batches; the noise is a function of a batch's place and the noise level alone."""
     found = []
-    for number, batch in enumerate(batches):
-        text = model.condition(batch)
+    for number, batch in enumerate(held_out):
+        conditions = model.conditions(batch)
         levels = []
         for time in TIMES:
             drawn = model.draw(batch, np.random.default_rng([number, time]))
             draws = replace(drawn, timesteps=torch.full_like(drawn.timesteps, time))
             latents = encode_pictures(model.vae, batch["pixel_values"], draws.latent_noise)
             noisy = model.scheduler.add_noise(latents, draws.noise, draws.timesteps)
-            prediction = model.unet(noisy, draws.timesteps, text).sample
+            prediction = model.unet(noisy, draws.timesteps, **conditions).sample
             levels.append((prediction - noise_target(model.scheduler, latents, draws)).square().mean((1, 2, 3)))
         found.append(torch.stack(levels).double().mean(0))
     return torch.cat(found).numpy()
@@ -106,7 +104,7 @@ def with_wrong_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "input_pixel_values": batch["input_pixel_values"].roll(1, 0)}
 
 
-def without_prompts(batch: dict[str, Any], model: BlipDiffusion) -> dict[str, Any]:
+def without_prompts(batch: dict[str, Any], model: Model) -> dict[str, Any]:
     """Let the text encoder read the template's words up to the subject prompt, and no prompt."""
     ended = torch.where(batch["subject_prompt_mask"], model.tokenizer.pad_token_id, batch["input_ids"])
     return {**batch, "input_ids": ended, "subject_prompt_mask": torch.zeros_like(batch["subject_prompt_mask"])}
@@ -117,23 +115,20 @@ def measure(folder: Path, seed: int, steps: int) -> Measured:
     torch.set_num_threads(1)
     for library in (diffusers, transformers):  # loading and saving narrate their progress
         library.utils.logging.disable_progress_bar()
-    config = BlipTrainConfig(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
+    config = Config(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
     shards, unseen = (find_shards(str(folder / name), "blip-diffusion") for name in ("training", "held-out"))
-    model = BlipDiffusion(
-        small_blip_parts(SAMPLE / "autoencoder", read_prompts(shards), seed), train_encoders=config.train_encoders
-    )
-    tokenizers = model.tokenizer, model.subject_tokenizer
-    batches = list(each_once(unseen, *tokenizers, config))
-    before = losses_of(model, batches)
+    model = Model(small(SAMPLE / "autoencoder", read_texts(shards, texts), seed), config)
+    held_out = list(batches_once(unseen, view, model.tools, config))
+    before = losses_of(model, held_out)
     run = folder / f"seed{seed}"
-    for _ in train(model, lambda done: pairs(shards, *tokenizers, config, done), config, run):
+    for _ in train(model, lambda done: batches(shards, view, model.tools, config, done), config, run):
         pass
-    trained = BlipDiffusion(load_blip_parts(run / "model"))
+    trained = Model(load(run / "model"))
     return Measured(
         before,
-        losses_of(trained, batches),
-        losses_of(trained, [with_wrong_inputs(batch) for batch in batches]),
-        losses_of(trained, [without_prompts(batch, trained) for batch in batches]),
+        losses_of(trained, held_out),
+        losses_of(trained, [with_wrong_inputs(batch) for batch in held_out]),
+        losses_of(trained, [without_prompts(batch, trained) for batch in held_out]),
     )
 
 

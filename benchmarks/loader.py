@@ -31,8 +31,8 @@ from benchmarks.localization import TRAINING, examples_of
 from benchmarks.tables import Row, Write, report
 from jobs.exports.fastcomposer import export_fastcomposer
 from tests.datasets import write_dataset
-from training.data import DataConfig, batches, read_captions
-from training.shards import find_shards
+from training.recipes.fastcomposer import Config, texts, view
+from training.shards import batches, find_shards, read_texts
 from training.tokenizer import small_tokenizer
 
 RESOLUTION, REFERENCE, MOST = 512, 224, 4
@@ -141,14 +141,14 @@ def main(
         examples = examples_of(TRAINING, 48, size)
         write_dataset(data, [examples])
         export_fastcomposer(str(data), exported, held_out=0)
-        shards = find_shards(str(data))
-        captions = read_captions(shards)
-        config = DataConfig(unconditional=0.0, batch=8, workers=1)
+        shards = find_shards(str(data), "fastcomposer")
+        captions = read_texts(shards, texts)
+        config = Config(unconditional=0.0, batch=8, workers=1)
         rates: dict[str, list[float]] = {"published steps": [], "this loader": [], "decoding alone": []}
         for _ in range(rounds):
             peer = DataLoader(PublishedSteps(exported, captions), 8, shuffle=True, num_workers=1)
             rates["published steps"].append(rate(chain.from_iterable(repeat(peer)), samples, 8))
-            rates["this loader"].append(rate(batches(shards, small_tokenizer(captions), config), samples, 8))
+            rates["this loader"].append(rate(batches(shards, view, small_tokenizer(captions), config), samples, 8))
             rates["decoding alone"].append(rate(decode_alone([example.image for example in examples]), samples, 1))
     peers = rates["published steps"]
     rows = [

@@ -30,22 +30,20 @@ from PIL import Image, ImageDraw
 
 from benchmarks.tables import Row, Write, report
 from jobs.scenes import scene_of
-from jobs.train import PRESETS
 from schemas.example import Example
 from tests.datasets import write_dataset
-from training.data import DataConfig, batches, read_captions
-from training.diffusion import Draws
-from training.fastcomposer import FastComposer, load_parts
+from training.diffusion import Draws, encode_pictures
 from training.localization import Subjects
-from training.shards import find_shards
-from training.small import small_parts
-from training.train import TrainConfig, train
+from training.loop import train
+from training.recipes.fastcomposer import TRAINING as RECIPE
+from training.recipes.fastcomposer import Config, Model, load, small, texts, view
+from training.shards import batches, find_shards, read_texts
 from transforms.models.presets import SAMPLE
 from transforms.scenes.truth import true_example
 
 WEIGHT = 3.0
 """Of the localization loss in the small. Of 0.1, 1, 3 and 10 the one whose loss falls fastest; 10 no longer trains."""
-SETTINGS = {**PRESETS["fastcomposer"]["sample"], "batch": 8, "augment": False, "workers": 0}
+SETTINGS = {**RECIPE.presets["sample"], "batch": 8, "augment": False, "workers": 0}
 """Of both runs. References as they are and small batches: attention finds its subjects in fewer minutes."""
 TRAINING, HELD_OUT = 2000, 2001
 """Seeds of scenes."""
@@ -79,41 +77,35 @@ def examples_of(seed: int, count: int, size: int = 128) -> list[Example]:
 def train_one(data: Path, output: Path, seed: int, weight: float, steps: int) -> None:
     """Train one model on one thread."""
     torch.set_num_threads(1)
-    told = {"steps": steps, "localization_weight": weight, "seed": seed, "checkpoint_every": steps}
-    config = TrainConfig(**{**SETTINGS, **told})
-    shards = find_shards(str(data))
-    model = FastComposer(
-        small_parts(SAMPLE / "autoencoder", read_captions(shards), seed),
-        localization_weight=weight,
-        train_encoders=True,
-    )
-    for _ in train(model, lambda done: batches(shards, model.tokenizer, config, done), config, output):
+    fields = {"steps": steps, "localization_weight": weight, "seed": seed, "checkpoint_every": steps}
+    config = Config(**{**SETTINGS, **fields})
+    shards = find_shards(str(data), "fastcomposer")
+    model = Model(small(SAMPLE / "autoencoder", read_texts(shards, texts), seed), config)
+    for _ in train(model, lambda done: batches(shards, view, model.tools, config, done), config, output):
         pass
 
 
-def held_out_batches(model: FastComposer, data: Path, count: int) -> Iterator[dict[str, Any]]:
+def held_out_batches(model: Model, data: Path, count: int) -> Iterator[dict[str, Any]]:
     """Yield held-out batches that show everything, `count` samples together."""
-    config = DataConfig(**{name: SETTINGS[name] for name in SETTINGS.keys() & DataConfig.model_fields.keys()})
-    config = config.plain().model_copy(update={"batch": 16})
-    stream = batches(find_shards(str(data)), model.tokenizer, config)
+    config = Config(**SETTINGS).plain().model_copy(update={"batch": 16})
+    stream = batches(find_shards(str(data), "fastcomposer"), view, model.tools, config)
     for _ in range(count // config.batch):
         yield next(stream)
 
 
 @torch.no_grad()
-def attention_of(model: FastComposer, batch: dict[str, Any], time: int) -> Subjects:
+def attention_of(model: Model, batch: dict[str, Any], time: int) -> Subjects:
     """Note the subjects' attention in a batch whose latents are noised to step `time`."""
     drawn = model.draw(batch, np.random.default_rng(time))
     draws = replace(drawn, timesteps=torch.full_like(drawn.timesteps, time))
     return _noted(model, batch, draws)
 
 
-def _noted(model: FastComposer, batch: dict[str, Any], draws: Draws) -> Subjects:
-    latents = model.scheduler.add_noise(
-        model.encode(batch["pixel_values"], draws.latent_noise), draws.noise, draws.timesteps
-    )
-    subjects = Subjects(batch["subject_token_index"], batch["subject_mask"])
-    model.unet(latents, draws.timesteps, model.condition(batch), cross_attention_kwargs={"subjects": subjects})
+def _noted(model: Model, batch: dict[str, Any], draws: Draws) -> Subjects:
+    latents = encode_pictures(model.vae, batch["pixel_values"], draws.latent_noise)
+    conditions = model.conditions(batch)
+    model.unet(model.scheduler.add_noise(latents, draws.noise, draws.timesteps), draws.timesteps, **conditions)
+    subjects: Subjects = conditions["cross_attention_kwargs"]["subjects"]
     return subjects
 
 
@@ -137,7 +129,7 @@ def shares_of(attention: torch.Tensor, masks: torch.Tensor, valid: torch.Tensor)
 
 def measure(run: Path, data: Path, count: int) -> Shares:
     """Measure a trained model on `count` held-out scenes."""
-    model = FastComposer(load_parts(run / "model")).eval()
+    model = Model(load(run / "model"))
     rows = [
         shares_of(attention, batch["subject_segmentation"], batch["subject_mask"])
         for batch in held_out_batches(model, data, count)
@@ -151,7 +143,7 @@ def draw_maps(runs: dict[str, Path], data: Path, path: Path, scenes: int = 6) ->
     """Draw scenes in rows: the picture, then each run's maps of two subjects, whose own masks are outlined in red."""
     columns: list[torch.Tensor] = []
     for run in runs.values():
-        model = FastComposer(load_parts(run / "model")).eval()
+        model = Model(load(run / "model"))
         batch = next(held_out_batches(model, data, 16))
         maps = [_as_pictures(one) for one in attention_of(model, batch, TIMES[1]).maps.values()]
         mean = torch.stack(maps).mean(0)[:scenes]

@@ -38,20 +38,18 @@ from torch import Tensor
 from benchmarks import localization
 from benchmarks.localization import examples_of
 from benchmarks.tables import Row, Write, report
-from jobs.train import PRESETS
 from schemas.samples import mip_adapter
 from tests.datasets import write_dataset
-from training.diffusion import Batch, Draws, encode_pictures, noise_loss, noise_target
+from training.diffusion import Batch, Conditions, encode_pictures
 from training.localization import Subjects, localize
+from training.loop import this_process, to_device, train
 from training.merge import Predict, adapt, over_mean
-from training.mip_adapter import MipAdapter, MipParts, load_mip_parts
-from training.mip_data import NAME_LENGTH, ObjectConfig, object_batches, read_texts
-from training.shards import find_shards
-from training.small import small_mip_parts
-from training.train import MipTrainConfig, this_process, to_device, train
+from training.recipes.mip_adapter import NAME_LENGTH, Config, Model, Parts, load, small, texts, view
+from training.recipes.mip_adapter import TRAINING as RECIPE
+from training.shards import batches, find_shards, read_texts
 from transforms.models.presets import SAMPLE
 
-SETTINGS = {**PRESETS["mip-adapter"]["sample"], "batch": 8, "augment": False, "workers": 0}
+SETTINGS = {**RECIPE.presets["sample"], "batch": 8, "augment": False, "workers": 0}
 TRAINING, HELD_OUT = 4000, 4001
 """Seeds of scenes."""
 TIME, STEPS = 600, 20
@@ -63,42 +61,41 @@ Scores = NDArray[np.float64]
 """[N, 3] float64, for each object the score of its own relevance, of another object's, and of even noise."""
 
 
-class Words(MipAdapter):
+class Words(Model):
     """The small model while it is taught words: its U-Net reads the caption and, behind it, each name alone."""
 
-    losses = ("loss", "noise", "localization")
-
-    def __init__(self, parts: MipParts) -> None:
-        super().__init__(parts, train_encoders=True)
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts, Config(train_encoders=True))
         self.image_encoder.requires_grad_(False)
         self.adapter.requires_grad_(False)
         localize(self.unet)
 
-    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Compute the noise loss, and the localization loss of each name's first word."""
-        latents = encode_pictures(self.vae, batch["pixel_values"], draws.latent_noise)
-        noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
-        caption = self.read(batch["input_ids"])
-        names = [self.read(ids) for ids in batch["object_input_ids"].unbind(1)]
+    def conditions(self, batch: Batch) -> Conditions:
+        """The caption and the names, the first words of which are the subjects."""
+        caption = self.encode_text(batch["input_ids"])
+        names = [self.encode_text(ids) for ids in batch["object_input_ids"].unbind(1)]
         first = caption.shape[1] + 1 + NAME_LENGTH * torch.arange(len(names), device=caption.device)
         subjects = Subjects(first.expand(len(caption), -1), batch["object_mask"])
-        prediction = self.unet(
-            noisy, draws.timesteps, torch.cat([caption, *names], dim=1), cross_attention_kwargs={"subjects": subjects}
-        ).sample
-        noise = noise_loss(prediction, noise_target(self.scheduler, latents, draws))
-        where = subjects.loss(batch["object_segmentation"])
-        return {"loss": noise + localization.WEIGHT * where, "noise": noise, "localization": where}
+        return {
+            "encoder_hidden_states": torch.cat([caption, *names], dim=1),
+            "cross_attention_kwargs": {"subjects": subjects},
+        }
+
+    def penalty(self, batch: Batch, conditions: Conditions) -> dict[str, tuple[float, Tensor]]:
+        """The localization loss of each name's first word."""
+        subjects: Subjects = conditions["cross_attention_kwargs"]["subjects"]
+        return {"localization": (localization.WEIGHT, subjects.loss(batch["object_segmentation"]))}
 
 
-def teach(data: Path, output: Path, seed: int, steps: int) -> MipParts:
+def teach(data: Path, output: Path, seed: int, steps: int) -> Parts:
     """Teach a small model words, on one thread."""
     torch.set_num_threads(1)
-    config = MipTrainConfig(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
+    config = Config(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
     shards = find_shards(str(data), "mip-adapter")
-    model = Words(small_mip_parts(SAMPLE / "autoencoder", read_texts(shards), seed))
-    for _ in train(model, lambda done: object_batches(shards, model.tokenizer, config, done), config, output):
+    model = Words(small(SAMPLE / "autoencoder", read_texts(shards, texts), seed))
+    for _ in train(model, lambda done: batches(shards, view, model.tools, config, done), config, output):
         pass
-    return load_mip_parts(output / "model")
+    return load(output / "model")
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class Disturbed:
 
 
 @torch.no_grad()
-def redraw(model: MipAdapter, batch: dict[str, Any], disturbed: Disturbed) -> Tensor:
+def redraw(model: Model, batch: dict[str, Any], disturbed: Disturbed) -> Tensor:
     """Hide a batch's pictures in noise up to step `TIME` and draw them again: [B, 3, H, W] float32 in [-1, 1]."""
     adapt(model.unet, model.adapter.layers, disturbed)
     draws = model.draw(batch, np.random.default_rng(TIME)).to(model.unet.device)
@@ -131,17 +128,17 @@ def redraw(model: MipAdapter, batch: dict[str, Any], disturbed: Disturbed) -> Te
     schedule.set_timesteps(STEPS, device=latents.device)
     times = [time for time in schedule.timesteps if time <= TIME]
     latents = schedule.add_noise(latents, draws.noise, times[0].expand(len(latents)))
-    text, told = model.read(batch["input_ids"]), {"references": model.refer(batch)}
+    conditions = model.conditions(batch)
     for time in times:
-        prediction = model.unet(latents, time, text, cross_attention_kwargs=told).sample
+        prediction = model.unet(latents, time, **conditions).sample
         latents = schedule.step(prediction, time, latents).prev_sample
     return model.vae.decode(latents / model.vae.config.scaling_factor).sample.float().clamp(-1, 1)
 
 
-def measure(model: MipAdapter, batches: Iterator[dict[str, Any]]) -> Scores:
+def measure(model: Model, stream: Iterator[dict[str, Any]]) -> Scores:
     """Score the objects of some batches; one that is alone in its picture, or whose box is all of it, is left out."""
     rows = []
-    for seed, batch in enumerate(batches):
+    for seed, batch in enumerate(stream):
         pictures = {
             chosen: redraw(model, batch, Disturbed(torch.Generator().manual_seed(seed), chosen=chosen))
             for chosen in (None, *range(batch["object_mask"].shape[1]))
@@ -173,13 +170,13 @@ def scores_of(change: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArra
         return within / without
 
 
-def score(parts: MipParts, data: Path, count: int, batch: int) -> Scores:
+def score(parts: Parts, data: Path, count: int, batch: int) -> Scores:
     """Score a model on `count` samples of a dataset."""
-    model = MipAdapter(parts).to(this_process().device)
+    model = Model(parts).to(this_process().device)
     side = parts.unet.config.sample_size * 2 ** (len(parts.vae.config.block_out_channels) - 1)
     seen = min(side, parts.image_encoder.config.image_size)
-    config = ObjectConfig(resolution=side, reference=seen, batch=batch, workers=0).plain()
-    stream = object_batches(find_shards(str(data), "mip-adapter"), model.tokenizer, config)
+    config = Config(resolution=side, reference=seen, batch=batch, workers=0).plain()
+    stream = batches(find_shards(str(data), "mip-adapter"), view, model.tools, config)
     return measure(model, (to_device(one, model.unet.device) for one in islice(stream, count // batch)))
 
 
@@ -216,7 +213,7 @@ def main(
         data = output / "held-out"
         write_dataset(data, [examples_of(HELD_OUT, held_out, 512 if model else 128)], sample_format=mip_adapter.FORMAT)
     if model:
-        scores = [score(load_mip_parts(model), data, held_out, 1)]
+        scores = [score(load(model), data, held_out, 1)]
         report("object_relevance", __doc__ or "", list(rows(scores)), write=write)
         return
     write_dataset(output / "training", [examples_of(TRAINING, scenes)], sample_format=mip_adapter.FORMAT)

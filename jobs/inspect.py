@@ -1,8 +1,8 @@
-"""Verify a dataset against its contract, every sample of every shard, and print its numbers."""
+"""Verification of a dataset: every sample of every shard against the format of its recipe, the index and the counts."""
 
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -17,12 +17,12 @@ from transforms.dataset import read_info, read_table
 from transforms.files import join, list_files, open_file
 
 SHOWN = 100
-"""Problems that are printed; the rest are counted."""
+"""Most problems that are printed; the others are only counted."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, in one file of a dataset; `key` is "" where it is not one sample's fault."""
+    """A problem in a file of a dataset; `key` names the sample that it concerns, "" if there is none."""
 
     file: str
     key: str
@@ -34,7 +34,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found: the dataset's own account of itself, its size in bytes, and every problem."""
+    """What `inspect` found.
+
+    Attributes:
+        info: The contents of `dataset.json`.
+        size: Bytes of all samples.
+        problems: Every problem.
+    """
 
     info: DatasetInfo
     size: int
@@ -42,15 +48,18 @@ class Inspection:
 
 
 def inspect(output: str) -> Inspection:
-    """Verify the dataset in `output`: its shards, index, rejects and counts.
+    """Verify the shards, the index, the rejects and the counts of the dataset in `output`.
 
     Raises:
-        InputError: there is no finished dataset, or its index or its rejects cannot be read.
+        InputError: There is no finished dataset, its recipe is unknown, or its index or its rejects cannot be read.
     """
     info = read_info(output)
     sample_format = format_of(info.recipe)
     index, rejects = read_table(output, "index.parquet"), read_table(output, "rejects.parquet")
-    problems = [*_column_problems("index.parquet", index, sample_format.index_columns)]
+    # An earlier version did not write all columns that only the index has; what is there must have the right type.
+    absent = sample_format.index_only.keys() - set(index.schema.names)
+    expected = [column for column in sample_format.index_columns if column.name not in absent]
+    problems = [*_column_problems("index.parquet", index, expected)]
     problems += _column_problems("rejects.parquet", rejects, REJECT_COLUMNS)
     if problems:
         return Inspection(info, 0, tuple(problems))
@@ -58,14 +67,14 @@ def inspect(output: str) -> Inspection:
     for shard, rows in by_shard.items():
         problems += _shard_problems(output, shard, rows, sample_format)
     names = [name for name in list_files(output) if name.startswith(f"{info.recipe}-") and name.endswith(".tar")]
-    problems += [Problem(name, "", "no sample of it is in the index") for name in names if name not in by_shard]
-    problems += [Problem("index.parquet", key, "is there twice") for key in _twins(index)]
+    problems += [Problem(name, "", "the index lists no sample of it") for name in names if name not in by_shard]
+    problems += [Problem("index.parquet", key, "occurs more than once") for key in _repeated_keys(index)]
     problems += [Problem("dataset.json", "", text) for text in _count_problems(info, index, rejects)]
     return Inspection(info, sum(index["size"].to_pylist()), tuple(problems))
 
 
 def show(inspection: Inspection, console: Console) -> None:
-    """Print the numbers of a dataset, and what is wrong with it, a line each."""
+    """Print the numbers of a dataset, and a line per problem."""
     info = inspection.info
     table = Table(title=f"{info.recipe} dataset", show_header=False, title_justify="left")
     for name, value in _numbers(inspection):
@@ -76,7 +85,8 @@ def show(inspection: Inspection, console: Console) -> None:
     hidden = len(inspection.problems) - SHOWN
     if hidden > 0:
         console.print(f"... and {hidden:,} more", style="red", highlight=False)
-    verdict = f"{len(inspection.problems):,} problems" if inspection.problems else "every sample is as it should be"
+    found = len(inspection.problems)
+    verdict = f"{found:,} problem{'s' * (found > 1)}" if found else "no problem found"
     console.print(verdict, style="bold red" if inspection.problems else "bold green", highlight=False)
 
 
@@ -97,7 +107,7 @@ def _numbers(inspection: Inspection) -> Iterator[tuple[str, str]]:
     yield "seed", str(info.seed)
 
 
-def _column_problems(file: str, table: pa.Table, columns: pa.Schema) -> Iterator[Problem]:
+def _column_problems(file: str, table: pa.Table, columns: Iterable[pa.Field]) -> Iterator[Problem]:
     for column in columns:
         if column.name not in table.schema.names:
             yield Problem(file, "", f"has no column {column.name}")
@@ -136,7 +146,7 @@ def _sample_problems(entry: Entry, sample: Sample, rows: dict[str, Row], sample_
     if (row["offset"], row["size"]) != (entry.offset, entry.size):
         problems.append(f"the index says {row['size']} bytes at {row['offset']}, it is {entry.size} at {entry.offset}")
     elif row["crc32"] != entry.crc32:
-        problems.append("its bytes are not those that were written: the checksums differ")
+        problems.append("its bytes have changed since they were written: the checksums differ")
     if set(sample.members) != sample_format.member_names:
         problems.append(
             f"has members {', '.join(sorted(sample.members))}, not {', '.join(sorted(sample_format.member_names))}"
@@ -145,14 +155,14 @@ def _sample_problems(entry: Entry, sample: Sample, rows: dict[str, Row], sample_
     return problems + sample_format.problems_of(sample, row)
 
 
-def _twins(index: pa.Table) -> list[str]:
+def _repeated_keys(index: pa.Table) -> list[str]:
     return sorted(key for key, count in Counter(index["key"].to_pylist()).items() if count > 1)
 
 
 def _count_problems(info: DatasetInfo, index: pa.Table, rejects: pa.Table) -> Iterator[str]:
     counts = info.counts
     if counts.read != counts.written + counts.rejected:
-        yield f"{counts.read} read is not {counts.written} written and {counts.rejected} rejected"
+        yield f"counts {counts.read} read, but {counts.written} written and {counts.rejected} rejected"
     if counts.written != len(index):
         yield f"counts {counts.written} written, the index {len(index)}"
     shards = len(set(index["shard"].to_pylist()))
@@ -163,7 +173,7 @@ def _count_problems(info: DatasetInfo, index: pa.Table, rejects: pa.Table) -> It
     found = Counter(zip(rejects["stage"].to_pylist(), rejects["reason"].to_pylist(), strict=True))
     stated = {(stage, reason): n for stage, reasons in counts.rejects.items() for reason, n in reasons.items()}
     if dict(found) != stated:
-        yield f"counts rejects {counts.rejects}, rejects.parquet has others"
+        yield f"counts rejects {counts.rejects}, which are not those of rejects.parquet"
     licenses = dict(Counter(index["license"].to_pylist()))
     if licenses != info.licenses:
         yield f"counts licenses {info.licenses}, the index {licenses}"

@@ -4,11 +4,12 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import has_magic
 from importlib import metadata
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.main import get_group
 
+from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.settings import expand_field_options, read_config
 from schemas.errors import ConfigError, InputError, SubjectloomError, choices
 
@@ -30,7 +32,6 @@ out = Console()
 err = Console(stderr=True)
 
 SET_HELP = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."
-FORMATS = ("fastcomposer", "coco", "mip-adapter")
 
 
 def print_version(asked: bool) -> None:
@@ -149,58 +150,37 @@ def inspect(output: Annotated[str, typer.Argument(help="Folder of a dataset.")])
         raise typer.Exit(1)
 
 
-@app.command()
 def export(
     source: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a dataset.")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="fastcomposer, mip-adapter (what their trainers load) or coco (of fastcomposer).",
-        ),
-    ],
-    square: Annotated[
-        bool, typer.Option("--square", help="fastcomposer: cut to squares in which the subjects survive its loader.")
-    ] = False,
-    held_out: Annotated[
-        int | None, typer.Option(help="fastcomposer: pictures held out for testing (1,000, at most a tenth).", min=0)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="fastcomposer: chooses which are held out.", min=0)] = 0,
+    form: Annotated[str, typer.Option("--format", help=formats_help())],
+    **options: Any,  # noqa: ANN401 - of the formats, by their table
 ) -> None:
     """Write the folder layout that other programs load."""
-    from jobs.exports.coco import export_coco
-    from jobs.exports.fastcomposer import export_fastcomposer
-    from jobs.exports.mip_adapter import export_mip_adapter
-
-    if form == "fastcomposer":
-        exported = export_fastcomposer(source, destination, square=square, held_out=held_out, seed=seed)
-        dropped = counted(exported.dropped, "subjects") or "no subject left out"
-        print_lines(
-            f"{exported.written} pictures, {exported.held_out} of them held out for testing, in {destination}",
-            f"{exported.without_subject} pictures left without a subject; {dropped}",
-        )
-    elif form == "coco":
-        coco = export_coco(source, destination)
-        print_lines(
-            f"{coco.images} pictures, {coco.annotations} annotations of {coco.categories} classes in {destination}"
-        )
-    elif form == "mip-adapter":
-        mip = export_mip_adapter(source, destination)
-        refused = [counted(mip.refused_objects, "objects"), counted(mip.refused, "pictures")]
-        print_lines(
-            f"{mip.written} pictures in {destination}, {mip.selected} of them in selected_indexes.pkl",
-            f"{mip.without_object} pictures left without an object; "
-            + (counted(mip.dropped, "objects") or "no object left out"),
-            "its loader's gates: " + ("; ".join(filter(None, refused)) or "all pass"),
-        )
-    else:
-        raise ConfigError(f"there is no format {form!r}{choices(form, FORMATS)}")
+    given = {name: value for name, value in options.items() if value is not None}
+    print_lines(*export_dataset(form, source, destination, given))
 
 
-def counted(reasons: Mapping[str, int], things: str) -> str:
-    """Return "3 THINGS REASON, 2 THINGS ..."; nothing where there are no reasons."""
-    return ", ".join(f"{count} {things} {why}" for why, count in reasons.items())
+def with_options(command: Callable[..., None], options: Iterable[Option]) -> Callable[..., None]:
+    """Replace the `**options` of a command by options for Typer, which reads them from its signature."""
+    fixed = [p for p in signature(command).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    added = [
+        Parameter(
+            option.name,
+            Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                option.type | None,
+                typer.Option(f"--{option.name.replace('_', '-')}", help=option.help, min=option.minimum),
+            ],
+        )
+        for option in options
+    ]
+    cast("Any", command).__signature__ = Signature([*fixed, *added])
+    return command
+
+
+app.command()(with_options(export, all_options()))
 
 
 @app.command()
@@ -237,16 +217,16 @@ def train(
 
 
 def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
-    """Run a training to its end, under a progress bar with the losses; on no terminal, a line now and then."""
+    """Run a training to its end, under a progress bar with the losses; without a terminal, print ten lines."""
+    from training.loop import NOT_LOSSES
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
         task = bar.add_task("training", total=steps)
         done = 0
         for metrics in running:
             done = int(metrics["step"]) + 1
-            losses = f"noise {metrics['noise']:.4f}"
-            if "localization" in metrics:
-                losses += f"  localization {metrics['localization']:+.4f}"
+            losses = "  ".join(f"{name} {metrics[name]:.4f}" for name in metrics if name not in ("loss", *NOT_LOSSES))
             bar.update(task, completed=done, description=losses)
             if not out.is_terminal and (done % max(1, steps // 10) == 0 or done == steps):
                 print_lines(f"step {done}  {losses}  {metrics['samples_per_second']:.1f} samples/s")

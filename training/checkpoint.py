@@ -1,8 +1,8 @@
-"""Checkpoints of a run: folders that are complete or absent, tensors as safetensors.
+"""Checkpoints of a run: folders of safetensors that are either complete or absent.
 
     RUN/checkpoints/00000500/{state.json, NAME.safetensors ...}
 
-A checkpoint is written aside and renamed, so a run that is killed at any moment leaves whole ones only.
+A checkpoint is written under another name and then renamed, so that a run that is killed leaves complete ones only.
 """
 
 import json
@@ -45,7 +45,7 @@ def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensors], state:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold what was written, so that a name that exists after a power cut has its contents."""
+    """Write a file or folder through to the disk, so that after a power cut a name that exists has its contents."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -62,7 +62,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
     """Read a checkpoint: its tensors by file, and its state.
 
     Raises:
-        ModelError: a file of it is damaged.
+        ModelError: one of its files is damaged.
     """
     try:
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
@@ -75,7 +75,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Parameter, str]) -> Tensors:
-    """Lay an optimizer's state out flat: "PARAMETER NAME/exp_avg" to tensor."""
+    """Flatten an optimizer's state: "PARAMETER NAME/exp_avg" to tensor."""
     return {
         f"{name}/{field}": torch.as_tensor(value)
         for parameter, name in names.items()
@@ -84,7 +84,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Parameter
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Parameter, str], tensors: Tensors) -> None:
-    """Put back what `optimizer_tensors` laid out."""
+    """Set an optimizer's state from the result of `optimizer_tensors`."""
     parameters = {name: parameter for parameter, name in names.items()}
     for path, value in tensors.items():
         name, _, field = path.rpartition("/")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-PANELS = {"noise": "noise loss", "localization": "localization loss", "gradient_norm": "norm of the gradient"}
-"""What is drawn of the metrics, where they have it."""
+from training.loop import NOT_LOSSES
+
 WIDTH, HEIGHT, LEFT, TOP = 320, 180, 72, 28
-"""Of a panel's plot, and the room beside and above it, in pixels."""
+"""Size of a panel's plot, and the margins to its left and above it, in pixels."""
 POINTS = 400
-"""Most points that a curve is drawn with; each is the mean of the steps it stands for."""
+"""Largest number of points of a curve; each is the mean of several steps if there are more."""
 
 _STYLE = """
   svg { background: #fff; color: #1c1c1c; font: 12px system-ui, sans-serif; }
@@ -22,9 +22,10 @@ _STYLE = """
 
 
 def write_curves(run: Path) -> Path:
-    """Draw RUN/metrics.jsonl as RUN/curves.svg, and return its path."""
+    """Draw RUN/metrics.jsonl as RUN/curves.svg, a panel for each loss but their sum, and return its path."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    shown = {name: title for name, title in PANELS.items() if name in lines[0]}
+    shown = {name: f"{name} loss" for name in lines[0] if name not in ("loss", *NOT_LOSSES)}
+    shown["gradient_norm"] = "norm of the gradient"
     steps = np.array([line["step"] for line in lines], float)
     panels = [
         panel(title, steps, np.array([line[name] for line in lines], float), index * (WIDTH + LEFT + 16))

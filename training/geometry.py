@@ -1,4 +1,4 @@
-"""The one geometry of a sample: its picture and its masks are mirrored, cropped and scaled by the same numbers."""
+"""One geometry per sample: picture, masks, boxes and points are cropped, scaled and mirrored by the same numbers."""
 
 import math
 import struct
@@ -19,100 +19,97 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Square:
-    """How a picture of `width` x `height` pixels becomes a square of `side`.
+class Crop:
+    """A part of a picture, shown in columns `span` of a square; the other columns are black.
 
-    The height is scaled to `side`; what is wider is cut on both sides, what is narrower stands between black bars.
-    That is FastComposer's `CenterCropOrPadSides` in one step: nothing is resampled twice.
+        picture                              square
+        +-----------------------+            +-----------+
+        |    +---------+        |            |  :     :  |
+        |    |  part   |        |   ----->   |  :part :  |  side
+        |    +---------+        |            |  :     :  |
+        +-----------------------+            +-----------+
+                                                span
+
+    Attributes:
+        height: of the whole picture, in pixels: tells by how much a decoded picture was reduced.
+        part: left, top, right, bottom of the part, in pixels of the whole picture.
+        side: of the square, in pixels.
+        span: columns of the square that show the part, [first, last). All rows do.
+        mirrored: whether the square is flipped left to right in the end.
     """
 
-    width: int
     height: int
+    part: tuple[float, float, float, float]
     side: int
+    span: tuple[int, int]
     mirrored: bool
 
     @property
     def scale(self) -> float:
-        """Pixels of the square for each of the picture."""
-        return self.side / self.height
+        """Pixels of the square per pixel of the picture, along its height."""
+        return self.side / (self.part[3] - self.part[1])
 
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """The part of the picture that is seen: left, top, right, bottom in its pixels."""
-        cut = max(0.0, (self.width - self.height) / 2)
-        return cut, 0.0, self.width - cut, float(self.height)
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The columns of the square that show it, [first, last)."""
-        width = min(self.side, max(1, round(self.width * self.side / self.height)))
-        first = (self.side - width) // 2
-        return first, first + width
-
-    def of_picture(self, picture: Image.Image) -> NDArray[np.uint8]:
-        """Show a picture, decoded whole or reduced, in the square: [side, side, 3] uint8."""
+    def crop_picture(
+        self, picture: Image.Image, resample: Image.Resampling = Image.Resampling.BILINEAR
+    ) -> NDArray[np.uint8]:
+        """Crop a picture, decoded at full size or reduced: [side, side, 3] uint8."""
         first, last = self.span
         scale = reduction(self.height, picture.height)
-        left, top, right, bottom = (edge / scale for edge in self.box)
+        left, top, right, bottom = (edge / scale for edge in self.part)
         square = np.zeros((self.side, self.side, 3), np.uint8)
-        part = picture.resize((last - first, self.side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-        square[:, first:last] = np.asarray(part)
+        resized = picture.resize((last - first, self.side), resample, box=(left, top, right, bottom))
+        square[:, first:last] = np.asarray(resized)
         return square[:, ::-1] if self.mirrored else square
 
-    def of_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Show a mask [H, W] bool in the square, [side, side] bool: the nearest pixel, so that it stays a mask."""
+    def crop_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Crop a mask [H, W] bool by taking the nearest pixel: [side, side] bool."""
         first, last = self.span
-        left, _, right, _ = self.box
+        left, top, right, bottom = self.part
         columns = left + (np.arange(last - first) + 0.5) * (right - left) / (last - first)
-        rows = (np.arange(self.side) + 0.5) * self.height / self.side
+        rows = top + (np.arange(self.side) + 0.5) * (bottom - top) / self.side
         square = np.zeros((self.side, self.side), bool)
         square[:, first:last] = mask[rows.astype(int)[:, None], columns.astype(int)]
         return square[:, ::-1] if self.mirrored else square
 
+    def crop_points(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Move points [N, 2], x and y in pixels of the picture, to pixels of the square; they may lie outside it."""
+        left, top, right, _ = self.part
+        first, last = self.span
+        x = first + (points[:, 0] - left) * ((last - first) / (right - left))
+        y = (points[:, 1] - top) * self.scale
+        return np.stack([self.side - x if self.mirrored else x, y], axis=1)
 
-@dataclass(frozen=True)
-class Window:
-    """How the square of `length` pixels at (`x`, `y`) of a picture, which is `height` pixels high, becomes `side`."""
-
-    height: int
-    x: int
-    y: int
-    length: int
-    side: int
-    mirrored: bool
-
-    @property
-    def scale(self) -> float:
-        """Pixels of the square for each of the picture."""
-        return self.side / self.length
-
-    def of_picture(self, picture: Image.Image) -> NDArray[np.uint8]:
-        """Show a picture, decoded whole or reduced, in the square: [side, side, 3] uint8."""
-        scale = reduction(self.height, picture.height)
-        seen = self.x / scale, self.y / scale, (self.x + self.length) / scale, (self.y + self.length) / scale
-        square = np.asarray(picture.resize((self.side, self.side), Image.Resampling.BILINEAR, box=seen))
-        return square[:, ::-1] if self.mirrored else square
-
-    def of_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Show a mask [H, W] bool in the square, [side, side] bool: the nearest pixel, so that it stays a mask."""
-        places = ((np.arange(self.side) + 0.5) / self.scale).astype(int)
-        square = mask[(self.y + places)[:, None], self.x + places]
-        return square[:, ::-1] if self.mirrored else square
-
-    def of_box(self, box: Box) -> Box:
-        """Show a box, what is seen of it, in pixels of the square; its width or height is 0 where nothing is."""
+    def crop_box(self, box: Box) -> Box:
+        """Crop a box to its visible part, in pixels of the square; its width or height is 0 if nothing is visible."""
         x, y, w, h = box
-        edges = np.array([x - self.x, y - self.y, x + w - self.x, y + h - self.y]) * self.scale
-        left, top, right, bottom = edges.clip(0, self.side).tolist()
-        if self.mirrored:
-            left, right = self.side - right, self.side - left
-        return left, top, right - left, bottom - top
+        corners = self.crop_points(np.array([[x, y], [x + w, y + h]], float))
+        low, high = (self.side - self.span[1], self.side - self.span[0]) if self.mirrored else self.span
+        (left, right), (top, bottom) = np.sort(corners[:, 0]).clip(low, high), corners[:, 1].clip(0, self.side)
+        return float(left), float(top), float(right - left), float(bottom - top)
+
+
+def crop_height(width: int, height: int, side: int, *, mirrored: bool) -> Crop:
+    """Scale a picture's height to `side`; cut a wider one on both sides, put a narrower one between black bars.
+
+    This is FastComposer's `CenterCropOrPadSides` in a single resampling.
+    """
+    cut = max(0.0, (width - height) / 2)
+    columns = min(side, max(1, round(width * side / height)))
+    first = (side - columns) // 2
+    return Crop(height, (cut, 0.0, width - cut, float(height)), side, (first, first + columns), mirrored)
+
+
+def crop_window(height: int, window: tuple[int, int, int], side: int, *, mirrored: bool) -> Crop:
+    """Scale the square window (x, y, length) of a picture of `height` to `side`, in pixels."""
+    x, y, length = window
+    return Crop(height, (x, y, x + length, y + length), side, (0, side), mirrored)
 
 
 def window_of(width: int, height: int, box: Box, rng: np.random.Generator | None = None) -> tuple[int, int, int]:
-    """The largest square of a picture, as near its middle as lets it hold `box`: x, y and side in pixels.
+    """The largest square window of a picture that holds `box`: x, y and length in pixels.
 
-    A box longer than the square fills it. With `rng` any square that holds the box, or is filled by it, is as likely.
+    A window shorter than the box lies inside it. Of the windows that qualify the one nearest to the picture's middle is
+    returned, or, with `rng`, any of them with equal probability.
     """
     length = min(width, height)
     x, y, w, h = box
@@ -128,18 +125,18 @@ def _start(whole: int, length: int, start: float, extent: float, rng: np.random.
 
 
 def reduction(length: int, decoded: int) -> int:
-    """By how much a JPEG's side of `length` pixels was reduced when it was decoded to `decoded`: 1, 2, 4 or 8.
+    """The factor by which a JPEG's side of `length` pixels was reduced when decoded to `decoded`: 1, 2, 4 or 8.
 
-    Decoded sizes are rounded up, so their quotient is less: the last pixel shows more than there is.
+    Decoded sizes are rounded up, so the quotient is a little smaller: the last pixel covers more than the picture.
     """
     return 1 << round(math.log2(length / decoded))
 
 
 def open_jpeg(data: bytes, width: int, height: int) -> Image.Image:
-    """Read the header of a JPEG of `width` x `height` pixels.
+    """Read the header of a JPEG.
 
     Raises:
-        RecordError: it is none, or of another size.
+        RecordError: `data` is not a JPEG, or its size is not `width` x `height` pixels.
     """
     try:
         picture = Image.open(BytesIO(data), formats=("JPEG",))
@@ -153,29 +150,30 @@ def open_jpeg(data: bytes, width: int, height: int) -> Image.Image:
     return picture
 
 
-def decode(
-    picture: Image.Image, square: Square | Window, boxes: Sequence[tuple[int, int, int, int]], reference: int
-) -> Image.Image:
-    """Decode an opened JPEG no larger than needed: it gives a half, a quarter or an eighth of the size for less work.
+def decode(picture: Image.Image, crop: Crop, boxes: Sequence[tuple[int, int, int, int]], reference: int) -> Image.Image:
+    """Decode an opened JPEG at full size, a half, a quarter or an eighth, whichever is the smallest that suffices.
 
-    Needed is what the square shows, and of each box [x, y, w, h] as many pixels as its reference has.
+    The crop needs as many pixels as its square has, and each of `boxes` [x, y, w, h] as many as a reference of
+    `reference` pixels. Decoding at a reduced size takes less time.
 
     Raises:
-        RecordError: its data are damaged.
+        RecordError: the data are damaged.
     """
-    scale = max([square.scale, *(reference / max(box[2:]) for box in boxes)])
+    scale = max([crop.scale, *(reference / max(box[2:]) for box in boxes)])
     if scale < 1:
         picture.draft("RGB", (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
     try:
         return picture.convert("RGB")
-    except (OSError, SyntaxError, IndexError, struct.error) as error:  # by where the bytes stop making sense
+    except (OSError, SyntaxError, IndexError, struct.error) as error:  # depends on where the bytes are damaged
         raise RecordError(Reason.UNDECODABLE_IMAGE, str(error)) from error
 
 
 def to_pixels(mask: Mask, area: int) -> NDArray[np.bool_]:
-    """Decode a mask, [H, W] bool; raise a ValueError where it cannot be, or has not `area` pixels.
+    """Decode a mask to [H, W] bool.
 
-    What runs leave over, pycocotools fills with whatever was in memory; counting is the cheap way to see it.
+    Raises:
+        ValueError: the mask cannot be decoded or does not have `area` pixels. pycocotools fills pixels that the runs do
+            not cover with arbitrary memory; counting is a cheap way to notice.
     """
     pixels = mask.to_array()
     if np.count_nonzero(pixels) != area:

@@ -1,4 +1,4 @@
-"""The localization loss: a subject's token may look at its own subject and nowhere else.
+"""The localization loss: the attention of a subject's token should stay within that subject's mask.
 
 Xiao et al., "FastComposer" (2023), section 4.2: for the tokens of m subjects, whose attention maps are A_j and whose
 masks are M_j, `L_loc = 1/m sum_j (mean(A_j[outside M_j]) - mean(A_j[inside M_j]))`, over the heads and the
@@ -9,9 +9,9 @@ cross-attention layers of the U-Net's middle five blocks.
     unet(latents, time, text, cross_attention_kwargs={"subjects": subjects})
     loss = subjects.loss(masks)
 
-The columns of the attention that belong to subjects come out of the attention itself: each subject's indicator among
-the tokens is one more column of the values, so one call of the fused kernel returns the layer's output and the
-probabilities asked for. The full map of 77 tokens never exists.
+The probabilities of the subjects' tokens come out of the attention itself: each subject's indicator vector over the
+tokens is appended to the values as one more column, so that one call of the fused kernel returns both the layer's
+output and these probabilities. The full map of 77 tokens is never computed.
 """
 
 import math
@@ -24,24 +24,33 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from schemas.errors import ModelError
+from training.attention import (
+    add_residual,
+    attention_modules,
+    cross_attention_layers,
+    normalize_text,
+    split_heads,
+    unusual_parts,
+)
 
 EPSILON = 1e-5
 """Added to each denominator, as published."""
 
 
 def localization_loss(attention: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
-    """Compute the balanced L1 loss of one layer: a scalar in [-1, 1]; below 0, subjects get more than the rest.
+    """Compute the balanced L1 loss of one layer: a scalar in [-1, 1]; below 0 if subjects get more than the rest.
 
-    A subject without a pixel has nothing inside: its term is the mean outside, which drives its attention down. One
-    that fills the picture has nothing outside. A sample without subjects counts as 0, and so in the mean of the batch.
+    A subject whose mask is empty contributes the mean of its attention outside, which drives its attention down; one
+    that fills the picture contributes the negated mean inside. A sample without subjects contributes 0 to the batch's
+    mean.
 
     Args:
         attention: probabilities of the subjects' tokens, [B, heads, h*w, M] float.
-        masks: where the subjects are, [B, M, H, W] float in [0, 1]; h:w must be H:W.
-        valid: which of the M are subjects, [B, M] bool. The others may hold anything, NaN included.
+        masks: of the subjects, [B, M, H, W] float in [0, 1]; h:w must be H:W.
+        valid: which of the M are subjects, [B, M] bool. The rest may hold any value, NaN included.
 
     Returns:
-        float32, or float64 where `attention` is that.
+        float32, or float64 if `attention` is float64.
 
     Raises:
         ValueError: h*w pixels cannot have the shape of the masks.
@@ -59,7 +68,7 @@ def localization_loss(attention: Tensor, masks: Tensor, valid: Tensor) -> Tensor
 
 
 def _layer_size(pixels: int, height: int, width: int) -> tuple[int, int]:
-    """Settle the (h, w) of a layer of h*w `pixels` over masks of `height` x `width`."""
+    """Return the (h, w) of a layer of h*w `pixels` whose masks have `height` x `width`."""
     h = max(1, round(math.sqrt(pixels * height / width)))
     w = pixels // h
     if h * w != pixels:
@@ -69,10 +78,12 @@ def _layer_size(pixels: int, height: int, width: int) -> tuple[int, int]:
 
 @dataclass
 class Subjects:
-    """The tokens whose attention a pass through the U-Net notes, and what it noted.
+    """Tokens whose attention is recorded during a pass through the U-Net, and the recorded maps.
 
-    `token_index` is [B, M] int64, each subject's position among the tokens; `valid` [B, M] bool. After the pass `maps`
-    holds, by the layer's name, probabilities [B, heads, h*w, M].
+    Attributes:
+        token_index: position of each subject's token, [B, M] int64.
+        valid: which of the M are subjects, [B, M] bool.
+        maps: after the pass, probabilities [B, heads, h*w, M] by the layer's name.
     """
 
     token_index: Tensor
@@ -80,21 +91,21 @@ class Subjects:
     maps: dict[str, Tensor] = field(default_factory=dict)
 
     def loss(self, masks: Tensor) -> Tensor:
-        """Take the mean of `localization_loss` over the layers; `masks` as there."""
+        """Mean of `localization_loss` over the layers, for `masks` [B, M, H, W]."""
         losses = [localization_loss(attention, masks, self.valid) for attention in self.maps.values()]
         return torch.stack(losses).mean()
 
     def columns(self, tokens: int, like: Tensor) -> Tensor:
-        """Mark each subject's token: [B, `tokens`, M], 1 where it stands, else 0."""
+        """Indicators of the subjects' tokens: [B, `tokens`, M], 1 at a subject's token, else 0."""
         return F.one_hot(self.token_index, tokens).transpose(1, 2).to(like.dtype)
 
 
 def localized_layers(unet: UNet2DConditionModel, blocks: int = 5) -> list[str]:
-    """Name the cross-attention layers in the middle `blocks` of the U-Net's blocks that have any, in their order.
+    """Names of the cross-attention layers in the middle `blocks` of the U-Net's blocks that have any, in their order.
 
-    Of Stable Diffusion 1.5: down 1 and 2, the middle, up 1 and 2.
+    For Stable Diffusion 1.5: down 1 and 2, the middle, up 1 and 2.
     """
-    layers = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
+    layers = cross_attention_layers(unet)
     stage = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 
     def place(layer: str) -> tuple[int, int]:
@@ -108,15 +119,13 @@ def localized_layers(unet: UNet2DConditionModel, blocks: int = 5) -> list[str]:
 
 
 def localize(unet: UNet2DConditionModel, blocks: int = 5) -> None:
-    """Let the U-Net note subjects' attention in its middle blocks, when it is called with `subjects`.
+    """Make the U-Net record subjects' attention in its middle blocks whenever it is called with `subjects`.
 
     Raises:
         ModelError: a layer is of a kind that the text-to-image U-Nets do not have.
     """
     chosen = set(localized_layers(unet, blocks))
-    for name, layer in unet.named_modules():
-        if not isinstance(layer, Attention):
-            continue
+    for name, layer in attention_modules(unet):
         unusual = unusual_parts(layer)
         if name in chosen and type(layer.to_out[0]) is not nn.Linear:
             unusual.append(f"{type(layer.to_out[0]).__name__} for its output")
@@ -125,16 +134,11 @@ def localize(unet: UNet2DConditionModel, blocks: int = 5) -> None:
         layer.set_processor(SubjectAttention(name if name in chosen else None))
 
 
-def unusual_parts(layer: Attention) -> list[str]:
-    """Name the parts that attention can have in diffusers and has not in the text-to-image U-Nets."""
-    return [kind for kind in ("spatial_norm", "group_norm", "norm_q", "norm_k") if getattr(layer, kind, None)]
-
-
 class SubjectAttention(AttnProcessor2_0):
-    """Attention as diffusers computes it, which notes the probabilities of subjects' tokens on the way.
+    """Attention as diffusers computes it, which also records the probabilities of the subjects' tokens.
 
-    It holds nothing of a step: what it notes goes into the `subjects` it is called with. So it works where a layer
-    runs a second time, as under gradient checkpointing.
+    It keeps no state between steps: the maps go into the `subjects` it is called with. So it also works if a layer runs
+    twice, as under gradient checkpointing.
     """
 
     def __init__(self, layer: str | None) -> None:
@@ -155,25 +159,24 @@ class SubjectAttention(AttnProcessor2_0):
             plain: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
         assert attention_mask is None, "Stable Diffusion's text needs no mask"
-        text = attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
+        text = normalize_text(attn, encoder_hidden_states)
         query, key, value = (
-            _split(projected, attn.heads) for projected in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
+            split_heads(projected, attn.heads)
+            for projected in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
         )
         columns = subjects.columns(text.shape[1], value)
         both = attend(query, key, value, columns, attn.scale)
         width = value.shape[-1]
         subjects.maps[self.layer] = both[..., width : width + columns.shape[-1]]
-        # Zeros in the projection take the marks out of the output: to cut them off would keep a second copy of it.
+        # Zeros in the projection remove the probabilities from the output: slicing them off would keep a second copy.
         project, dropout = attn.to_out
         weight = F.pad(project.weight.unflatten(1, (attn.heads, width)), (0, both.shape[-1] - width)).flatten(1)
         output: Tensor = dropout(F.linear(both.transpose(1, 2).flatten(2), weight, project.bias))
-        if attn.residual_connection:
-            output = output + hidden_states
-        return output / attn.rescale_output_factor
+        return add_residual(attn, output, hidden_states)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float) -> Tensor:
-    """Attend, and note the probabilities of chosen tokens beside the output.
+    """Attend, and return the probabilities of chosen tokens beside the output.
 
     Args:
         query: [B, heads, P, d].
@@ -188,16 +191,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: fl
     chosen = columns.shape[-1]
     # The fused kernels want queries, keys and values of one width, a multiple of eight; zeros change no product.
     pad = -(value.shape[-1] + chosen) % 8
-    marked = torch.cat([value, columns[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
+    extended = torch.cat([value, columns[:, None].expand(-1, value.shape[1], -1, -1)], dim=-1)
     query, key = (_widen(projected, chosen + pad) for projected in (query, key))
-    return F.scaled_dot_product_attention(query, key, _widen(marked, pad), scale=scale)
+    return F.scaled_dot_product_attention(query, key, _widen(extended, pad), scale=scale)
 
 
 def _widen(projected: Tensor, zeros: int) -> Tensor:
     """Append zeros to [B, heads, P, d]; heads stay innermost in memory, so that the output's can be joined in place."""
     return F.pad(projected.transpose(1, 2), (0, zeros)).transpose(1, 2)
-
-
-def _split(projected: Tensor, heads: int) -> Tensor:
-    """Split [B, P, C] over the heads: [B, heads, P, C / heads]."""
-    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,15 +1,15 @@
-"""MIP-Adapter's merge: what several references say at a position, weighed by how much it is about their objects.
+"""MIP-Adapter's merge: at each position, references are weighted by how relevant their objects are there.
 
 Huang et al., "Resolving Multi-Condition Confusion for Finetuning-Free Personalized Image Generation" (2024). IP-Adapter
 (Ye et al., 2023) gives each cross-attention layer a second one beside it, whose keys and values come from a picture:
-`Z_text` is what the layer finds in the text, `Z_i,img` what the other one finds in reference i. A plain sum of several
-`Z_i,img` has each reference speak everywhere. Instead
+`Z_text` is the layer's output for the text, `Z_i,img` the second layer's output for reference i. In a plain sum of
+several `Z_i,img` each reference acts on the whole picture. Instead
 
     A_i = mean over the tokens of reference i's text of Softmax(K_i,text Q^T / sqrt(d))
 
-says where the picture is about object i. The softmax runs over the positions of the picture, not over the tokens; keys
-and queries are the frozen text layer's; heads are averaged, and no gradient flows. With a trained predictor f of text
-that is about no object, one linear layer and a sigmoid on `Z_text`, the published code computes (`merge_as_code`)
+measures where object i is in the picture. The softmax runs over the positions of the picture, not over the tokens; keys
+and queries are the frozen text layer's; heads are averaged, and no gradient flows. With a trained predictor f (one
+linear layer and a sigmoid on `Z_text`), the published code computes (`merge_as_code`)
 
     Z_new = Z_text + f(Z_text)/mean(f(Z_text)) * sum_i A_i/mean(A_i) * Z_i,img
 
@@ -17,9 +17,9 @@ and the paper writes (`merge_as_paper`)
 
     Z_new = f(Z_text)/mean(f(Z_text)) * Z_text + sum_i A_i/mean(A_i) * Z_i,img
 
-with all means over the positions. In one thing the code differs from both: it divides A_i at each position by the sum
-over the references, so that two references share each position, and a single one speaks everywhere alike. Here A_i is
-divided by its own mean, as in the paper's formula.
+with all means over the positions. The published code differs from both formulas in one respect: it divides A_i at each
+position by the sum over the references, so that two references share each position, and a single one has the same
+weight everywhere. Here A_i is divided by its own mean, as in the paper's formula.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,27 +33,35 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from schemas.errors import ModelError
-from training.localization import unusual_parts
+from training.attention import (
+    add_residual,
+    attention_modules,
+    cross_attention_layers,
+    join_heads,
+    normalize_text,
+    split_heads,
+    unusual_parts,
+)
 
 Predict = Callable[[Tensor], Tensor]
-"""The predictor f: of `Z_text` [B, P, C], [B, P] in (0, 1)."""
+"""The predictor f: from `Z_text` [B, P, C] to [B, P] in (0, 1)."""
 Merge = Callable[[Tensor, Tensor, Tensor, Predict], Tensor]
 """Merges `Z_text` [B, P, C], all `Z_i,img` [B, M, P, C] and all A_i [B, M, P], with f, into `Z_new` [B, P, C].
 
-`Z_i,img` is 0 where there is no reference i.
+`Z_i,img` is 0 if there is no reference i.
 """
 MergeName = Literal["code", "paper", "uniform"]
 
 
 def relevance(query: Tensor, key: Tensor, words: Tensor, scale: float) -> Tensor:
-    """Compute A_i of each reference: [B, M, P] float32, or float64 where `query` is that.
+    """Compute A_i of each reference: [B, M, P] float32, or float64 if `query` is float64.
 
-    Each sums to 1 over the positions; that of a reference without a word is 0.
+    Each sums to 1 over the positions; a reference without words has 0 everywhere.
 
     Args:
         query: of the picture's P positions, [B, heads, P, d].
         key: of the references' texts, each encoded alone, [B, M, heads, S, d].
-        words: which of the S tokens are words, [B, M, S] bool: no marks, no padding.
+        words: which of the S tokens are words, [B, M, S] bool; start, end and padding are not.
         scale: of the products, 1 / sqrt(d).
     """
     products = torch.einsum("bhpd, bmhsd -> bmhsp", _exact(query), _exact(key)) * scale
@@ -62,32 +70,32 @@ def relevance(query: Tensor, key: Tensor, words: Tensor, scale: float) -> Tensor
 
 
 def _exact(values: Tensor) -> Tensor:
-    """In single precision at least: sums over thousands of positions need it."""
+    """Convert to single precision at least: sums over thousands of positions need it."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def over_mean(weights: Tensor) -> Tensor:
-    """Divide weights [..., P] by their mean over the positions; where all are 0, they stay 0."""
+    """Divide weights [..., P] by their mean over the positions; if all are 0, they stay 0."""
     mean = weights.mean(-1, keepdim=True)
     return weights / mean.masked_fill(mean == 0, 1)
 
 
 def merge_as_code(text: Tensor, images: Tensor, relevances: Tensor, predict: Predict) -> Tensor:
-    """Merge as the published code does: f weighs the references."""
-    return text + over_mean(predict(text))[..., None] * _weighed(images, relevances)
+    """Merge as in the published code: f weights the references."""
+    return text + over_mean(predict(text))[..., None] * _weighted(images, relevances)
 
 
 def merge_as_paper(text: Tensor, images: Tensor, relevances: Tensor, predict: Predict) -> Tensor:
-    """Merge as the paper writes: f weighs the text."""
-    return over_mean(predict(text))[..., None] * text + _weighed(images, relevances)
+    """Merge as in the paper: f weights the text."""
+    return over_mean(predict(text))[..., None] * text + _weighted(images, relevances)
 
 
 def merge_uniformly(text: Tensor, images: Tensor, _relevances: Tensor, _predict: Predict) -> Tensor:
-    """Sum as IP-Adapter does, each reference everywhere: what the two others are compared with."""
+    """Add the references with equal weight everywhere, as IP-Adapter does: the baseline."""
     return text + images.sum(1)
 
 
-def _weighed(images: Tensor, relevances: Tensor) -> Tensor:
+def _weighted(images: Tensor, relevances: Tensor) -> Tensor:
     return (over_mean(relevances)[..., None] * images).sum(1)
 
 
@@ -96,10 +104,13 @@ MERGES: Mapping[MergeName, Merge] = {"code": merge_as_code, "paper": merge_as_pa
 
 @dataclass(frozen=True)
 class References:
-    """What a pass through the U-Net is told of the references, up to M of each sample.
+    """The references of a pass through the U-Net, up to M per sample.
 
-    `tokens` [B, M, T, D] float are their pictures' tokens, `texts` [B, M, S, D] float their texts, each encoded alone,
-    `words` [B, M, S] bool which of its tokens are words; `valid` [B, M] bool says which of the M there are.
+    Attributes:
+        tokens: embeddings of the references, [B, M, T, D] float.
+        texts: their texts, each encoded separately, [B, M, S, D] float.
+        words: which of the S tokens are words, [B, M, S] bool.
+        valid: which of the M are references, [B, M] bool.
     """
 
     tokens: Tensor
@@ -109,9 +120,9 @@ class References:
 
 
 class AdapterLayer(nn.Module):
-    """What is trained beside a cross-attention layer: keys and values of pictures, and the predictor f.
+    """What is trained beside a cross-attention layer: keys and values of references, and the predictor f.
 
-    f starts as a constant: untrained, it changes nothing.
+    f starts as a constant, which changes nothing.
     """
 
     def __init__(self, text_width: int, width: int) -> None:
@@ -127,31 +138,24 @@ class AdapterLayer(nn.Module):
         return torch.sigmoid(_exact(self.predictor(text)[..., 0]))
 
 
-def cross_attention_layers(unet: UNet2DConditionModel) -> list[str]:
-    """Name the layers that read the text, in diffusers' order: down, up, middle."""
-    return [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
-
-
 def adapt(unet: UNet2DConditionModel, layers: Sequence[AdapterLayer], merge: Merge) -> None:
-    """Let the U-Net's cross-attention layers, in their order, look at references when it is called with `references`.
+    """Make the U-Net's cross-attention layers, in their order, use references whenever it is called with `references`.
 
     Raises:
         ModelError: a layer is of a kind that the text-to-image U-Nets do not have.
     """
     chosen = dict(zip(cross_attention_layers(unet), layers, strict=True))
-    for name, attention in unet.named_modules():
-        if not isinstance(attention, Attention):
-            continue
+    for name, attention in attention_modules(unet):
         unusual = unusual_parts(attention) if name in chosen else []
         if unusual:
-            raise ModelError(f"layer {name} of the U-Net has a {unusual[0]}: it cannot look at references")
+            raise ModelError(f"layer {name} of the U-Net has a {unusual[0]}: it cannot use references")
         attention.set_processor(MergedAttention(chosen.get(name), merge))
 
 
 class MergedAttention(AttnProcessor2_0):
-    """Attention as diffusers computes it, with what references show merged into what the text says.
+    """Attention as diffusers computes it, with references merged into the text's output.
 
-    It holds nothing of a step, and its layer's weights belong to the adapter: the U-Net's stay as they are.
+    It keeps no state between steps, and its layer's weights belong to the adapter, not to the U-Net.
     """
 
     def __init__(self, layer: AdapterLayer | None, merge: Merge) -> None:
@@ -172,47 +176,32 @@ class MergedAttention(AttnProcessor2_0):
             plain: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
         assert attention_mask is None, "Stable Diffusion's text needs no mask"
-        caption, texts = (
-            attn.norm_encoder_hidden_states(one) if attn.norm_cross else one
-            for one in (encoder_hidden_states, references.texts)
-        )
+        caption, texts = normalize_text(attn, encoder_hidden_states), normalize_text(attn, references.texts)
         query, key, value = (
-            _split(projected, attn.heads)
+            split_heads(projected, attn.heads)
             for projected in (attn.to_q(hidden_states), attn.to_k(caption), attn.to_v(caption))
         )
-        text = _join(F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
+        text = join_heads(F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
         with torch.no_grad():
-            relevances = relevance(query, _split(attn.to_k(texts), attn.heads), references.words, attn.scale)
-        images = look(query, references.tokens, self.layer, attn.scale)
+            relevances = relevance(query, split_heads(attn.to_k(texts), attn.heads), references.words, attn.scale)
+        images = attend_to_references(query, references.tokens, self.layer, attn.scale)
         images = images.masked_fill(~references.valid[..., None, None], 0)
         merged = self.merge(text, images, relevances, self.layer.predict).to(text.dtype)
         project, dropout = attn.to_out
         output: Tensor = dropout(project(merged))
-        if attn.residual_connection:
-            output = output + hidden_states
-        return output / attn.rescale_output_factor
+        return add_residual(attn, output, hidden_states)
 
 
-def look(query: Tensor, tokens: Tensor, layer: AdapterLayer, scale: float) -> Tensor:
-    """Attend to each reference alone: `Z_i,img`, [B, M, P, C].
+def attend_to_references(query: Tensor, tokens: Tensor, layer: AdapterLayer, scale: float) -> Tensor:
+    """Attend to each reference separately: `Z_i,img`, [B, M, P, C].
 
     Args:
         query: [B, heads, P, d].
-        tokens: of the pictures, [B, M, T, D].
-        layer: makes their keys and values.
+        tokens: of the references, [B, M, T, D].
+        layer: computes their keys and values.
         scale: of the products, 1 / sqrt(d).
     """
     count, heads = tokens.shape[1], query.shape[1]
-    key, value = (_split(projection(tokens), heads).flatten(0, 1) for projection in (layer.to_k_ip, layer.to_v_ip))
+    key, value = (split_heads(projection(tokens), heads).flatten(0, 1) for projection in (layer.to_k_ip, layer.to_v_ip))
     repeated = query[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
-    return _join(F.scaled_dot_product_attention(repeated, key, value, scale=scale)).unflatten(0, (-1, count))
-
-
-def _split(projected: Tensor, heads: int) -> Tensor:
-    """Split [..., P, C] over the heads: [..., heads, P, C / heads]."""
-    return projected.unflatten(-1, (heads, -1)).transpose(-3, -2)
-
-
-def _join(split: Tensor) -> Tensor:
-    """Join the heads again: [..., P, C]."""
-    return split.transpose(-3, -2).flatten(-2)
+    return join_heads(F.scaled_dot_product_attention(repeated, key, value, scale=scale)).unflatten(0, (-1, count))

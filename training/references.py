@@ -1,8 +1,11 @@
-"""A subject's reference: its crop out of the picture, the background noise, disturbed so that it is no copy.
+"""References: objects cut out of a picture for an image encoder, augmented so that they are no copies of it.
 
-What is disturbed, how often and how much is FastComposer's (fastcomposer/transforms.py). Turning, mirroring and
-warping are one resampling here, not three: a third of the time, and the crop stays sharper.
+Kinds, probabilities and strengths of the augmentations are FastComposer's (fastcomposer/transforms.py). Rotation, flip
+and warp are one resampling instead of three, which takes a third of the time and keeps the reference sharper.
 """
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,27 +13,79 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from training.geometry import reduction
+from schemas.errors import RecordError
+from schemas.masks import BBox
+from schemas.rejects import Reason
+from schemas.samples.base import Segmentation
+from training.geometry import Crop, reduction, to_pixels
 
 WARP, KNOTS = 1.0, 18
-"""The elastic warp: spread of the shifts in pixels of 224, and on how many rows and columns of knots they are drawn.
+"""The elastic warp: standard deviation of the shifts in 1/224 of the side, drawn on a grid of `KNOTS` x `KNOTS` knots.
 
-Between the knots they are as large and as smooth as those of torchvision's ElasticTransform (white noise of alpha 50,
-blurred with sigma 5), for a hundredth of its time.
+Interpolated between the knots they are as large and as smooth as those of torchvision's ElasticTransform (white noise
+of alpha 50, blurred with sigma 5), at a hundredth of the cost.
 """
 WHITE = 255
+SMALLEST = 1 / 4096
+"""Share of the square below which an object counts as cut off: one of the 64 x 64 latents of Stable Diffusion."""
+
+
+class Annotation(Protocol):
+    """A phrase and its mask, as in the records of FastComposer and MIP-Adapter."""
+
+    text: str
+    start: int
+    end: int
+    area: int
+    segmentation: Segmentation
+
+
+@dataclass(frozen=True)
+class Region:
+    """An annotated object: its mask [H, W] bool and bounding box in the picture, and its mask in the cropped square."""
+
+    mask: NDArray[np.bool_]
+    bbox: BBox
+    cropped: NDArray[np.bool_]
+
+
+def check_annotation(annotation: Annotation, caption: str, width: int, height: int) -> None:
+    """Check that an annotation fits its caption and its picture of `width` x `height` pixels.
+
+    Raises:
+        RecordError: its text does not stand at its span, or its mask has another size.
+    """
+    if caption[annotation.start : annotation.end] != annotation.text:
+        where = f"{annotation.start} to {annotation.end} of the caption"
+        raise RecordError(Reason.MISMATCHED_ANNOTATION, f"{annotation.text!r} does not stand at {where}")
+    rows, columns = annotation.segmentation.size
+    if (columns, rows) != (width, height):
+        stated = f"{columns} x {rows} pixels, the picture {width} x {height}"
+        raise RecordError(Reason.MISMATCHED_ANNOTATION, f"the mask of {annotation.text!r} has {stated}")
+
+
+def find_region(annotation: Annotation, crop: Crop) -> Region | None:
+    """Decode an annotation's mask and crop it; None if less than `SMALLEST` of the square is left.
+
+    Raises:
+        ValueError: the mask is damaged.
+    """
+    mask = annotation.segmentation.to_mask()
+    pixels = to_pixels(mask, annotation.area)
+    cropped = crop.crop_mask(pixels)
+    return Region(pixels, mask.bbox, cropped) if cropped.mean() >= SMALLEST else None
 
 
 def cut_out(
     pixels: NDArray[np.uint8], mask: NDArray[np.bool_], bbox: tuple[int, int, int, int], rng: np.random.Generator | None
 ) -> NDArray[np.uint8]:
-    """Cut a subject out of its picture, noise or white around it: [h, w, 3] uint8.
+    """Cut an object out of its picture, surrounded by noise or white: [h, w, 3] uint8.
 
     Args:
-        pixels: the picture, whole or reduced, [h', w', 3] uint8.
-        mask: the subject, [H, W] bool, at full size.
-        bbox: [x, y, w, h] in pixels of the mask.
-        rng: draws the noise, uniform over all bytes; without it all around is white.
+        pixels: the picture at full size or reduced, [h', w', 3] uint8.
+        mask: the object, [H, W] bool, at full size.
+        bbox: of the object, [x, y, w, h] in pixels of the mask.
+        rng: draws the noise, uniform from 0 to 255; None for white.
     """
     x, y, width, height = bbox
     scale = reduction(mask.shape[0], pixels.shape[0])
@@ -41,17 +96,17 @@ def cut_out(
 
 
 def _cover(start: int, length: int, scale: int) -> NDArray[np.intp]:
-    """Number the reduced pixels that show the pixels [start, start + length)."""
+    """Indices of the reduced pixels that cover the pixels [start, start + length)."""
     return np.arange(start // scale, -(-(start + length) // scale))
 
 
 def _middle(reduced: NDArray[np.intp], scale: int, length: int) -> NDArray[np.intp]:
-    """Find the pixel in the middle of each reduced one; the last may lie beyond `length`."""
+    """Index of the full-size pixel in the middle of each reduced one, kept below `length`."""
     return np.minimum(reduced * scale + scale // 2, length - 1)
 
 
 def to_square(crop: NDArray[np.uint8], side: int, grey: int = 0) -> Image.Image:
-    """Scale a crop into the middle of a square of `side` pixels, of one `grey` from black, 0, to `WHITE`."""
+    """Fit a crop into the middle of a square of `side` pixels; the rest has the level `grey`, 0 to 255."""
     height, width = crop.shape[:2]
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -62,15 +117,15 @@ def to_square(crop: NDArray[np.uint8], side: int, grey: int = 0) -> Image.Image:
     return square
 
 
-def disturb(crop: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Turn a crop into a reference of `side` x `side` pixels that is no copy of it: [side, side, 3] uint8.
+def augment(crop: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Make a crop into an augmented reference, [side, side, 3] uint8.
 
-    With probability 0.5 nearer by up to 2 (the lower part cut off), 0.75 turned by up to 30 degrees, 0.5 mirrored,
-    0.5 warped, 0.5 in other colours, 0.5 blurred, 0.1 grey.
+    Probabilities: 0.5 zoomed by up to 2 (the lower part is cut off), 0.75 rotated by up to 30 degrees, 0.5 mirrored,
+    0.5 warped, 0.5 recoloured, 0.5 blurred, 0.1 turned grey.
     """
     if rng.random() < 0.5:
-        nearer = rng.uniform(1, 2)
-        height, width = (max(1, round(length / nearer)) for length in crop.shape[:2])
+        zoom = rng.uniform(1, 2)
+        height, width = (max(1, round(length / zoom)) for length in crop.shape[:2])
         left = (crop.shape[1] - width) // 2
         crop = crop[:height, left : left + width]
     reference = _move(to_square(crop, side), rng)
@@ -84,15 +139,15 @@ def disturb(crop: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDA
 
 
 def _move(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    turned, mirrored, warped = rng.random(3) < (0.75, 0.5, 0.5)
+    rotated, mirrored, warped = rng.random(3) < (0.75, 0.5, 0.5)
     if mirrored:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    angle = rng.uniform(-30, 30) if turned else 0.0
+    angle = rng.uniform(-30, 30) if rotated else 0.0
     if not warped:
-        return picture.rotate(angle, Image.Resampling.BILINEAR) if turned else picture
+        return picture.rotate(angle, Image.Resampling.BILINEAR) if rotated else picture
     side = picture.width
-    turn = torch.tensor(np.deg2rad(angle))
-    cos, sin = turn.cos(), turn.sin()
+    radians = torch.tensor(np.deg2rad(angle))
+    cos, sin = radians.cos(), radians.sin()
     matrix = torch.stack([torch.stack([cos, sin, cos * 0]), torch.stack([-sin, cos, cos * 0])]).float()
     grid = F.affine_grid(matrix[None], [1, 3, side, side], align_corners=False)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
@@ -103,7 +158,7 @@ def _move(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def draw_shifts(side: int, rng: np.random.Generator) -> torch.Tensor:
-    """Draw smooth shifts along x and y, [1, 2, side, side] float32, where 2 is the picture's side."""
+    """Draw smooth shifts along x and y, [1, 2, side, side] float32, in `grid_sample`'s unit: half the side."""
     knots = torch.from_numpy(rng.normal(0, WARP * 2 / 224, (1, 2, KNOTS, KNOTS))).float()
     return F.interpolate(knots, (side, side), mode="bicubic", align_corners=False)
 

@@ -1,48 +1,56 @@
-"""From a dataset's shards to batches, of any recipe: read, shuffled, divided among workers and processes.
+"""Read a dataset's shards as batches: shuffled, and divided among workers and processes, for any recipe.
 
-Everything is a function of (seed, epoch, key), and the order of (seed, epoch, part), where a part is what one worker
-of one process reads. So a run that goes on after its n-th batch gets the same (n + 1)-th, and it skips the n without
-decoding a picture.
+What one sample becomes is the recipe's `view`. Everything a view draws is a function of (seed, epoch, key), and the
+order of the samples one of (seed, epoch, part), where a part is what one worker of one process reads. A run that is
+resumed after n batches therefore gets the same batch n + 1, and skips the first n without decoding a picture.
 
-A part reads whole shards, others in each epoch; where a dataset has fewer shards than there are parts, each part reads
-all of them and keeps every so-many-th sample. Parts begin their next epoch on their own, none waits for another.
+A part reads whole shards, a different selection in each epoch. If a dataset has fewer shards than there are parts,
+each part reads all of them and keeps every `parts`-th sample. Parts start their next epoch independently.
 """
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from tarfile import TarError
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 import webdataset
-from pydantic import Field
+from pydantic import Field, ValidationError
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset import tariterators
 
 from schemas.dataset import StrictModel
 from schemas.errors import InputError, RecordError
+from schemas.keys import rng_of
 
 Batch = dict[str, Any]
+"""Name to tensor with the samples along the first axis, or to a list with a value per sample. Always holds `keys`, the
+samples' keys, and `skipped`, a line for each sample that could not be read."""
 Raw = Mapping[str, Any]
-"""A sample as webdataset reads it: `__key__`, `__url__` and its members, `jpg`, `json`."""
-Make = Callable[[Sequence[tuple[int, Raw]]], Batch]
-"""Makes a batch of (epoch, sample) pairs; it holds `keys` and `skipped`, and no tensor where none could be read."""
+"""A sample as webdataset reads it: `__key__`, `__url__` and its members by their endings, as `jpg` and `json`."""
+Tools = Any
+"""What a recipe's view needs besides sample and config: as a rule the model's tokenizer."""
+View = Callable[[Raw, np.random.Generator, Tools, Any], Mapping[str, Any]]
+"""A recipe's view, called with sample, generator, tools and config: the values of one sample by name, each a tensor,
+`Pixels` or anything else. Raises a RecordError or a ValueError for a sample that cannot be used."""
 
-SHUFFLED = 500
-"""Samples, undecoded, that a worker keeps in hand to draw the next one from."""
+SHUFFLE_BUFFER = 500
+"""Undecoded samples that a worker holds in memory and draws the next one from."""
 PATIENCE = 100
-"""Epochs without a sample, or batches of which nothing can be read, in a row, after which a worker gives up."""
+"""Number of consecutive epochs without a sample, or of batches without a readable one, after which a worker stops."""
 
 
 class LoadConfig(StrictModel):
-    """What the batches of every recipe have in common."""
+    """Fields that the batches of every recipe have in common."""
 
     resolution: int = Field(default=512, gt=0, multiple_of=8, description="side of the pictures, in pixels")
     reference: int = Field(default=224, gt=0, description="side of what an image encoder is shown, in pixels")
@@ -50,25 +58,51 @@ class LoadConfig(StrictModel):
     workers: int = Field(default=2, ge=0, description="processes that load for each process that trains")
     seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
 
+    def plain(self) -> Self:
+        """A copy of this config under which a view draws nothing at random, for measuring and for sample pictures."""
+        return self
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixels in the form in which they travel between processes, and the range they stand for.
+
+    Bytes take a quarter of the memory of floats: copying floats would take a third of a worker's time.
+
+    Attributes:
+        values: uint8 from 0 to 255, or bool, of any shape.
+        low: the float that 0 or False stands for.
+        high: the float that 255 or True stands for.
+    """
+
+    values: Tensor
+    low: float
+    high: float
+
+    def floats(self) -> Tensor:
+        """Convert to float32 in [`low`, `high`]."""
+        largest = 1 if self.values.dtype == torch.bool else 255
+        return self.values.float().div_(largest / (self.high - self.low)).add_(self.low)
+
 
 @dataclass(frozen=True)
 class Shards:
-    """Where the samples are: addresses of tars, and how many samples each holds where an index tells."""
+    """A dataset's tars by address, and the number of samples in each if an index states them."""
 
     urls: tuple[str, ...]
     counts: tuple[int, ...] | None
 
 
-def find_shards(data: str, recipe: str = "fastcomposer") -> Shards:
+def find_shards(data: str, recipe: str) -> Shards:
     """Find the shards of a dataset of `recipe`.
 
     Args:
-        data: its folder, or the tars themselves as webdataset writes them: a path, `http://...`, `pipe:...`, with
-            braces, "shard-{000000..000009}.tar", for many.
-        recipe: what the folder's tars are named by.
+        data: the dataset's folder, or its tars in webdataset's notation: a path, `http://...` or `pipe:...`, with
+            braces for several, as in "shard-{000000..000009}.tar".
+        recipe: prefix of the names of the folder's tars.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no shard.
     """
     folder = Path(data)
     if folder.is_dir():
@@ -95,100 +129,166 @@ def _counts(index: Path, names: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def read_samples(shards: Shards) -> Iterator[Raw]:
-    """Read all samples once, in their order."""
+    """Yield every sample once, in the order of the shards."""
     for url in shards.urls:
         yield from _read(url)
 
 
-def load(
-    shards: Shards, make: Make, config: LoadConfig, done: int = 0, rank: int | None = None, world: int | None = None
-) -> Iterator[Batch]:
-    """Yield the batches that `make` makes without end, epoch after epoch, from the one after the first `done`.
+def read_texts(shards: Shards, texts: Callable[[Raw], Sequence[str]], limit: int = 10_000) -> list[str]:
+    """Collect `texts` of the first `limit` samples, leaving out samples whose record is invalid."""
+    found: list[str] = []
+    for raw in islice(read_samples(shards), limit):
+        with suppress(ValidationError):
+            found += texts(raw)
+    return found
 
-    Process `rank` of `world` gets batches of its own; by default they are those of torch.distributed or, before it is
-    set up, of its launcher. They and `config` must be the same where a run goes on.
+
+def batches(
+    shards: Shards,
+    view: View,
+    tools: Tools,
+    config: LoadConfig,
+    done: int = 0,
+    rank: int | None = None,
+    world: int | None = None,
+) -> Iterator[Batch]:
+    """Yield batches without end, epoch after epoch, starting after the first `done`.
+
+    A batch holds what `view` returns for its samples, stacked, with `Pixels` converted to floats. A sample that cannot
+    be read makes its batch smaller; a batch of which no sample can be read is replaced by the next one.
+
+    Args:
+        shards: the dataset.
+        view: makes the values of one sample.
+        tools: passed on to `view`.
+        config: passed on to `view`. With `done` it must be the same for a run that is resumed.
+        done: number of batches to skip.
+        rank: number of this process, by default that of torch.distributed or of its launcher.
+        world: number of processes, by default likewise. Each process gets batches of its own.
 
     Raises:
-        InputError: a shard cannot be read, or of `PATIENCE` batches not one sample.
+        InputError: a shard cannot be read, or no sample of `PATIENCE` consecutive batches.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork
     here = rank_and_world()
     rank, world = here[0] if rank is None else rank, here[1] if world is None else world
+    make = partial(make_batch, view=view, tools=tools, config=config)
     stream = _Stream(shards, make, config, done, rank, world)
     loader = DataLoader(stream, batch_size=None, num_workers=config.workers, pin_memory=torch.cuda.is_available())
     for batch in loader:
         if "error" in batch:
             raise InputError(batch["error"])
-        yield batch
+        yield to_floats(batch)
+
+
+def batches_once(shards: Shards, view: View, tools: Tools, config: LoadConfig) -> Iterator[Batch]:
+    """Yield every sample once, in the order of the shards, under the plain config; the last batch may be smaller."""
+    samples = ((0, raw) for raw in read_samples(shards))
+    while group := list(islice(samples, config.batch)):
+        batch = make_batch(group, view, tools, config.plain())
+        if batch["keys"]:
+            yield to_floats(batch)
+
+
+def make_batch(samples: Sequence[tuple[int, Raw]], view: View, tools: Tools, config: LoadConfig) -> Batch:
+    """Make a batch of (epoch, sample) pairs, whose pixels `to_floats` converts.
+
+    Tensors and pixels are stacked, other values are collected in lists. If no sample can be read, the batch holds
+    `keys` and `skipped` alone.
+    """
+    views, skipped = [], []
+    for epoch, raw in samples:
+        key = raw["__key__"]
+        try:
+            views.append({"keys": key, **view(raw, rng_of(config.seed, f"view {epoch}", key), tools, config)})
+        except (RecordError, ValueError) as error:  # pydantic's and pycocotools' errors are ValueErrors
+            skipped.append(f"{key}: {' '.join(str(error).split())[:200]}")
+    names = views[0] if views else ()
+    return {"keys": [], **{name: _stack([values[name] for values in views]) for name in names}, "skipped": skipped}
+
+
+def _stack(values: list[Any]) -> Any:  # noqa: ANN401 - whatever a view returns
+    first = values[0]
+    if isinstance(first, Pixels):
+        return Pixels(torch.stack([pixels.values for pixels in values]), first.low, first.high)
+    return torch.stack(values) if isinstance(first, Tensor) else values
+
+
+def to_floats(batch: Batch) -> Batch:
+    """Convert a batch's pixels to float32."""
+    return {name: value.floats() if isinstance(value, Pixels) else value for name, value in batch.items()}
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return this process's rank and how many processes there are."""
+    """Return this process's rank and the number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+@dataclass(eq=False)
 class _Stream(IterableDataset[Batch]):
     """What one worker reads: its part of the samples, in batches."""
 
-    def __init__(self, shards: Shards, make: Make, config: LoadConfig, done: int, rank: int, world: int) -> None:
-        self.shards, self.make, self.config = shards, make, config
-        self.done, self.rank, self.world = done, rank, world
+    shards: Shards
+    make: Callable[[Sequence[tuple[int, Raw]]], Batch]
+    config: LoadConfig
+    done: int
+    rank: int
+    world: int
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         if info:
             torch.set_num_threads(1)
-        # Batches come from the workers in turn. The first one asked is whose turn it is after `done`.
+        # Batches come from the workers in turn; worker 0 takes the turn that follows the first `done` batches.
         turn = (worker + self.done) % workers
         skipped = len(range(turn, self.done, workers))
         part, parts = self.rank * workers + turn, self.world * workers
         samples = _samples(self.shards, self.config.seed, part, parts, skipped * self.config.batch)
         try:
             yield from self._batches(samples)
-        except InputError as error:  # as a value: across processes an exception loses its one line
+        except InputError as error:  # passed on as a value: an exception from another process is not one line any more
             yield {"error": str(error)}
 
     def _batches(self, samples: Iterator[tuple[int, Raw]]) -> Iterator[Batch]:
-        # The n-th batch is made of the n-th samples, so that a run can go on by counting. In place of one of which
-        # nothing can be read stands the next one, and that comes again in its own turn.
+        # Batch n is made of the n-th group of samples, so that a run can be resumed by counting. A batch of which
+        # nothing can be read is replaced by the next one, which is then yielded a second time in its own turn.
         ahead: deque[Batch] = deque()
         while True:
             while not any(batch["keys"] for batch in ahead):
                 if len(ahead) == PATIENCE:
                     why = f"{ahead[0]['skipped'][0]}. `subjectloom inspect` says what is wrong"
                     raise InputError(f"no sample of {PATIENCE} batches can be read: {why}")
-                chosen = [next(samples) for _ in range(self.config.batch)]
-                ahead.append(self.make(chosen))
+                ahead.append(self.make([next(samples) for _ in range(self.config.batch)]))
             batch = ahead.popleft()
             yield batch if batch["keys"] else {**ahead[-1], "skipped": batch["skipped"]}
 
 
 def _samples(shards: Shards, seed: int, part: int, parts: int, skip: int) -> Iterator[tuple[int, Raw]]:
     """Yield (epoch, sample) of a part, shuffled, epoch after epoch, without the first `skip`."""
-    epoch = barren = 0
-    while barren < PATIENCE:
+    epoch = empty_epochs = 0
+    while empty_epochs < PATIENCE:
         rng = np.random.default_rng([seed, epoch, part])
-        seen = _count(shards, seed, epoch, part, parts)
-        if seen is not None and seen <= skip:
-            skip -= seen
+        count = _count(shards, seed, epoch, part, parts)
+        if count is not None and count <= skip:
+            skip -= count
         else:
-            seen = 0
-            for sample in shuffle(_part(shards, seed, epoch, part, parts), SHUFFLED, rng):
-                seen += 1
+            count = 0
+            for sample in shuffle(_part(shards, seed, epoch, part, parts), SHUFFLE_BUFFER, rng):
+                count += 1
                 if skip:
                     skip -= 1
                 else:
                     yield epoch, sample
-        barren = 0 if seen else barren + 1
+        empty_epochs = 0 if count else empty_epochs + 1
         epoch += 1
     raise InputError(f"no sample for worker {part + 1} of {parts}: the dataset has fewer samples than readers")
 
 
 def _order(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> tuple[list[int], int, int]:
-    """Which shards a part reads in an epoch, and that it keeps sample `first`, `first` + `step` and so on of them."""
+    """Return the shards that a part reads in an epoch, and `first`, `step`: it keeps samples first, first + step..."""
     order = np.random.default_rng([seed, epoch]).permutation(len(shards.urls)).tolist()
     return (order[part::parts], 0, 1) if len(order) >= parts else (order, part, parts)
 
@@ -207,70 +307,29 @@ def _part(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> Itera
     yield from (sample for number, sample in enumerate(samples) if number % step == first)
 
 
-def _read(url: str, count: int | None = None) -> Iterator[Raw]:
+def _read(url: str, expected: int | None = None) -> Iterator[Raw]:
     advice = "is that its address, and can it be reached?" if ":" in url else "`subjectloom inspect` says what is wrong"
-    seen = 0
+    count = 0
     try:
         with closing(webdataset.gopen(url)) as stream:
             files = tariterators.tar_file_iterator(stream)
             for sample in tariterators.group_by_keys({"__url__": url, **file} for file in files):
-                seen += 1
+                count += 1
                 yield sample
     except (OSError, EOFError, ValueError, TarError) as error:
         raise InputError(f"the shard {url} cannot be read: {error}; {advice}") from error
-    if count is not None and seen != count:  # a tar cut off between two members ends like a whole one
-        raise InputError(f"the shard {url} holds {seen} samples, the index says {count}; {advice}")
+    if expected is not None and count != expected:  # a tar cut off between two members ends like a whole one
+        raise InputError(f"the shard {url} holds {count} samples, the index says {expected}; {advice}")
 
 
 def shuffle(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Iterator[Raw]:
-    """Yield all `samples`, each drawn from the `size` that are in hand."""
-    hand: list[Raw] = []
+    """Yield all `samples`, each drawn from a buffer of `size`."""
+    buffer: list[Raw] = []
     for sample in samples:
-        hand.append(sample)
-        if len(hand) == size:
+        buffer.append(sample)
+        if len(buffer) == size:
             chosen = int(rng.integers(size))
-            hand[chosen], hand[-1] = hand[-1], hand[chosen]
-            yield hand.pop()
-    for chosen in rng.permutation(len(hand)):
-        yield hand[chosen]
-
-
-def stack(samples: Sequence[tuple[int, Raw]], make_view: Callable[[Raw, int], dict[str, Any]]) -> Batch:
-    """Make a batch of what `make_view` makes of (sample, epoch): tensors stacked, anything else in a list.
-
-    Samples that cannot be read are told in `skipped`; where none is left there is no tensor.
-    """
-    views, skipped = [], []
-    for epoch, raw in samples:
-        key = raw["__key__"]
-        try:
-            views.append({"key": key, **make_view(raw, epoch)})
-        except (RecordError, ValueError) as error:  # pydantic's and pycocotools' are ValueErrors
-            skipped.append(f"{key}: {' '.join(str(error).split())[:200]}")
-    columns = {name: [one[name] for one in views] for name in (views[0] if views else ())}
-    stacked = {
-        name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values for name, values in columns.items()
-    }
-    return {"keys": stacked.pop("key", []), **stacked, "skipped": skipped}
-
-
-def as_floats(batch: Batch) -> Batch:
-    """Finish a batch of any recipe, by its tensors' names: the picture to [-1, 1], others to [0, 1], masks to 0 or 1.
-
-    Between processes pixels travel as bytes: four times less to copy, a third of a worker's time.
-    """
-    finished = dict(batch)
-    for name, value in batch.items():
-        if name == "pixel_values":
-            finished[name] = value.float().div_(127.5).sub_(1)
-        elif name.endswith("_pixel_values"):
-            finished[name] = value.float().div_(255)
-        elif name.endswith("_segmentation"):
-            finished[name] = value.float()
-    return finished
-
-
-def rng_of(seed: int, epoch: int, key: str) -> np.random.Generator:
-    """Make the generator of all that is drawn about a sample in an epoch."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return np.random.default_rng([seed, epoch, int.from_bytes(digest, "big")])
+            buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+            yield buffer.pop()
+    for chosen in rng.permutation(len(buffer)):
+        yield buffer[chosen]

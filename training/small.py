@@ -1,131 +1,65 @@
-"""Small models for pictures of 64 pixels, in the classes that Stable Diffusion 1.5 is made of.
+"""Small untrained networks for pictures of 64 pixels, of the classes that Stable Diffusion 1.5 is made of.
 
-They start from nothing but the autoencoder, and a CPU can train them: for first tries, tests and measurements in small.
+All but the autoencoder start from random weights, and a CPU can train them: for first tries, tests and benchmarks. A
+recipe's `small` puts its parts together from these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    InstructBlipQFormerConfig,
-    InstructBlipQFormerModel,
-)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
-from training.blip_diffusion import BlipParts, Prompter
-from training.fastcomposer import Fuser, Parts
-from training.mip_adapter import Adapter, MipParts
+from training.diffusion import Parts
 from training.tokenizer import small_tokenizer
 
 SIDE = 64
 """Side of the pictures in pixels."""
 WIDTH = 64
-"""Of text tokens and reference embeddings."""
+"""Width of text tokens and reference embeddings."""
 
 
-def small_parts(autoencoder: Path, captions: Sequence[str], seed: int) -> Parts:
-    """Make FastComposer's networks, their weights a function of `seed`, for the words of `captions`.
+def small_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
+    """Make a small Stable Diffusion.
 
     Args:
         autoencoder: folder of an `AutoencoderKL` for pictures of `SIDE` pixels.
-        captions: what the tokenizer's vocabulary is made from.
-        seed: of the fresh weights.
+        texts: the tokenizer's vocabulary is made from these.
+        seed: of the random weights.
     """
-    tokenizer = small_tokenizer(captions)
-    vae = AutoencoderKL.from_pretrained(autoencoder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
+    with seeded(seed):
         return Parts(
             tokenizer=tokenizer,
-            text_encoder=_text_encoder(len(tokenizer), tokenizer),
-            image_encoder=CLIPVisionModelWithProjection(_image_config()),
-            fuser=Fuser(WIDTH, WIDTH),
-            unet=_unet(vae.config.latent_channels),
+            text_encoder=small_text_encoder(tokenizer),
+            unet=small_unet(vae.config.latent_channels),
             vae=vae,
-            scheduler=_scheduler(),
+            scheduler=small_scheduler(),
         )
 
 
-def small_blip_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> BlipParts:
-    """Make BLIP-Diffusion's networks, their weights a function of `seed`, for the words of `texts`.
-
-    The Q-Former reads subjects with the tokenizer of the text encoder.
-
-    Args:
-        autoencoder: folder of an `AutoencoderKL` for pictures of `SIDE` pixels.
-        texts: what the tokenizer's vocabulary is made from: the template, filled.
-        seed: of the fresh weights.
-    """
-    tokenizer = small_tokenizer(texts)
-    vae = AutoencoderKL.from_pretrained(autoencoder)
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw the weights of networks made in this block from `seed`; torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BlipParts(
-            tokenizer=tokenizer,
-            text_encoder=_text_encoder(len(tokenizer), tokenizer),
-            subject_tokenizer=tokenizer,
-            image_encoder=CLIPVisionModel(_image_config()),
-            qformer=InstructBlipQFormerModel(
-                InstructBlipQFormerConfig(
-                    vocab_size=len(tokenizer),
-                    hidden_size=WIDTH,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
-                    intermediate_size=4 * WIDTH,
-                    max_position_embeddings=tokenizer.model_max_length,
-                    pad_token_id=tokenizer.pad_token_id,
-                    cross_attention_frequency=1,
-                    encoder_hidden_size=WIDTH,
-                )
-            ),
-            prompter=Prompter(WIDTH),
-            unet=_unet(vae.config.latent_channels),
-            vae=vae,
-            scheduler=_scheduler(),
-        )
+        yield
 
 
-def small_mip_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> MipParts:
-    """Make MIP-Adapter's networks, their weights a function of `seed`, for the words of `texts`.
-
-    Args:
-        autoencoder: folder of an `AutoencoderKL` for pictures of `SIDE` pixels.
-        texts: what the tokenizer's vocabulary is made from: captions and names.
-        seed: of the fresh weights.
-    """
-    tokenizer = small_tokenizer(texts)
-    vae = AutoencoderKL.from_pretrained(autoencoder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = _unet(vae.config.latent_channels)
-        return MipParts(
-            tokenizer=tokenizer,
-            text_encoder=_text_encoder(len(tokenizer), tokenizer),
-            image_encoder=CLIPVisionModelWithProjection(_image_config()),
-            adapter=Adapter(unet, WIDTH),
-            unet=unet,
-            vae=vae,
-            scheduler=_scheduler(),
-        )
-
-
-def _scheduler() -> DDPMScheduler:
+def small_scheduler() -> DDPMScheduler:
+    """Stable Diffusion's noise schedule."""
     return DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
     )
 
 
-def _text_encoder(words: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def small_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A text encoder for the tokens of `tokenizer`, [B, L] to [B, L, WIDTH]."""
     encoder = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=words,
+            vocab_size=len(tokenizer),
             hidden_size=WIDTH,
             intermediate_size=4 * WIDTH,
             num_hidden_layers=2,
@@ -136,13 +70,15 @@ def _text_encoder(words: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    # CLIP begins with embeddings that differ by 0.02, less than its layers add: words are alike for hundreds of steps.
+    # CLIP's initial token embeddings differ by 0.02, less than its layers add: for hundreds of steps the outputs for
+    # different words would hardly differ.
     with torch.no_grad():
         encoder.embeddings.token_embedding.weight.mul_(25)
     return encoder
 
 
-def _image_config() -> CLIPVisionConfig:
+def small_image_config() -> CLIPVisionConfig:
+    """Configuration of an image encoder for pictures of `SIDE` pixels."""
     return CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
@@ -154,7 +90,8 @@ def _image_config() -> CLIPVisionConfig:
     )
 
 
-def _unet(channels: int) -> UNet2DConditionModel:
+def small_unet(channels: int) -> UNet2DConditionModel:
+    """A U-Net for latents of `channels` x `SIDE` / 4 x `SIDE` / 4, with cross-attention to tokens of `WIDTH`."""
     return UNet2DConditionModel(
         sample_size=SIDE // 4,
         in_channels=channels,

@@ -1,1 +1,125 @@
-"""Datasets as the folders that other programs load, a module per format."""
+"""Datasets as the folders that other programs load: a table of formats, and a module per format.
+
+Importing this package loads no format's module, so that the command line can list the formats and their options.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from schemas.errors import ConfigError, choices
+
+
+class Summary(Protocol):
+    """What an export wrote and what it left out."""
+
+    def lines(self, destination: Path) -> list[str]:
+        """Return it as lines for the terminal; `destination` is the folder."""
+        ...
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a format.
+
+    Attributes:
+        name: The keyword of the export function, such as "held_out" for `--held-out`.
+        type: The type of its value; the option of a bool is a flag.
+        help: What it does, and its default.
+        minimum: Its lowest value, or None.
+    """
+
+    name: str
+    type: type
+    help: str
+    minimum: int | None = None
+
+
+@dataclass(frozen=True)
+class Export:
+    """A format that datasets are exported to.
+
+    Attributes:
+        recipe: The recipe of the datasets that it is made from.
+        help: What it is, in a few words.
+        load: Imports and returns the function `(output, destination, **options)` that writes it.
+        options: The options of that function.
+    """
+
+    recipe: str
+    help: str
+    load: Callable[[], Callable[..., Summary]]
+    options: tuple[Option, ...] = ()
+
+
+def _fastcomposer() -> Callable[..., Summary]:
+    from jobs.exports.fastcomposer import export_fastcomposer
+
+    return export_fastcomposer
+
+
+def _coco() -> Callable[..., Summary]:
+    from jobs.exports.coco import export_coco
+
+    return export_coco
+
+
+def _mip_adapter() -> Callable[..., Summary]:
+    from jobs.exports.mip_adapter import export_mip_adapter
+
+    return export_mip_adapter
+
+
+EXPORTS: Mapping[str, Export] = {
+    "fastcomposer": Export(
+        recipe="fastcomposer",
+        help="what the published trainer loads",
+        load=_fastcomposer,
+        options=(
+            Option("square", bool, "crop pictures to squares, in which no subject is lost to its loader"),
+            Option("held_out", int, "number of pictures held out for testing (1,000, at most a tenth)", minimum=0),
+            Option("seed", int, "seed of the choice of the pictures held out (0)", minimum=0),
+        ),
+    ),
+    "coco": Export(recipe="fastcomposer", help="COCO JSON with run-length masks", load=_coco),
+    "mip-adapter": Export(recipe="mip-adapter", help="what the published trainer loads", load=_mip_adapter),
+}
+"""The formats by name."""
+
+
+def export_dataset(name: str, output: str, destination: Path, options: Mapping[str, Any]) -> list[str]:
+    """Export a dataset and return lines for the terminal.
+
+    Args:
+        name: The format, a key of `EXPORTS`.
+        output: Folder of the dataset.
+        destination: A folder that does not exist, or is empty.
+        options: Options of the format by name; those left out have their defaults.
+
+    Raises:
+        ConfigError: There is no such format, or it has no such option.
+        InputError: `output` holds no finished dataset of the format's recipe, or `destination` is not empty.
+    """
+    if name not in EXPORTS:
+        raise ConfigError(f"there is no format {name!r}{choices(name, EXPORTS)}")
+    export = EXPORTS[name]
+    foreign = sorted(options.keys() - {option.name for option in export.options})
+    if foreign:
+        flags = ", ".join(f"--{option.replace('_', '-')}" for option in foreign)
+        raise ConfigError(f"the format {name} has no option {flags}: leave it out, or choose another --format")
+    return export.load()(output, destination, **options).lines(destination)
+
+
+def formats_help() -> str:
+    """Return the formats in a line, for the command's help."""
+    return "; ".join(f"{name}: {export.help}, of {export.recipe} datasets" for name, export in EXPORTS.items())
+
+
+def all_options() -> list[Option]:
+    """Return the options of all formats; the help of each begins with the format that it belongs to."""
+    return [
+        Option(option.name, option.type, f"{name}: {option.help}", option.minimum)
+        for name, export in EXPORTS.items()
+        for option in export.options
+    ]

@@ -1,4 +1,4 @@
-"""Export to COCO: pictures, `instances.json` with run-length masks, `captions.json`.
+"""Export of FastComposer datasets to COCO: pictures, `instances.json` with run-length masks, `captions.json`.
 
 DEST/images/KEY.jpg
 DEST/annotations/instances.json   images, annotations, categories; an annotation also has text, start, end, score
@@ -17,17 +17,21 @@ from schemas.samples.fastcomposer import Record, Subject
 
 
 @dataclass(frozen=True)
-class ExportedCoco:
-    """What an export wrote."""
+class Exported:
+    """Numbers of what an export wrote."""
 
     images: int
     annotations: int
     categories: int
 
+    def lines(self, destination: Path) -> list[str]:
+        """Return the numbers as lines for the terminal; `destination` is the folder."""
+        return [f"{self.images} pictures, {self.annotations} annotations of {self.categories} classes in {destination}"]
+
 
 @dataclass
 class _Spool:
-    """A JSON list that grows in a file, because all annotations of a dataset do not fit into memory."""
+    """The items of a JSON list, appended to a file: all annotations of a dataset do not fit into memory."""
 
     path: Path
     length: int = 0
@@ -47,13 +51,13 @@ class _Spool:
         self.length += 1
 
 
-def export_coco(output: str, destination: Path) -> ExportedCoco:
+def export_coco(output: str, destination: Path) -> Exported:
     """Write the FastComposer dataset in `output` to the folder `destination` as COCO.
 
-    Categories and licences are numbered from 1 as they first appear.
+    Images, annotations, categories and licences are numbered from 1, in the order in which they occur.
 
     Raises:
-        InputError: `output` holds no finished FastComposer dataset, or `destination` holds something.
+        InputError: `output` holds no finished FastComposer dataset, or `destination` is not empty.
     """
     with new_folder(destination) as folder:
         (folder / "images").mkdir()
@@ -80,7 +84,7 @@ def export_coco(output: str, destination: Path) -> ExportedCoco:
         _compose(folder / "annotations" / "captions.json", head, spools["images"], spools["captions"])
         for path in spools.values():
             path.unlink()
-    return ExportedCoco(images.length, annotations.length, len(categories))
+    return Exported(images.length, annotations.length, len(categories))
 
 
 def _image(number: int, record: Record, license_: int) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def _named(numbers: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def _compose(path: Path, head: Mapping[str, Any], images: Path, annotations: Path) -> None:
-    """Write `head` as JSON, with the two spools as its lists `images` and `annotations`."""
+    """Write `head` as JSON with two more fields, the lists `images` and `annotations` from their spools."""
     with path.open("w", encoding="utf-8") as out:
         out.write(json.dumps(head, ensure_ascii=False)[:-1])
         for name, spool in (("images", images), ("annotations", annotations)):

@@ -1,19 +1,21 @@
-"""Export to the folders that FastComposer's published trainer loads unchanged.
+"""Export of FastComposer datasets to the folders that the published trainer loads unchanged.
 
     DEST/image_ids.txt, image_ids_train.txt, image_ids_test.txt   an id per line, nine digits
     DEST/ID[:5]/ID.jpg
     DEST/ID[:5]/ID.json    caption, and per subject: id, bbox [x1, y1, x2, y2], start, end, word, coco_label
     DEST/ID[:5]/ID.npy     [H, W] uint8: the id of the subject that a pixel belongs to, 0 for none
 
-What its loader does (mit-han-lab/fastcomposer, `fastcomposer/data.py` and `transforms.py`) decides how:
-it slices `image[y1:y2, x1:x2]`, so the box's ends are exclusive. It finds a phrase by `end` alone, so no two
-subjects of a picture may share one. It lays the label map beside the picture's three bytes, so ids end at 255.
-It opens JSON in the machine's encoding, so the text is ASCII with escapes. Labels are named on its command line
-joined by "_", so none may hold one.
+The format follows from what its loader does (mit-han-lab/fastcomposer, `fastcomposer/data.py` and `transforms.py`):
 
-It pads a portrait picture to a square and scales picture and label map together bilinearly, which mixes ids
-where subjects touch; of a landscape picture it keeps the middle, which can cut off a subject whose reference
-stays. Square pictures pass both untouched: see `square_window`.
+- It slices `image[y1:y2, x1:x2]`: the ends of a box are exclusive.
+- It finds a phrase by its `end` alone: no two subjects of a picture may have the same one.
+- It stacks the label map with the picture's three 8-bit channels: ids go up to 255.
+- It opens JSON in the encoding of the machine: the text is ASCII with escapes.
+- Its command line takes labels joined by "_": no label may contain one.
+
+It pads a portrait picture to a square and resizes picture and label map together bilinearly, which mixes ids where
+subjects touch. Of a landscape picture it keeps the middle, which can cut off a subject whose reference remains. Square
+pictures go through both unchanged: see `square_window`.
 """
 
 import hashlib
@@ -28,24 +30,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.exports.folder import MAX_LABELS, label_map, new_folder, read_samples
+from jobs.exports.folder import MAX_LABELS, counted, label_map, new_folder, read_samples
 from schemas.boxes import box_of, to_corners
 from schemas.images import decode_image
 from schemas.samples.fastcomposer import Record, Subject
 
 HELD_OUT = 1000
-"""Pictures held out for testing, as in the paper; of a small dataset a tenth."""
+"""Number of pictures held out for testing, as in the paper; at most a tenth of the dataset."""
 
 KEPT_SHARE = 0.9
-"""A square keeps a subject when at least this share of its pixels lies inside."""
+"""A square keeps a subject if at least this share of its pixels is inside."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The books of an export.
+    """Numbers of what an export wrote and left out.
 
-    `dropped` counts subjects by the reason for which they were left out, `without_subject` the pictures left
-    out because none remained.
+    Attributes:
+        written: Number of pictures.
+        held_out: Number of these held out for testing.
+        without_subject: Number of pictures left out because no subject remained.
+        dropped: Number of subjects left out, by reason.
     """
 
     written: int
@@ -53,10 +58,18 @@ class Exported:
     without_subject: int
     dropped: dict[str, int]
 
+    def lines(self, destination: Path) -> list[str]:
+        """Return the numbers as lines for the terminal; `destination` is the folder."""
+        dropped = counted(self.dropped, "subject") or "no subject left out"
+        return [
+            f"{self.written} pictures, {self.held_out} of them held out for testing, in {destination}",
+            f"{self.without_subject} pictures left without a subject; {dropped}",
+        ]
+
 
 @dataclass(frozen=True)
 class Region:
-    """A subject in the exported picture: `mask`, [H, W] bool, is what of it no other subject covers."""
+    """A subject in the exported picture; `mask`, [H, W] bool, is its part that no other subject covers."""
 
     subject: Subject
     mask: NDArray[np.bool_]
@@ -73,14 +86,14 @@ def export_fastcomposer(
     """Write the FastComposer dataset in `output` to the folder `destination`.
 
     Args:
-        output: the dataset.
-        destination: a folder that does not exist yet, or is empty.
-        square: cut every picture to the square that keeps most subjects.
-        held_out: how many pictures to hold out for testing; `HELD_OUT`, or a tenth, if None.
-        seed: chooses which.
+        output: Folder of the dataset.
+        destination: A folder that does not exist, or is empty.
+        square: Whether to crop every picture to the square that keeps most subjects.
+        held_out: How many pictures are held out for testing; if None, `HELD_OUT`, at most a tenth.
+        seed: Seed of the choice of the pictures held out.
 
     Raises:
-        InputError: `output` holds no finished FastComposer dataset, or `destination` holds something.
+        InputError: `output` holds no finished FastComposer dataset, or `destination` is not empty.
     """
     keys: list[str] = []
     dropped: Counter[str] = Counter()
@@ -99,25 +112,26 @@ def export_fastcomposer(
         _write_ids(folder / "image_ids.txt", range(len(keys)))
         _write_ids(folder / "image_ids_train.txt", (i for i in range(len(keys)) if i not in tests))
         _write_ids(folder / "image_ids_test.txt", sorted(tests))
-    return Exported(len(keys), len(tests), without_subject, {why: n for why, n in sorted(dropped.items()) if n})
+    reasons = {reason: count for reason, count in sorted(dropped.items()) if count}
+    return Exported(len(keys), len(tests), without_subject, reasons)
 
 
 def square_window(masks: NDArray[np.bool_]) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
     """Choose the largest square that keeps most subjects.
 
-    Its side is the picture's short side. Among the places along the long side the one that keeps most subjects
-    (`KEPT_SHARE` of their pixels) wins, then the one that holds the largest sum of their shares, then the one
-    nearest to the middle, then the first.
+    Its side is the short side of the picture. Of all places along the long side it takes the one that keeps most
+    subjects (`KEPT_SHARE` of their pixels), then the one with the largest sum of their shares, then the one nearest to
+    the middle, then the first.
 
     Args:
         masks: [N, H, W] bool, none of them empty.
 
     Returns:
-        The window as (rows, columns), and which subjects it keeps, [N] bool.
+        The window as (rows, columns), and [N] bool: which subjects it keeps.
     """
     height, width = masks.shape[1:]
     side = min(height, width)
-    # [N, long side]: the pixels of each subject before each place along the long side.
+    # profile[n, i]: pixels of subject n in column (or row) i of the long side; before[n, i]: in all columns before i.
     profile = masks.sum(axis=1 if width > height else 2)
     before = np.concatenate([np.zeros((len(masks), 1), np.int64), profile.cumsum(axis=1)], axis=1)
     shares = (before[:, side:] - before[:, :-side]) / before[:, -1:]
@@ -130,10 +144,10 @@ def square_window(masks: NDArray[np.bool_]) -> tuple[tuple[slice, slice], NDArra
 
 
 def visible(regions: list[Region], dropped: Counter[str]) -> list[Region]:
-    """Keep the regions that the format can hold, and of each mask the pixels that it can hold.
+    """Return the regions that the format can represent, each with the pixels that are its own.
 
-    A pixel has one id. Where subjects overlap, the smaller one is in front. Subjects left without a pixel, with
-    the `end` of a better matched one, or beyond the 255th, are left out and counted in `dropped`.
+    A pixel has one id: where subjects overlap, the smaller one is in front. Subjects without a pixel of their own, with
+    the same `end` as a subject of a higher score, or beyond the 255th are left out and counted in `dropped`.
     """
     best_by_end: dict[int, Region] = {}
     for region in sorted(regions, key=lambda r: -r.subject.score):

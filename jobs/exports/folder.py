@@ -1,8 +1,8 @@
-"""Read a dataset sample by sample, for the formats that other programs load, and make the folder that they go into."""
+"""What the export formats have in common: reading a dataset, writing a folder, label maps, lines for the terminal."""
 
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from transforms.dataset import read_info, read_table
 from transforms.files import join, open_file
 
 MAX_LABELS = 255
-"""Numbers of a label map that fit into uint8 beside 0."""
+"""Most masks of a label map: uint8 without 0."""
 
 
 def read_samples(output: str, recipe: str) -> Iterator[Sample]:
-    """Read every sample of a dataset of `recipe`, shard after shard, one in memory at a time.
+    """Yield every sample of a dataset of `recipe`, in the order of shards and keys.
 
     Raises:
-        InputError: there is no finished dataset in `output`, or it is another recipe's.
+        InputError: There is no finished dataset in `output`, or it is of another recipe.
     """
     info = read_info(output)
     if info.recipe != recipe:
@@ -35,7 +35,7 @@ def read_samples(output: str, recipe: str) -> Iterator[Sample]:
 
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
-    """Give a folder to write into; it becomes `destination` when all went well and vanishes otherwise.
+    """Yield a temporary folder to write into; it is renamed to `destination`, or removed if the block raises.
 
     Raises:
         InputError: `destination` exists and is not an empty folder.
@@ -53,13 +53,21 @@ def new_folder(destination: Path) -> Iterator[Path]:
 
 
 def label_map(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
-    """Lay masks, each [H, W] bool, over one another, smaller ones in front.
+    """Draw masks into one map, smaller ones in front of larger ones.
+
+    Args:
+        masks: [H, W] bool each, at most `MAX_LABELS`.
 
     Returns:
-        [H, W] uint8: the number of the mask (from 1) at each pixel, 0 for none; [0, 0] of no masks.
+        [H, W] uint8: at each pixel the number of its mask, from 1, or 0 for none. Without masks it is [0, 0].
     """
     labels = np.zeros(masks[0].shape if masks else (0, 0), np.uint8)
     areas = [int(mask.sum()) for mask in masks]
     for index in sorted(range(len(masks)), key=lambda i: (-areas[i], i)):
         labels[masks[index]] = index + 1
     return labels
+
+
+def counted(reasons: Mapping[str, int], thing: str) -> str:
+    """Return counts by reason as text, "3 subjects covered by others, 1 subject outside ..."; "" if there are none."""
+    return ", ".join(f"{count} {thing}{'s' * (count != 1)} {reason}" for reason, count in reasons.items())

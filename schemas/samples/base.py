@@ -6,7 +6,7 @@ members of a sample. Writing, indexing and verifying samples is written once, he
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -110,25 +110,21 @@ class SampleRecord(StrictModel):
         yield from ()
 
 
-def no_columns(_: Example) -> Row:
-    """Return no columns."""
-    return {}
-
-
 @dataclass(frozen=True)
 class SampleFormat:
     """What a recipe writes for an example.
 
     `recipe` is also the prefix of the shards' names. A sample has the members `members`, each made by a function of
     the example, and "json", the record. `columns` are the recipe's own columns of the index: those that
-    `record.columns()` returns, and those of `index_only`, which stand in the index and not in the record.
+    `record.columns()` returns, and those of `index_only`, which are in the index and not in the record, each made by a
+    function of the example. The index of a dataset that an earlier version wrote may lack these.
     """
 
     recipe: str
     record: type[SampleRecord]
     members: Mapping[str, Callable[[Example], bytes]]
     columns: pa.Schema
-    index_only: Callable[[Example], Row] = no_columns
+    index_only: Mapping[str, Callable[[Example], Any]] = field(default_factory=dict)
 
     @property
     def index_columns(self) -> pa.Schema:
@@ -148,7 +144,8 @@ class SampleFormat:
         """
         record = self.record.from_example(example)
         members = {name: content(example) for name, content in self.members.items()}
-        return Sample(example.key, members | {"json": record.to_json()}), _row(record) | self.index_only(example)
+        row = _row(record) | {name: value(example) for name, value in self.index_only.items()}
+        return Sample(example.key, members | {"json": record.to_json()}), row
 
     def sample_of(self, example: Example) -> Sample:
         """Return the sample of an example; raises as `pack` does."""

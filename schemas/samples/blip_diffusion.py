@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from schemas.boxes import BBox, box_of
 from schemas.dataset import Row, StrictModel
 from schemas.example import Example
 from schemas.images import decode_grey
-from schemas.masks import BBox
 from schemas.samples.base import Pictures, SampleFormat, SampleRecord, Score, SourceField
 
 TRIMAP = (0, 128, 255)
@@ -106,11 +106,8 @@ class Record(SampleRecord):
 
 
 def bbox_of(alpha: NDArray[np.uint8]) -> BBox:
-    """The smallest box [x, y, w, h] around alphas of one half or more; all zeros where there are none."""
-    rows, columns = (np.flatnonzero((alpha >= 128).any(axis=axis)) for axis in (1, 0))
-    if not rows.size:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
+    """The smallest box [x, y, w, h] around alphas of one half or more, [H, W] uint8; all zeros where there are none."""
+    return box_of(alpha >= 128)
 
 
 FORMAT = SampleFormat(

@@ -135,5 +135,5 @@ FORMAT = SampleFormat(
             ("look", pa.uint64()),  # the old name of `phash`, for one release
         ]
     ),
-    index_only=lambda example: {"phash": example.phash, "look": example.phash},
+    index_only={"phash": lambda example: example.phash, "look": lambda example: example.phash},
 )

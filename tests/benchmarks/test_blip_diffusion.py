@@ -21,7 +21,7 @@ from benchmarks.blip_diffusion import (
 from schemas.images import decode_grey, decode_image
 from schemas.samples.blip_diffusion import Record
 from tests.training.pairs import tiny_blip_parts, tiny_pairs
-from training.blip_diffusion import BlipDiffusion
+from training.recipes.blip_diffusion import Model
 
 
 def test_examples_show_the_subject_on_another_background() -> None:
@@ -43,7 +43,7 @@ def test_a_gap_in_standard_errors_by_hand() -> None:
 
 def test_the_measured_losses_are_the_models_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = tiny_blip_parts(tmp_path / "vae")
-    model = BlipDiffusion(parts)
+    model = Model(parts)
     batch = tiny_pairs(parts, ["ball", "cup"])
     monkeypatch.setattr("benchmarks.blip_diffusion.TIMES", (400,))
     draws = model.draw(batch, np.random.default_rng([0, 400]))
@@ -53,16 +53,18 @@ def test_the_measured_losses_are_the_models_own(tmp_path: Path, monkeypatch: pyt
     assert torch.equal(wrong["input_pixel_values"][0], batch["input_pixel_values"][1])
     assert torch.equal(wrong["input_ids"], batch["input_ids"])
     with torch.no_grad():
-        bare = model.condition(without_prompts(batch, model))
-        assert torch.equal(bare[:, :10], model.condition(batch)[:, :10])
+        bare, whole = (
+            model.conditions(shown)["encoder_hidden_states"] for shown in (without_prompts(batch, model), batch)
+        )
+        assert torch.equal(bare[:, :10], whole[:, :10])
         assert torch.equal(bare, model.text_encoder(batch["input_ids"]).last_hidden_state)
 
 
 @pytest.mark.slow
 def test_a_short_training_lowers_the_loss_on_unseen_scenes(tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    write_pairs(tmp_path / "training", examples_of(TRAINING, 200))
-    write_pairs(tmp_path / "held-out", examples_of(HELD_OUT, 48))
-    measured = measure(tmp_path, 0, 60)
+    write_pairs(tmp_path / "training", examples_of(TRAINING, 60))
+    write_pairs(tmp_path / "held-out", examples_of(HELD_OUT, 16))
+    measured = measure(tmp_path, 0, 30)
     assert measured.after.mean() < 0.5 * measured.before.mean()
     assert in_standard_errors(measured.before - measured.after) > 10

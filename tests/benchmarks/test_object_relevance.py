@@ -28,7 +28,7 @@ from schemas.samples.mip_adapter import Record
 from tests.datasets import write_dataset
 from tests.training.objects import tiny_mip_parts, tiny_objects
 from training.localization import localization_loss
-from training.mip_adapter import MipAdapter
+from training.recipes.mip_adapter import Model
 
 
 def predict(_: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def test_noise_is_the_same_alike_and_by_relevance_but_for_its_weight() -> None:
 
 def test_undisturbed_a_picture_is_drawn_as_the_plain_unet_draws_it(tmp_path: Path) -> None:
     parts = tiny_mip_parts(tmp_path / "vae")
-    model = MipAdapter(parts)
+    model = Model(parts)
     batch = tiny_objects(parts, [[True, True]])
     calm = redraw(model, batch, Disturbed(torch.Generator(), strength=0.0))
     noise = model.draw(batch, np.random.default_rng(TIME)).noise
@@ -86,7 +86,7 @@ def test_undisturbed_a_picture_is_drawn_as_the_plain_unet_draws_it(tmp_path: Pat
         a = parts.scheduler.alphas_cumprod[551]
         latents = a.sqrt() * latents + (1 - a).sqrt() * noise
         for time in range(551, 0, -50):
-            predicted = parts.unet(latents, time, model.read(batch["input_ids"])).sample
+            predicted = parts.unet(latents, time, model.encode_text(batch["input_ids"])).sample
             latents = schedule.step(predicted, time, latents).prev_sample
         expected = parts.vae.decode(latents / parts.vae.config.scaling_factor).sample.clamp(-1, 1)
     torch.testing.assert_close(calm, expected, atol=1e-4, rtol=1e-4)
@@ -94,7 +94,7 @@ def test_undisturbed_a_picture_is_drawn_as_the_plain_unet_draws_it(tmp_path: Pat
 
 def test_scores_are_those_of_the_pictures(tmp_path: Path) -> None:
     parts = tiny_mip_parts(tmp_path / "vae")
-    model = MipAdapter(parts)
+    model = Model(parts)
     batch = tiny_objects(parts, [[True, True], [True, False]])
     found = measure(model, iter([batch]))
     assert found.shape == (2, 3)  # the one that is alone in its picture has no other
@@ -124,9 +124,11 @@ def test_words_are_taught_by_names_behind_the_caption(tmp_path: Path) -> None:
     seen: list[Tensor] = []
     unet = parts.unet.forward
 
-    def spy(latents: Tensor, time: Tensor, text: Tensor, cross_attention_kwargs: dict[str, object]) -> object:
-        seen.append(text)
-        result = unet(latents, time, text, cross_attention_kwargs=cross_attention_kwargs)
+    def spy(
+        latents: Tensor, time: Tensor, encoder_hidden_states: Tensor, cross_attention_kwargs: dict[str, object]
+    ) -> object:
+        seen.append(encoder_hidden_states)
+        result = unet(latents, time, encoder_hidden_states, cross_attention_kwargs=cross_attention_kwargs)
         maps = list(cross_attention_kwargs["subjects"].maps.values())  # type: ignore[attr-defined]
         terms = [localization_loss(one, batch["object_segmentation"], batch["object_mask"]).item() for one in maps]
         assert np.mean(terms) == pytest.approx(losses["localization"].item(), abs=1e-6)
@@ -136,9 +138,9 @@ def test_words_are_taught_by_names_behind_the_caption(tmp_path: Path) -> None:
     parts.unet.forward = spy
     model(batch, draws)
     with torch.no_grad():
-        torch.testing.assert_close(seen[0][:, :77], model.read(batch["input_ids"]))
+        torch.testing.assert_close(seen[0][:, :77], model.encode_text(batch["input_ids"]))
         alone = parts.tokenizer("cup", return_tensors="pt").input_ids
-        torch.testing.assert_close(seen[0][:, 93:96], model.read(alone), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(seen[0][:, 93:96], model.encode_text(alone), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

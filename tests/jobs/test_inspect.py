@@ -1,6 +1,11 @@
+"""Verifying a dataset, and what the commands that read one load."""
+
 import dataclasses
 import io
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +21,22 @@ from schemas.rejects import Reason, Reject
 from schemas.samples import format_of
 from schemas.shards import Sample, read_tar, write_tar
 from tests.datasets import example, write_dataset
+from tests.paths import ROOT
 
 NO_MATCH = Reject("r", "pictures/r.jpg", "match", Reason.NO_MATCH, "nothing above 0.25")
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("inspect") / "dataset"
+    write_dataset(output, [[example("a"), example("b")], [example("c"), NO_MATCH]])
+    return output
+
+
 @pytest.fixture
-def output(tmp_path: Path) -> Path:
-    write_dataset(tmp_path, [[example("a"), example("b")], [example("c"), NO_MATCH]])
-    return tmp_path
+def output(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of the dataset, to be damaged."""
+    return shutil.copytree(dataset, tmp_path / "dataset")
 
 
 def complaints(output: Path) -> list[str]:
@@ -110,8 +123,9 @@ def test_a_flipped_bit_that_still_decodes_is_noticed(output: Path) -> None:
     tar = bytearray(path.read_bytes())
     tar[tar.index(b"pictures/a.jpg")] ^= 1
     path.write_bytes(bytes(tar))
-    assert "fastcomposer-000000.tar: a: its bytes are not those that were written: the checksums differ" in complaints(
-        output
+    assert (
+        "fastcomposer-000000.tar: a: its bytes have changed since they were written: the checksums differ"
+        in complaints(output)
     )
 
 
@@ -135,7 +149,7 @@ def test_a_shard_that_is_gone_or_no_tar_is_named(output: Path) -> None:
 
 def test_a_shard_that_the_index_does_not_know_is_named(output: Path) -> None:
     (output / "fastcomposer-000007.tar").write_bytes(bytes(10240))
-    assert complaints(output) == ["fastcomposer-000007.tar: no sample of it is in the index"]
+    assert complaints(output) == ["fastcomposer-000007.tar: the index lists no sample of it"]
 
 
 def test_an_index_of_other_columns_is_named(output: Path) -> None:
@@ -152,7 +166,7 @@ def test_a_key_that_is_twice_in_the_index_is_named(output: Path) -> None:
     index = pq.read_table(output / "index.parquet")
     pq.write_table(pa.concat_tables([index, index.slice(0, 1)]), output / "index.parquet")
     assert complaints(output) == [
-        "index.parquet: a: is there twice",
+        "index.parquet: a: occurs more than once",
         "dataset.json: counts 3 written, the index 4",
         "dataset.json: counts licenses {'CC0': 3}, the index {'CC0': 4}",
     ]
@@ -161,13 +175,13 @@ def test_a_key_that_is_twice_in_the_index_is_named(output: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"read": 5}, ["dataset.json: 5 read is not 3 written and 1 rejected"]),
+        ({"read": 5}, ["dataset.json: counts 5 read, but 3 written and 1 rejected"]),
         ({"read": 5, "written": 4}, ["dataset.json: counts 4 written, the index 3"]),
         ({"shards": 3}, ["dataset.json: counts 3 shards, the index 2"]),
         ({"read": 5, "rejected": 2}, ["dataset.json: counts 2 rejected, rejects.parquet 1"]),
         (
             {"rejects": {"match": {"no-phrase": 1}}},
-            ["dataset.json: counts rejects {'match': {'no-phrase': 1}}, rejects.parquet has others"],
+            ["dataset.json: counts rejects {'match': {'no-phrase': 1}}, which are not those of rejects.parquet"],
         ),
     ],
 )
@@ -193,7 +207,7 @@ def printed(inspection: Inspection) -> str:
 
 def test_the_numbers_are_printed(output: Path) -> None:
     text = printed(inspect(str(output)))
-    for words in ("3 samples in 2 shards", "1 no-match", "seconds, segment", "license, CC0", "every sample is as it"):
+    for words in ("3 samples in 2 shards", "1 no-match", "seconds, segment", "license, CC0", "no problem found"):
         assert words in text
 
 
@@ -206,3 +220,32 @@ def test_problems_are_printed_a_line_each_and_a_flood_is_cut(output: Path) -> No
     assert f"k{SHOWN - 1}:" in text
     assert f"k{SHOWN}:" not in text
     assert "... and 5 more\n105 problems" in text
+
+
+def test_one_problem_is_not_several(output: Path) -> None:
+    info = inspect(str(output)).info
+    assert "\n1 problem\n" in printed(Inspection(info, 0, (Problem("s.tar", "", "x"),)))
+
+
+READ = """
+import sys
+from jobs.main import main
+
+source, destination = sys.argv[1:]
+for arguments in (["inspect", source], ["report", source], ["export", source, destination, "--format", "coco"]):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as stopped:
+        assert not stopped.code, arguments
+print("loaded:", *(name for name in ("apache_beam", "torch", "spacy", "transformers") if name in sys.modules))
+"""
+
+
+def test_commands_that_read_a_local_dataset_load_neither_beam_nor_models(output: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", READ, str(output), str(tmp_path / "coco")]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.endswith("\nloaded:\n")
+    assert (output / "report.html").exists()
+    assert (tmp_path / "coco" / "annotations" / "instances.json").exists()

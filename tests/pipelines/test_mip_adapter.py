@@ -201,8 +201,8 @@ def test_pictures_without_masks_have_sam_s_in_both_recipes(tmp_path: Path) -> No
     assert total >= 4
     assert right >= 0.7 * total
     fast = FastComposerConfig(segmenter="sam")
-    info = build(Request("fastcomposer", str(images), str(tmp_path / "fast"), fast, MODELS), QUIET)
+    info = build(Request("fastcomposer", str(images), str(tmp_path / "fast"), fast, MODELS, limit=4), QUIET)
     assert set(info.models) == {"parser", "clip", "sam"}
-    assert info.counts.written >= 6
+    assert info.counts.written >= 2
     with pytest.raises(ConfigError, match="SAM have no class names"):
         plan("fastcomposer", FastComposerConfig(segmenter="sam", similarity="label"), MODELS, list_source(str(images)))

@@ -7,20 +7,22 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training.fastcomposer import Parts
-from training.small import SIDE, small_parts
+from training.recipes.fastcomposer import Parts, small
+from training.small import SIDE
 
 CAPTIONS = ("a red ball and a blue cup", "a green tree by a house")
 
 
 def tiny_parts(folder: Path, seed: int = 0) -> Parts:
-    """The small model with an untrained autoencoder, which is left in `folder`."""
+    """FastComposer's small parts with the untrained autoencoder in `folder`, which is made if it does not exist."""
     save_tiny_autoencoder(folder)
-    return small_parts(folder, CAPTIONS, seed)
+    return small(folder, CAPTIONS, seed)
 
 
 def save_tiny_autoencoder(folder: Path) -> None:
-    """Leave an untrained autoencoder in `folder`."""
+    """Save an untrained autoencoder to `folder`, unless it exists."""
+    if folder.is_dir():
+        return
     torch.manual_seed(3)
     AutoencoderKL(
         block_out_channels=(8, 8, 8),

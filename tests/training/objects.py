@@ -15,9 +15,8 @@ from schemas.samples.mip_adapter import FORMAT
 from tests.datasets import box_mask, write_dataset
 from tests.training.models import save_tiny_autoencoder
 from tests.training.pairs import jpeg_of, pixels_of
-from training.mip_adapter import MipParts
-from training.mip_data import name_tokens
-from training.small import SIDE, small_mip_parts
+from training.recipes.mip_adapter import Parts, name_tokens, small
+from training.small import SIDE
 
 Box = tuple[int, int, int, int]
 TWO = (("a red ball", (4, 6, 20, 16)), ("a cup", (30, 10, 20, 24)))
@@ -75,14 +74,14 @@ def write_objects(folder: Path, sizes: Sequence[int]) -> Path:
     return folder
 
 
-def tiny_mip_parts(folder: Path, seed: int = 0) -> MipParts:
-    """The small model with an untrained autoencoder, which is left in `folder`."""
+def tiny_mip_parts(folder: Path, seed: int = 0) -> Parts:
+    """MIP-Adapter's small parts with the untrained autoencoder in `folder`, which is made if it does not exist."""
     save_tiny_autoencoder(folder)
-    return small_mip_parts(folder, ["a red ball and a cup", "ball", "cup"], seed)
+    return small(folder, ["a red ball and a cup", "ball", "cup"], seed)
 
 
 def tiny_objects(
-    parts: MipParts, valid: list[list[bool]], kept: Sequence[bool] | None = None, seed: int = 0
+    parts: Parts, valid: list[list[bool]], kept: Sequence[bool] | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """A batch of captions "a red ball and a cup", its objects left and right; `kept` says where references are seen."""
     rng = np.random.default_rng(seed)

@@ -16,9 +16,9 @@ from schemas.images import encode_grey
 from schemas.samples.blip_diffusion import FORMAT
 from schemas.shards import write_tar
 from tests.training.models import save_tiny_autoencoder
-from training.blip_data import fill_template
-from training.blip_diffusion import BlipParts
-from training.small import SIDE, small_blip_parts
+from training.recipes.blip_diffusion import Parts, small
+from training.recipes.blip_diffusion.view import fill_template
+from training.small import SIDE
 
 PROMPTS = ("a red ball on grass, the ball is", "a blue cup by a house, the cup is")
 """What tokenizers are made from."""
@@ -84,13 +84,13 @@ def write_pairs(folder: Path, sizes: Sequence[int]) -> Path:
     return folder
 
 
-def tiny_blip_parts(folder: Path, seed: int = 0) -> BlipParts:
-    """The small model with an untrained autoencoder, which is left in `folder`."""
+def tiny_blip_parts(folder: Path, seed: int = 0) -> Parts:
+    """BLIP-Diffusion's small parts with the untrained autoencoder in `folder`, which is made if it does not exist."""
     save_tiny_autoencoder(folder)
-    return small_blip_parts(folder, PROMPTS, seed)
+    return small(folder, PROMPTS, seed)
 
 
-def tiny_pairs(parts: BlipParts, subjects: Sequence[str | None], seed: int = 0) -> dict[str, Any]:
+def tiny_pairs(parts: Parts, subjects: Sequence[str | None], seed: int = 0) -> dict[str, Any]:
     """A batch of captions "a red ball on grass"; of a subject None the prompt is dropped, and it is a ball."""
     rng = np.random.default_rng(seed)
     count = len(subjects)

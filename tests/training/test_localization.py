@@ -14,8 +14,8 @@ from torch import Tensor
 
 from schemas.errors import ModelError
 from tests.training.models import tiny_batch, tiny_parts
-from training.fastcomposer import FastComposer
 from training.localization import Subjects, attend, localization_loss, localize, localized_layers
+from training.recipes.fastcomposer import Config, Model
 
 
 def formula(attention: Tensor, masks: Tensor, valid: Tensor) -> float:
@@ -158,8 +158,8 @@ def test_the_layers_of_stable_diffusion_are_those_of_the_paper() -> None:
     assert len(localized_layers(unet, blocks=99)) == 16
 
 
-def test_the_unet_gives_what_it_gave_and_notes_the_probabilities(tmp_path: Path) -> None:
-    parts = tiny_parts(tmp_path)
+def test_the_unet_gives_what_it_gave_and_notes_the_probabilities(vae: Path) -> None:
+    parts = tiny_parts(vae)
     unet, batch = parts.unet, tiny_batch(parts, [[True, True], [True, False]])
     unet.set_attn_processor(AttnProcessor2_0())
     text = parts.text_encoder(batch["input_ids"]).last_hidden_state
@@ -200,9 +200,9 @@ def test_the_unet_gives_what_it_gave_and_notes_the_probabilities(tmp_path: Path)
     assert subjects.loss(masks).item() == pytest.approx(sum(layers) / len(layers))
 
 
-def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
-    parts = tiny_parts(tmp_path)
-    model = FastComposer(parts, localization_weight=10.0)
+def test_gradient_checkpointing_changes_no_gradient(vae: Path) -> None:
+    parts = tiny_parts(vae)
+    model = Model(parts, Config(localization_weight=10.0))
     batch = tiny_batch(parts, [[True, True], [False, False]])
     draws = model.draw(batch, np.random.default_rng(0))
     gradients = []
@@ -217,8 +217,8 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_attention_of_another_kind_is_refused(tmp_path: Path) -> None:
-    unet = tiny_parts(tmp_path).unet
+def test_attention_of_another_kind_is_refused(vae: Path) -> None:
+    unet = tiny_parts(vae).unet
     layer = dict(unet.named_modules())[localized_layers(unet)[0]]
     layer.group_norm = torch.nn.GroupNorm(1, 48)
     with pytest.raises(ModelError, match=r"down_blocks.0.* has a group_norm"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from schemas.errors import ModelError
 from tests.training.models import tiny_parts
+from training.attention import cross_attention_layers
 from training.merge import (
     MERGES,
     AdapterLayer,
@@ -21,7 +22,6 @@ from training.merge import (
     MergeName,
     References,
     adapt,
-    cross_attention_layers,
     merge_as_code,
     merge_as_paper,
     merge_uniformly,
@@ -208,8 +208,8 @@ def test_over_mean() -> None:
     assert over_mean(weights).tolist() == [[0.5, 1.5], [0.0, 0.0]]
 
 
-def unet_with_layers(folder: Path) -> tuple[UNet2DConditionModel, list[AdapterLayer]]:
-    unet = tiny_parts(folder / "vae").unet
+def unet_with_layers(vae: Path) -> tuple[UNet2DConditionModel, list[AdapterLayer]]:
+    unet = tiny_parts(vae).unet
     torch.manual_seed(5)
     widths = [unet.get_submodule(name).to_q.out_features for name in cross_attention_layers(unet)]
     return unet, [AdapterLayer(64, width) for width in widths]
@@ -234,8 +234,8 @@ def run(unet: UNet2DConditionModel, told: References | None, text: Tensor = TEXT
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_uniform_merge_is_diffusers_own_ip_adapter(tmp_path: Path, count: int) -> None:
-    unet, layers = unet_with_layers(tmp_path)
+def test_the_uniform_merge_is_diffusers_own_ip_adapter(vae: Path, count: int) -> None:
+    unet, layers = unet_with_layers(vae)
     told = told_for(count)
     adapt(unet, layers, merge_uniformly)
     with torch.no_grad():
@@ -280,8 +280,8 @@ def diffusers_own(unet: UNet2DConditionModel, told: References, count: int) -> T
 
 
 @pytest.mark.parametrize("name", ["code", "paper", "uniform"])
-def test_without_references_the_unet_gives_what_it_gave(tmp_path: Path, name: MergeName) -> None:
-    unet, layers = unet_with_layers(tmp_path)
+def test_without_references_the_unet_gives_what_it_gave(vae: Path, name: MergeName) -> None:
+    unet, layers = unet_with_layers(vae)
     with torch.no_grad():
         plain = unet(LATENTS, 10, TEXT).sample
         adapt(unet, layers, MERGES[name])
@@ -292,8 +292,8 @@ def test_without_references_the_unet_gives_what_it_gave(tmp_path: Path, name: Me
 
 
 @pytest.mark.parametrize("name", ["code", "paper", "uniform"])
-def test_a_reference_that_is_not_there_may_hold_anything(tmp_path: Path, name: MergeName) -> None:
-    unet, layers = unet_with_layers(tmp_path)
+def test_a_reference_that_is_not_there_may_hold_anything(vae: Path, name: MergeName) -> None:
+    unet, layers = unet_with_layers(vae)
     adapt(unet, layers, MERGES[name])
     told = told_for(2)
     valid = torch.tensor([[True, False], [True, False]])
@@ -305,8 +305,8 @@ def test_a_reference_that_is_not_there_may_hold_anything(tmp_path: Path, name: M
 
 
 @pytest.mark.parametrize("name", ["code", "paper", "uniform"])
-def test_the_order_of_the_references_does_not_matter(tmp_path: Path, name: MergeName) -> None:
-    unet, layers = unet_with_layers(tmp_path)
+def test_the_order_of_the_references_does_not_matter(vae: Path, name: MergeName) -> None:
+    unet, layers = unet_with_layers(vae)
     adapt(unet, layers, MERGES[name])
     told = told_for(3)
     turned = References(*(getattr(told, part).flip(1) for part in ("tokens", "texts", "words", "valid")))
@@ -314,8 +314,10 @@ def test_the_order_of_the_references_does_not_matter(tmp_path: Path, name: Merge
         torch.testing.assert_close(run(unet, turned), run(unet, told))
 
 
-def test_relevance_carries_no_gradient_and_all_else_does(tmp_path: Path) -> None:
-    unet, layers = unet_with_layers(tmp_path)
+def test_relevance_carries_no_gradient_and_all_else_does(vae: Path) -> None:
+    unet, layers = unet_with_layers(vae)
+    for layer in layers:  # a constant f has no gradient: its mean follows it
+        torch.nn.init.normal_(layer.predictor.weight)
     adapt(unet, layers, merge_as_code)
     told = told_for(2)
     told.tokens.requires_grad_()
@@ -330,8 +332,8 @@ def test_relevance_carries_no_gradient_and_all_else_does(tmp_path: Path) -> None
             assert parameter.grad.any(), name
 
 
-def test_the_unets_own_weights_stay_its_own(tmp_path: Path) -> None:
-    unet, layers = unet_with_layers(tmp_path)
+def test_the_unets_own_weights_stay_its_own(vae: Path) -> None:
+    unet, layers = unet_with_layers(vae)
     names = unet.state_dict().keys()
     adapt(unet, layers, merge_as_code)
     assert unet.state_dict().keys() == names
@@ -348,10 +350,10 @@ def test_stable_diffusion_has_sixteen_layers_in_the_published_order() -> None:
     assert kinds == ["attn1", "attn2"] * 16  # so that the i-th layer is number 2 i + 1 of all
 
 
-def test_attention_of_another_kind_is_refused(tmp_path: Path) -> None:
-    unet, layers = unet_with_layers(tmp_path)
+def test_attention_of_another_kind_is_refused(vae: Path) -> None:
+    unet, layers = unet_with_layers(vae)
     unet.get_submodule(cross_attention_layers(unet)[0]).norm_q = torch.nn.LayerNorm(12)
-    with pytest.raises(ModelError, match=r"down_blocks.0.* has a norm_q: it cannot look at references"):
+    with pytest.raises(ModelError, match=r"down_blocks.0.* has a norm_q: it cannot use references"):
         adapt(unet, layers, merge_as_code)
 
 

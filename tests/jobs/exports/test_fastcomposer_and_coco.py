@@ -36,8 +36,8 @@ PORTRAIT = example("tall", [("a dog", (5, 60, 20, 20)), ("a cat", (30, 80, 10, 1
 SQUARE = example("even", [("a dog", (5, 5, 20, 20))], size=(48, 48))
 
 
-def regions_of(made: Example) -> list[Region]:
-    return [Region(s, s.segmentation.to_mask().to_array()) for s in Record.from_example(made).subjects]
+def regions_of(picture: Example) -> list[Region]:
+    return [Region(s, s.segmentation.to_mask().to_array()) for s in Record.from_example(picture).subjects]
 
 
 def published_loader(root: Path, split: str, side: int = 64) -> Iterator[dict[str, Any]]:
@@ -101,9 +101,9 @@ def test_without_square_the_loaders_crop_loses_a_subject_and_with_it_none_that_i
     tall, wide = published_loader(tmp_path / "square", "train")
     assert [s["word"] for s in tall["segments"]] == ["a dog", "a cat"]
     assert [s["word"] for s in wide["segments"]] == ["a dog"]
-    for seen, size in ((tall, [400, 120]), (wide, [400])):
+    for loaded, size in ((tall, [400, 120]), (wide, [400])):
         # 48 pixels become 64 on each side.
-        areas = [int((seen["target"] == segment["id"]).sum()) for segment in seen["segments"]]
+        areas = [int((loaded["target"] == segment["id"]).sum()) for segment in loaded["segments"]]
         np.testing.assert_allclose(areas, np.array(size) * (64 / 48) ** 2, rtol=0.1)
 
 
@@ -170,9 +170,9 @@ def test_where_every_place_is_as_good_the_middle_is_taken() -> None:
 
 
 def test_where_subjects_overlap_the_smaller_is_in_front_and_boxes_follow_what_is_left() -> None:
-    made = example("a", [("a house", (0, 0, 40, 40)), ("a door", (30, 10, 10, 30))])
+    picture = example("a", [("a house", (0, 0, 40, 40)), ("a door", (30, 10, 10, 30))])
     dropped: Counter[str] = Counter()
-    house, door = visible(regions_of(made), dropped)
+    house, door = visible(regions_of(picture), dropped)
     labels = label_map([house.mask, door.mask])
     assert labels.dtype == np.uint8
     expected = np.zeros((48, 64), int)
@@ -184,11 +184,11 @@ def test_where_subjects_overlap_the_smaller_is_in_front_and_boxes_follow_what_is
 
 
 def test_a_subject_that_others_cover_is_left_out_and_counted() -> None:
-    made = example(
+    picture = example(
         "a", [("a wall", (0, 0, 20, 10)), ("a left half", (0, 0, 10, 10)), ("a right half", (10, 0, 10, 10))]
     )
     dropped: Counter[str] = Counter()
-    shown = visible(regions_of(made), dropped)
+    shown = visible(regions_of(picture), dropped)
     assert [r.subject.text for r in shown] == ["a left half", "a right half"]
     assert +dropped == Counter({"covered by others": 1})
 
@@ -202,9 +202,9 @@ def test_of_two_phrases_with_one_end_the_better_match_stays() -> None:
 
 
 def test_more_subjects_than_a_byte_can_number_are_left_out_and_counted() -> None:
-    made = example("a", [(f"a {i:03d}", (i % 64, i // 64, 1, 1)) for i in range(300)])
+    picture = example("a", [(f"a {i:03d}", (i % 64, i // 64, 1, 1)) for i in range(300)])
     dropped: Counter[str] = Counter()
-    shown = visible(regions_of(made), dropped)
+    shown = visible(regions_of(picture), dropped)
     assert [r.subject.text for r in shown] == [f"a {i:03d}" for i in range(255)]
     assert label_map([r.mask for r in shown]).max() == 255
     assert +dropped == Counter({"beyond 255 in a picture": 45})

@@ -93,40 +93,40 @@ def keys_of(root: Path, name: str) -> list[str]:
     return found
 
 
-def taken(root: Path, key: str) -> bool:
-    """Whether the loader takes a picture and shows each reference as what it is, at any place of its window."""
+def is_accepted(root: Path, key: str) -> bool:
+    """Whether the loader accepts a picture and shows each reference as what it is, wherever its window lies."""
     outcomes = []
     for seed in range(3):
         try:
-            seen = published_loader(root, key, np.random.default_rng(seed))
+            loaded = published_loader(root, key, np.random.default_rng(seed))
         except Refused:
             outcomes.append(False)
             continue
         labels = np.asarray(Image.open(root / "masks" / f"{key}.png"))
-        shown = [np.array_equal(r["mask"], labels[r["window"]] == r["value"]) for r in seen["references"]]
+        shown = [np.array_equal(r["mask"], labels[r["window"]] == r["value"]) for r in loaded["references"]]
         outcomes.append(all(shown))
     assert len(set(outcomes)) == 1, "the loader's draw decides"
     return outcomes[0]
 
 
 def test_the_published_loader_gets_each_object_as_the_sample_says(tmp_path: Path) -> None:
-    made = example_of_objects("sa_1", scores=(0.7, 0.8))
-    write_dataset(tmp_path / "data", [[made]], sample_format=FORMAT)
+    picture = example_of_objects("sa_1", scores=(0.7, 0.8))
+    write_dataset(tmp_path / "data", [[picture]], sample_format=FORMAT)
     exported = export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     assert exported == Exported(1, 1, 0, {}, {}, {})
     selected = pickle.loads((tmp_path / "out" / "selected_indexes.pkl").read_bytes())
     assert selected == keys_of(tmp_path / "out", "selected_indexes.json") == ["sa_1"]
-    seen = published_loader(tmp_path / "out", "sa_1", np.random.default_rng(0))
-    assert seen["text"] == "a red dog and a cat"
-    assert seen["target"].shape == (120, 120, 3)
-    assert seen["entries"] == [
+    loaded = published_loader(tmp_path / "out", "sa_1", np.random.default_rng(0))
+    assert loaded["text"] == "a red dog and a cat"
+    assert loaded["target"].shape == (120, 120, 3)
+    assert loaded["entries"] == [
         {"value": 0, "label": "background"},
         {"value": 1, "label": "dog", "logit": 0.7, "box": [20, 20, 80, 90]},
         {"value": 2, "label": "cat", "logit": 0.8, "box": [90, 30, 140, 90]},
     ]
-    cat, dog = seen["references"]  # the surer one first
+    cat, dog = loaded["references"]  # the higher logit first
     assert (cat["name"], dog["name"]) == ("cat", "dog")
-    pixels = made.pixels()
+    pixels = picture.pixels()
     for reference, (_, (x, y, w, h)) in zip((dog, cat), TWO, strict=True):
         window = slice(y, y + h), slice(x, x + w)
         assert reference["window"] == window
@@ -154,12 +154,12 @@ def random_example(rng: np.random.Generator, key: str) -> Example:
 
 def test_the_selected_pictures_are_those_that_the_loader_takes_and_shows_rightly(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
-    made = [random_example(rng, f"k{number:03d}") for number in range(150)]
-    write_dataset(tmp_path / "data", [made], sample_format=FORMAT)
+    pictures = [random_example(rng, f"k{number:03d}") for number in range(150)]
+    write_dataset(tmp_path / "data", [pictures], sample_format=FORMAT)
     exported = export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     keys = keys_of(tmp_path / "out", "indexes.json")
     selected = keys_of(tmp_path / "out", "selected_indexes.json")
-    assert selected == [key for key in keys if taken(tmp_path / "out", key)]
+    assert selected == [key for key in keys if is_accepted(tmp_path / "out", key)]
     assert (exported.written, exported.selected) == (len(keys), len(selected))
     assert exported.written == exported.selected + sum(exported.refused.values())
     assert len(selected) > 10
@@ -167,9 +167,9 @@ def test_the_selected_pictures_are_those_that_the_loader_takes_and_shows_rightly
     assert len(exported.refused_objects) >= 7, exported.refused_objects
 
 
-def judged(made: Example) -> tuple[str, dict[str, int]]:
+def judged(picture: Example) -> tuple[str, dict[str, int]]:
     refused: Counter[str] = Counter()
-    shown, labels = show_objects(Record.from_example(made), Counter())
+    shown, labels = show_objects(Record.from_example(picture), Counter())
     return refusal(shown, labels, refused), dict(+refused)
 
 
@@ -215,17 +215,17 @@ GATES: dict[str, tuple[Example, str, str]] = {
 
 @pytest.mark.parametrize("case", GATES)
 def test_each_gate_refuses_what_it_is_there_for(case: str) -> None:
-    made, why, of_object = GATES[case]
-    found, refused = judged(made)
-    assert found == why
-    assert refused == ({of_object: 1} if of_object else {})
+    picture, reason, reason_of_object = GATES[case]
+    found, refused = judged(picture)
+    assert found == reason
+    assert refused == ({reason_of_object: 1} if reason_of_object else {})
 
 
 def test_a_picture_that_passes_all_gates_is_taken() -> None:
     assert judged(example_of_objects("k")) == ("", {})
 
 
-def test_the_surest_two_are_taken() -> None:
+def test_the_two_of_highest_logit_are_used() -> None:
     three = [("a dog", (20, 10, 40, 50)), ("a blue dog", (20, 65, 40, 50)), ("a cat", (90, 30, 40, 50))]
     assert judged(example_of_objects("k", three, scores=(0.7, 0.8, 0.9)))[0] == ""
     assert judged(example_of_objects("k", three, scores=(0.9, 0.8, 0.7)))[0] == "with two objects of one name"
@@ -246,11 +246,11 @@ def test_a_square_too_small_for_the_boxes_lies_in_the_middle() -> None:
     assert crop_window([(0, 0, 30, 40), (0, 120, 9, 140)], (201, 100)) == (0, 50, 100, 150)
 
 
-def map_of(made: Example) -> tuple[list[str], NDArray[np.uint8], dict[str, int]]:
+def map_of(picture: Example) -> tuple[list[str], NDArray[np.uint8], dict[str, int]]:
     dropped: Counter[str] = Counter()
-    shown, labels = show_objects(Record.from_example(made), dropped)
-    assert [one.value for one in shown] == list(range(1, len(shown) + 1))
-    return [one.label for one in shown], labels, dict(+dropped)
+    shown, labels = show_objects(Record.from_example(picture), dropped)
+    assert [thing.value for thing in shown] == list(range(1, len(shown) + 1))
+    return [thing.label for thing in shown], labels, dict(+dropped)
 
 
 def test_where_masks_overlap_the_smaller_is_in_front_whatever_the_order() -> None:
@@ -264,10 +264,9 @@ def test_where_masks_overlap_the_smaller_is_in_front_whatever_the_order() -> Non
 def test_an_object_that_others_cover_leaves_no_gap_in_the_numbers() -> None:
     wall, left, right = ((0, 0, 20, 10), (0, 0, 10, 10), (10, 0, 10, 10))
     names = ("a left", "a wall", "a right")
-    made = [*zip(names, (left, wall, right), strict=True)]
-    labels, drawn, dropped = map_of(
-        example_of_objects("k", made, (30, 20), [box_mask(30, 20, box) for _, box in made])
-    )  # fmt: skip
+    objects = [*zip(names, (left, wall, right), strict=True)]
+    masks = [box_mask(30, 20, box) for _, box in objects]
+    labels, drawn, dropped = map_of(example_of_objects("k", objects, (30, 20), masks))
     assert (labels, dropped) == (["left", "right"], {"covered by others": 1})
     np.testing.assert_array_equal(drawn, box_mask(30, 20, left) * 1 + box_mask(30, 20, right) * 2)
 
@@ -290,11 +289,9 @@ def test_a_label_is_the_last_word_without_punctuation(text: str, label: str) -> 
 
 
 def test_an_object_that_no_word_of_the_caption_names_is_left_out_and_counted(tmp_path: Path) -> None:
-    made, alone = example_of_objects("k1"), example_of_objects("k2", TWO[:1])
-    strange = [
-        replace(one, phrases=(replace(one.phrases[0], text="a wolf"), *one.phrases[1:])) for one in (made, alone)
-    ]
-    assert label_of("a wolf", made.caption) == ""
+    pictures = example_of_objects("k1"), example_of_objects("k2", TWO[:1])
+    strange = [replace(p, phrases=(replace(p.phrases[0], text="a wolf"), *p.phrases[1:])) for p in pictures]
+    assert label_of("a wolf", pictures[0].caption) == ""
     write_dataset(tmp_path / "data", [strange], sample_format=FORMAT)
     exported = export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     assert (exported.written, exported.without_object) == (1, 1)
@@ -326,23 +323,23 @@ def test_only_a_mip_adapter_dataset_is_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_tells_what_the_loader_will_not_take(tmp_path: Path, run: Run) -> None:
-    made = [example_of_objects("k1"), replace(GATES["small"][0], key="k2"), replace(GATES["one name"][0], key="k3")]
-    write_dataset(tmp_path / "data", [made], sample_format=FORMAT)
+def test_the_command_prints_what_the_loader_will_refuse(tmp_path: Path, run: Run) -> None:
+    small, one_name = replace(GATES["small"][0], key="k2"), replace(GATES["one name"][0], key="k3")
+    write_dataset(tmp_path / "data", [[example_of_objects("k1"), small, one_name]], sample_format=FORMAT)
     status, printed = run("export", tmp_path / "data", tmp_path / "out", "--format", "mip-adapter")
     assert status == 0
     assert "3 pictures in" in printed
     assert "1 of them in selected_indexes.pkl" in printed
     assert "0 pictures left without an object; no object left out" in printed
     assert (
-        "its loader's gates: 1 objects too small or too large; 1 pictures with fewer than two objects that pass, "
-        "1 pictures with two objects of one name" in printed
+        "its loader's gates: 1 object too small or too large; 1 picture with fewer than two objects that pass, "
+        "1 picture with two objects of one name" in printed
     )
 
 
 def test_the_pictures_are_not_encoded_with_loss(tmp_path: Path) -> None:
-    made = example_of_objects("k")
-    write_dataset(tmp_path / "data", [[made]], sample_format=FORMAT)
+    picture = example_of_objects("k")
+    write_dataset(tmp_path / "data", [[picture]], sample_format=FORMAT)
     export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     stored = np.asarray(Image.open(tmp_path / "out" / "images" / "k.png"))
-    np.testing.assert_array_equal(stored, decode_image(made.image))
+    np.testing.assert_array_equal(stored, decode_image(picture.image))

@@ -1,5 +1,6 @@
 """The report of a recipe that has no card of its own: everything comes from the format of its samples."""
 
+import base64
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,17 +12,18 @@ import pyarrow as pa
 import pytest
 
 from jobs.report import figures
-from jobs.report.card import default_card, scalars
+from jobs.report.card import default_card, fill, scalars
 from jobs.report.cards import CARDS, card_of
 from jobs.report.page import choose_samples, write_report
-from schemas.dataset import Row
+from schemas.dataset import DatasetInfo, Row
 from schemas.example import Example
 from schemas.images import decode_image, encode_grey
 from schemas.rejects import Reason, Reject
 from schemas.samples import FORMATS
 from schemas.samples.base import SampleFormat, SampleRecord
 from tests.browser import OpenPage
-from tests.datasets import example, write_dataset
+from tests.datasets import example, jpeg, write_dataset
+from tests.objects import example_of_objects
 from transforms.dataset import read_table
 
 HOSTILE = '<script>alert(1)</script> & "a dog"'
@@ -81,7 +83,7 @@ SKETCHES = SampleFormat(
             ("fingerprint", pa.uint64()),
         ]
     ),
-    index_only=lambda example: {"fingerprint": sum(example.key.encode())},
+    index_only={"fingerprint": lambda example: sum(example.key.encode())},
 )
 PLAIN = SampleFormat("plain", SampleRecord, {"jpg": lambda example: example.image}, pa.schema([]))
 
@@ -112,6 +114,7 @@ def test_every_picture_stands_under_its_name_with_caption_and_scalars(page: str)
     assert (("artist", "a pencil"), ("strokes", "28"), ("darkness", "−0.25"), ("is signed", "yes")) in shown
     assert "<h1>Sketches</h1>" in page
     assert "From left to right: target, pencil sketch." in page
+    assert 'class="gallery wide"' in page
 
 
 def test_what_sources_say_cannot_become_markup(page: str) -> None:
@@ -128,6 +131,7 @@ def test_columns_of_the_index_are_drawn_by_their_types(page: str) -> None:
         ("sketch", "30"),
         ("rare", "1"),
     ]
+    assert ">28,000</span>" in page  # many pixels share a bar of a round width
     assert "ingerprint" not in page  # a hash has no distribution worth drawing
     assert "Strokes per sample</dt><dd>14.50" in page
 
@@ -154,6 +158,8 @@ def test_a_format_without_columns_has_no_groups_and_no_sections(
     page = Path(write_report(str(tmp_path / "plain"))).read_text(encoding="utf-8")
     assert page.count('<span class="canvas"><img') == 2
     assert 'class="sheet"' not in page
+    assert 'class="gallery"' in page
+    assert "h-section" not in page
     assert "data-filter" not in page.split("<script>")[0]
     assert 'aria-label="Histogram' not in page
     assert re.findall(r'<li class="note"', page) == []
@@ -166,6 +172,26 @@ def test_a_recipe_with_a_card_keeps_it_and_others_have_the_default() -> None:
     assert card_of(FORMATS["mip-adapter"]) is CARDS["mip-adapter"]
     assert card_of(replace(PLAIN, recipe="pix2pix")).title == "Pix2pix"
     assert default_card(FORMATS["mip-adapter"]).score == "single"
+
+
+def test_hashes_of_the_index_are_not_drawn() -> None:
+    card = default_card(FORMATS["mip-adapter"])
+    scored = FORMATS["mip-adapter"].row_of(example_of_objects("k"))
+    columns = FORMATS["mip-adapter"].columns
+    index = pa.Table.from_pylist([{name: scored[name] for name in columns.names}], schema=columns)
+    values, contents = card.sections(index, DatasetInfo.model_construct())
+    assert {measure["x"] for measure in values.measures if measure} == {"scores", "single", "pair", "quality"}
+    assert set(contents.panels) == {"Objects per sample", "Names"}
+    assert card.count == "objects"
+
+
+def test_one_picture_is_shown_larger_than_several() -> None:
+    large = replace(example("k1"), image=jpeg(900, 600), width=900, height=600)
+    sizes = [
+        [decode_image(base64.b64decode(shown["address"].partition(",")[2])).shape[1] for shown in card["pictures"]]
+        for card in (fill(sample_format, sample_format.sample_of(large)) for sample_format in (PLAIN, SKETCHES))
+    ]
+    assert sizes == [[640], [400, 400]]
 
 
 def test_scalars_are_written_for_people() -> None:

@@ -45,7 +45,7 @@ FORMAT = SampleFormat(
     record=Record,
     members={"jpg": lambda example: example.image, "edges.png": lambda _: encode_grey(np.ones((4, 6), np.uint8))},
     columns=pa.schema([("words", pa.int32()), ("hash", pa.uint64())]),
-    index_only=lambda _: {"hash": 9},
+    index_only={"hash": lambda _: 9},
 )
 
 

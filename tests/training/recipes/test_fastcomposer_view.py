@@ -1,106 +1,29 @@
-import functools
-import http.server
 import io
-import itertools
 import json
-import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import ElasticTransform
 
-from schemas.errors import InputError
-from schemas.example import Example, Match, Phrase, Segment, Source
-from schemas.masks import Mask
+from schemas.example import Example
 from schemas.samples.fastcomposer import FORMAT, Record
-from schemas.shards import Sample, read_tar, write_tar
-from tests.paths import ROOT
+from schemas.shards import Sample
 from tests.training.batches import same
-from training.data import DataConfig, batches, drop, make_batch, read_captions
-from training.geometry import Square, decode, open_jpeg
+from tests.training.subjects import CONFIG, TOKENIZER, box_mask, example, pixels_of, raw_of, take, write_shards
+from training.geometry import crop_height, decode, open_jpeg
+from training.recipes.fastcomposer import Config, choose, view
 from training.references import cut_out, draw_shifts, to_square
-from training.shards import Batch, _part, as_floats, find_shards, shuffle
-from training.tokenizer import locate, small_tokenizer
-
-TOKENIZER = small_tokenizer(["a red ball and a blue cup by a tree"])
-CONFIG = DataConfig(resolution=32, reference=16, batch=3, workers=0, seed=1)
+from training.shards import Batch, make_batch, to_floats
+from training.tokenizer import locate
 
 
-def pixels_of(height: int, width: int) -> NDArray[np.uint8]:
-    """A picture whose red tells the column and whose green tells the row, from 0 to 255."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    blue = np.full((height, width), 128)
-    return np.stack([columns * 255 / (width - 1), rows * 255 / (height - 1), blue], axis=-1).round().astype(np.uint8)
-
-
-def example(
-    key: str,
-    masks: Sequence[NDArray[np.bool_]],
-    caption: str = "a red ball and a blue cup",
-    spans: Sequence[tuple[int, int]] = ((0, 10), (15, 25)),
-) -> Example:
-    height, width = masks[0].shape
-    stored = io.BytesIO()
-    Image.fromarray(pixels_of(height, width)).save(stored, "JPEG", quality=100, subsampling="4:4:4")
-    return Example(
-        key,
-        stored.getvalue(),
-        width,
-        height,
-        caption,
-        Source(f"{key}.jpg"),
-        caption,
-        phrases=tuple(Phrase(caption[a:b], a, b, caption[a:b].rsplit(maxsplit=1)[-1], (a, b)) for a, b in spans),
-        segments=tuple(Segment(f"class{i}", 1.0, Mask.from_array(mask)) for i, mask in enumerate(masks)),
-        matches=tuple(Match(i, i, 0.9) for i in range(len(masks))),
-    )
-
-
-def box_mask(height: int, width: int, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    x, y, w, h = box
-    mask = np.zeros((height, width), bool)
-    mask[y : y + h, x : x + w] = True
-    return mask
-
-
-def raw_of(one: Example) -> dict[str, Any]:
-    sample = FORMAT.sample_of(one)
-    return {"__key__": one.key, **sample.members}
-
-
-def one_view(one: Example, config: DataConfig) -> Batch:
-    return as_floats(make_batch([(0, raw_of(one))], TOKENIZER, config))
-
-
-def write_shards(folder: Path, sizes: Sequence[int]) -> Path:
-    folder.mkdir()
-    number = itertools.count()
-    for shard, size in enumerate(sizes):
-        mask = box_mask(40, 40, (4, 4, 20, 20))
-        samples = [FORMAT.sample_of(example(f"key{next(number):03d}", [mask, ~mask])) for _ in range(size)]
-        with (folder / f"fastcomposer-{shard:06d}.tar").open("wb") as tar:
-            write_tar(tar, samples)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("data") / "fc", [4, 1, 5, 2])
-
-
-def take(data: Path, count: int, done: int = 0, config: DataConfig = CONFIG, **where: int) -> list[Batch]:
-    return list(itertools.islice(batches(find_shards(str(data)), TOKENIZER, config, done, **where), count))
+def one_view(one: Example, config: Config) -> Batch:
+    return to_floats(make_batch([(0, raw_of(one))], view, TOKENIZER, config))
 
 
 @pytest.mark.parametrize(
@@ -139,10 +62,10 @@ def test_a_picture_decoded_small_lies_where_the_whole_one_does(width: int, heigh
     pixels = pixels_of(height, width)
     box = (width // 3, height // 5, width // 4, height // 3)
     jpeg = raw_of(example("key", [box_mask(height, width, box)], spans=[(0, 10)]))["jpg"]
-    square = Square(width, height, 64, mirrored)
+    square = crop_height(width, height, 64, mirrored=mirrored)
     small = decode(open_jpeg(jpeg, width, height), square, [box], 24)
     assert small.width < width / 1.9
-    assert np.abs(square.of_picture(small).astype(int) - square.of_picture(Image.fromarray(pixels))).max() <= 3
+    assert np.abs(square.crop_picture(small).astype(int) - square.crop_picture(Image.fromarray(pixels))).max() <= 3
     mask = box_mask(height, width, box)
     shown = to_square(cut_out(np.asarray(small), mask, box, np.random.default_rng(0)), 24)
     whole = to_square(cut_out(pixels, mask, box, np.random.default_rng(0)), 24)
@@ -157,7 +80,7 @@ def test_a_picture_decoded_small_lies_where_the_whole_one_does(width: int, heigh
 
 def test_a_picture_is_decoded_as_large_as_its_references_need() -> None:
     jpeg = raw_of(example("key", [box_mask(640, 640, (0, 0, 80, 60))], spans=[(0, 10)]))["jpg"]
-    square = Square(640, 640, 64, mirrored=False)
+    square = crop_height(640, 640, 64, mirrored=False)
     sizes = [
         decode(open_jpeg(jpeg, 640, 640), square, boxes, 40).width
         for boxes in ([], [(0, 0, 320, 100)], [(0, 0, 80, 60)], [(0, 0, 320, 9), (0, 0, 30, 30)])
@@ -217,7 +140,7 @@ def test_a_reference_is_the_subject_with_noise_around() -> None:
 def test_disturbed_references_differ_from_epoch_to_epoch() -> None:
     raw = raw_of(example("key", [box_mask(64, 64, (8, 8, 40, 40))], spans=[(0, 10)]))
     config = CONFIG.model_copy(update={"unconditional": 0.0, "subject_kept": 1.0})
-    first, again, later = (as_floats(make_batch([(epoch, raw)], TOKENIZER, config)) for epoch in (0, 0, 1))
+    first, again, later = (to_floats(make_batch([(epoch, raw)], view, TOKENIZER, config)) for epoch in (0, 0, 1))
     assert same(first, again)
     assert not torch.equal(first["subject_pixel_values"], later["subject_pixel_values"])
     assert all(b["subject_pixel_values"].min() >= 0 and b["subject_pixel_values"].max() <= 1 for b in (first, later))
@@ -283,15 +206,15 @@ def test_two_subjects_that_end_on_one_token_keep_the_first() -> None:
     assert locate("a red ball", subjects, TOKENIZER)[1] == [3, None]
 
 
-def drawn(config: DataConfig, count: int = 2000, subjects: int = 2) -> list[tuple[str, list[str]]]:
+def drawn(config: Config, count: int = 2000, subjects: int = 2) -> list[tuple[str, list[str]]]:
     spans = [(0, 10), (15, 25)] * (subjects // 2)
     record = record_of("a red ball and a blue cup", spans)
-    results = [drop(record, config, np.random.default_rng([1, i])) for i in range(count)]
+    results = [choose(record, config, np.random.default_rng([1, i])) for i in range(count)]
     return [(caption, [subject.label for subject in kept]) for caption, kept in results]
 
 
 def test_captions_and_subjects_are_dropped_at_their_rates() -> None:
-    results = drawn(DataConfig(unconditional=0.1, text_only=0.2, subject_kept=0.9))
+    results = drawn(Config(unconditional=0.1, text_only=0.2, subject_kept=0.9))
     assert np.mean([caption == "" for caption, _ in results]) == pytest.approx(0.1, abs=0.03)
     assert all(not kept for caption, kept in results if not caption)
     told = [kept for caption, kept in results if caption]
@@ -301,23 +224,23 @@ def test_captions_and_subjects_are_dropped_at_their_rates() -> None:
 
 
 def test_the_plain_view_drops_nothing() -> None:
-    assert all(len(kept) == 2 for _, kept in drawn(DataConfig().plain(), 50))
+    assert all(len(kept) == 2 for _, kept in drawn(Config().plain(), 50))
 
 
 def test_of_too_many_subjects_some_are_drawn_and_stay_in_the_order_of_their_phrases() -> None:
-    config = DataConfig(unconditional=0.0, subject_kept=1.0, max_subjects=3)
+    config = Config(unconditional=0.0, subject_kept=1.0, max_subjects=3)
     results = [kept for _, kept in drawn(config, 300, subjects=6)]
     assert {len(kept) for kept in results} == {3}
     assert {label for kept in results for label in kept} == {f"class{i}" for i in range(6)}
 
 
 def test_subjects_of_other_classes_are_left_out() -> None:
-    results = drawn(DataConfig(labels=("class1",)).plain(), 5)
+    results = drawn(Config(labels=("class1",)).plain(), 5)
     assert {tuple(kept) for _, kept in results} == {("class1",)}
 
 
-def test_the_batch_has_the_promised_tensors(dataset: Path) -> None:
-    (batch,) = take(dataset, 1)
+def test_the_batch_has_the_promised_tensors(tmp_path: Path) -> None:
+    (batch,) = take(write_shards(tmp_path / "fc", [4, 1]), 1)
     expected = {
         "pixel_values": ((3, 3, 32, 32), torch.float32),
         "input_ids": ((3, 77), torch.int64),
@@ -332,79 +255,15 @@ def test_the_batch_has_the_promised_tensors(dataset: Path) -> None:
     assert -1 <= batch["pixel_values"].min() <= batch["pixel_values"].max() <= 1
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_run_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(dataset: Path, workers: int) -> None:
-    config = CONFIG.model_copy(update={"workers": workers})
-    whole = take(dataset, 12, config=config)
-    for done in range(12) if workers == 0 else (1, 6):
-        rest = take(dataset, 12 - done, done, config=config)
-        assert all(same(a, b) for a, b in zip(whole[done:], rest, strict=True))
-
-
-def test_an_index_lets_whole_epochs_be_skipped_and_changes_nothing(tmp_path: Path) -> None:
-    data = write_shards(tmp_path / "fc", [4, 1, 5, 2])
-    config = CONFIG.model_copy(update={"batch": 1})
-    places = (11, 12, 13, 30)  # about the end of an epoch of 12
-    without = [take(data, 2, done, config) for done in places]
-    names = [f"fastcomposer-{i:06d}.tar" for i, n in enumerate([4, 1, 5, 2]) for _ in range(n)]
-    pq.write_table(pa.table({"shard": names}), data / "index.parquet")
-    assert find_shards(str(data)).counts == (4, 1, 5, 2)
-    for done, expected in zip(places, without, strict=True):
-        assert all(same(a, b) for a, b in zip(expected, take(data, 2, done, config), strict=True))
-
-
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 2)])
-def test_each_sample_comes_once_an_epoch_whatever_the_processes(dataset: Path, world: int, workers: int) -> None:
-    config = CONFIG.model_copy(update={"workers": workers, "batch": 1})
-    keys: list[str] = []
-    for rank in range(world):
-        # A part that divides evenly over the batches: of its first epoch nothing is missing, nothing is twice.
-        parts = world * max(1, workers)
-        counts = [len(part) for part in parts_of(dataset, config, rank, world, max(1, workers))]
-        batch_count = max(counts) * max(1, workers)
-        seen: list[list[str]] = [[] for _ in counts]
-        for number, batch in enumerate(take(dataset, batch_count, config=config, rank=rank, world=world)):
-            seen[number % len(counts)] += batch["keys"]
-        assert parts >= len(counts)
-        keys += [key for part, count in zip(seen, counts, strict=True) for key in part[:count]]
-    assert sorted(keys) == [f"key{i:03d}" for i in range(12)]
-
-
-def parts_of(dataset: Path, config: DataConfig, rank: int, world: int, workers: int) -> list[list[str]]:
-    shards = find_shards(str(dataset))
-    parts = world * workers
-    return [
-        [sample["__key__"] for sample in _part(shards, config.seed, 0, rank * workers + worker, parts)]
-        for worker in range(workers)
-    ]
-
-
-def test_epochs_have_orders_of_their_own(dataset: Path) -> None:
-    config = CONFIG.model_copy(update={"batch": 12})
-    first, second = (batch["keys"] for batch in take(dataset, 2, config=config))
-    other = take(dataset, 1, config=config.model_copy(update={"seed": 2}))[0]["keys"]
-    assert sorted(first) == sorted(second) == sorted(other)
-    assert first != second
-    assert first != other
-
-
-def test_shuffling_loses_nothing() -> None:
-    numbers = [{"__key__": str(i)} for i in range(100)]
-    for size in (1, 7, 100, 1000):
-        drawn_keys = [s["__key__"] for s in shuffle(iter(numbers), size, np.random.default_rng(0))]
-        assert sorted(drawn_keys, key=int) == [str(i) for i in range(100)]
-    assert drawn_keys != [str(i) for i in range(100)]
-
-
 def test_a_sample_that_cannot_be_read_is_told_and_the_batch_is_smaller() -> None:
     mask = box_mask(40, 40, (4, 4, 20, 20))
     good, bad = (raw_of(example(key, [mask, ~mask])) for key in ("good", "bad"))
     bad["json"] = b'{"key": 3}'
-    batch = make_batch([(0, good), (0, bad)], TOKENIZER, CONFIG.plain())
+    batch = make_batch([(0, good), (0, bad)], view, TOKENIZER, CONFIG.plain())
     assert batch["keys"] == ["good"]
     assert batch["pixel_values"].shape[0] == 1
     assert [line.split(":")[0] for line in batch["skipped"]] == ["bad"]
-    assert set(make_batch([(0, bad)], TOKENIZER, CONFIG)) == {"keys", "skipped"}
+    assert set(make_batch([(0, bad)], view, TOKENIZER, CONFIG)) == {"keys", "skipped"}
 
 
 def without(name: str) -> Callable[[dict[str, Any]], Any]:
@@ -450,7 +309,7 @@ def test_each_damage_of_a_sample_is_told(damage: Callable[[dict[str, Any]], Any]
     mask = box_mask(40, 40, (4, 4, 20, 20))
     bad = raw_of(example("bad", [mask, ~mask]))
     damage(bad)
-    (line,) = make_batch([(0, bad)], TOKENIZER, CONFIG.plain())["skipped"]
+    (line,) = make_batch([(0, bad)], view, TOKENIZER, CONFIG.plain())["skipped"]
     assert line.startswith("bad: ")
     assert why in line
 
@@ -468,131 +327,7 @@ def test_a_box_that_lies_changes_nothing() -> None:
     one = example("key", [box_mask(40, 40, (4, 4, 20, 20))], spans=[(0, 10)])
     raw = raw_of(one)
     with_subject(bbox=[500, 500, 0, 0])(raw)
-    assert same(as_floats(make_batch([(0, raw)], TOKENIZER, CONFIG.plain())), one_view(one, CONFIG.plain()))
-
-
-def write_damaged(folder: Path, damaged: Sequence[int], count: int) -> Path:
-    folder.mkdir()
-    mask = box_mask(40, 40, (4, 4, 20, 20))
-    samples = [FORMAT.sample_of(example(f"key{i:03d}", [mask, ~mask])) for i in range(count)]
-    for i in damaged:
-        samples[i] = Sample(samples[i].key, {**samples[i].members, "jpg": b"none"})
-    with (folder / "fastcomposer-000000.tar").open("wb") as tar:
-        write_tar(tar, samples)
-    return folder
-
-
-def test_a_batch_of_which_nothing_can_be_read_gives_place_to_the_next(tmp_path: Path) -> None:
-    """A run with one sample in a batch does not end at a damaged one, and goes on from each batch as unbroken."""
-    config = CONFIG.model_copy(update={"batch": 1})
-    sound = [batch["keys"] for batch in take(write_damaged(tmp_path / "sound", [], 6), 12, config=config)]
-    data = write_damaged(tmp_path / "fc", [1, 2, 4], 6)
-    damaged = {"key001", "key002", "key004"}
-    whole = take(data, 11, config=config)
-    for number, batch in enumerate(whole):
-        assert batch["keys"] == next(keys for keys in sound[number:] if not damaged.intersection(keys))
-        assert [line.split(":")[0] for line in batch["skipped"]] == [k for k in sound[number] if k in damaged]
-    for done in range(8):
-        assert all(same(a, b) for a, b in zip(whole[done:], take(data, 11 - done, done, config), strict=True))
-
-
-def test_a_damaged_record_has_no_caption(tmp_path: Path) -> None:
-    mask = box_mask(40, 40, (4, 4, 20, 20))
-    samples = [FORMAT.sample_of(example(f"key{i}", [mask, ~mask])) for i in range(3)]
-    samples[1] = Sample("key1", {**samples[1].members, "json": b'{"key": "key1"}'})
-    (tmp_path / "fc").mkdir()
-    with (tmp_path / "fc" / "fastcomposer-000000.tar").open("wb") as tar:
-        write_tar(tar, samples)
-    assert read_captions(find_shards(str(tmp_path / "fc"))) == ["a red ball and a blue cup"] * 2
-
-
-def test_a_dataset_of_which_nothing_can_be_read_is_told(tmp_path: Path) -> None:
-    data = write_damaged(tmp_path / "fc", range(6), 6)
-    with pytest.raises(InputError, match=r"no sample of 100 batches can be read: key00\d: .*no JPEG.*inspect"):
-        take(data, 1)
-
-
-def test_a_damaged_shard_is_named_from_any_process(tmp_path: Path) -> None:
-    data = write_shards(tmp_path / "fc", [3])
-    shard = data / "fastcomposer-000000.tar"
-    shard.write_bytes(b"no tar at all" * 100)
-    for workers in (0, 1):
-        with pytest.raises(InputError, match=rf"^the shard {shard} cannot be read: .*inspect"):
-            take(data, 1, config=CONFIG.model_copy(update={"workers": workers}))
-
-
-def test_what_is_no_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no shard: expected fastcomposer-000000\.tar"):
-        find_shards(str(tmp_path))
-    with pytest.raises(InputError, match=r"no shard .*nowhere-000000\.tar"):
-        find_shards(str(tmp_path / "nowhere-{000000..000003}.tar"))
-
-
-def test_a_shard_cut_off_between_two_samples_is_named(tmp_path: Path) -> None:
-    data = write_shards(tmp_path / "fc", [8])
-    shard = data / "fastcomposer-000000.tar"
-    with shard.open("rb") as stream:
-        sizes = [entry.size for entry, _ in read_tar(stream)]
-    shard.write_bytes(shard.read_bytes()[: sum(sizes[:5])])
-    pq.write_table(pa.table({"shard": [shard.name] * 8}), data / "index.parquet")
-    with pytest.raises(InputError, match=rf"the shard {shard} holds 5 samples, the index says 8; .*inspect"):
-        take(data, 5)
-
-
-def test_an_empty_shard_is_passed_over(tmp_path: Path) -> None:
-    data = write_shards(tmp_path / "fc", [3, 0, 4])
-    for rank in range(3):
-        assert len(take(data, 4, rank=rank, world=3)) == 4
-
-
-@pytest.mark.parametrize("indexed", [False, True])
-def test_fewer_samples_than_readers_are_told(tmp_path: Path, indexed: bool) -> None:
-    data = write_shards(tmp_path / "fc", [1])
-    if indexed:
-        pq.write_table(pa.table({"shard": ["fastcomposer-000000.tar"]}), data / "index.parquet")
-    with pytest.raises(InputError, match="no sample for worker 2 of 2"):
-        take(data, 1, rank=1, world=2)
-
-
-def test_a_launchers_processes_get_batches_of_their_own(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (expected,) = take(dataset, 1, rank=1, world=2)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert same(take(dataset, 1)[0], expected)
-    assert not same(take(dataset, 1, rank=0)[0], expected)
-
-
-@pytest.mark.skipif(not shutil.which("curl"), reason="webdataset reads http by curl")
-def test_shards_are_read_from_a_web_server(dataset: Path) -> None:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(dataset))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/fastcomposer-"
-        found = list(itertools.islice(batches(find_shards(address + "{000000..000003}.tar"), TOKENIZER, CONFIG), 5))
-        with pytest.raises(InputError, match=r"fastcomposer-9\.tar cannot be read: .*can it be reached\?"):
-            next(batches(find_shards(address + "9.tar"), TOKENIZER, CONFIG))
-        server.shutdown()
-    assert all(same(a, b) for a, b in zip(found, take(dataset, 5), strict=True))
-
-
-def test_shards_are_read_from_addresses(dataset: Path) -> None:
-    shards = find_shards(f"pipe:cat {dataset}/fastcomposer-{{000000..000001}}.tar")
-    assert len(shards.urls) == 2
-    assert read_captions(shards) == ["a red ball and a blue cup"] * 5
-    config = CONFIG.model_copy(update={"batch": 5})
-    (batch,) = itertools.islice(batches(shards, TOKENIZER, config), 1)
-    assert sorted(batch["keys"]) == [f"key{i:03d}" for i in range(5)]
-
-
-def test_training_needs_no_beam() -> None:
-    script = (
-        "import sys; sys.modules['apache_beam'] = None\n"
-        "import training.data, training.shards, training.train, training.small, training.curves"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, cwd=ROOT)
+    assert same(to_floats(make_batch([(0, raw)], view, TOKENIZER, CONFIG.plain())), one_view(one, CONFIG.plain()))
 
 
 def test_written_members_are_what_the_loader_reads() -> None:

@@ -1,15 +1,18 @@
-"""The trainer: one loop that reads a dataset's batches and leaves curves, pictures, checkpoints and a model.
+"""The training loop, for any model and its batches.
 
-    RUN/config.json       what was asked
+A run's folder holds
+
+    RUN/config.json       the config, and where data and model came from
     RUN/metrics.jsonl     a line per step: losses, gradient norm, learning rate, samples per second
-    RUN/tensorboard/      the same curves, and the sample pictures
-    RUN/samples/          pictures drawn for some samples, beside these and their references
-    RUN/skipped.txt       samples that could not be read, and why; absent where there was none
-    RUN/checkpoints/      what a run resumes from
-    RUN/model/            the trained model (its moving average), in Stable Diffusion's layout
+    RUN/tensorboard/      the same curves, and the sample pictures; only if tensorboard is installed
+    RUN/samples/          pictures drawn for some samples, beside their own pictures and references
+    RUN/skipped.txt       samples that could not be read, and why; absent if there are none
+    RUN/checkpoints/      what a run is resumed from
+    RUN/model/            the trained model (moving average of its weights), in Stable Diffusion's layout
 
-Everything random in a step is drawn from (seed, step, process), and the batches are a function of (seed, epoch):
-a resumed run goes through the same numbers as one that was never broken. Nothing else has to be remembered.
+Everything random in a step is drawn from (seed, step, process), and the batches are a function of (seed, epoch): a
+resumed run yields the same numbers as one that was never interrupted. Beyond weights, their average and the
+optimizer's moments there is no state.
 """
 
 import contextlib
@@ -19,6 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -31,11 +35,9 @@ from diffusers.training_utils import EMAModel
 from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 
 from schemas.errors import InputError, ModelError
-from training.blip_data import PairConfig
 from training.checkpoint import (
     complete_checkpoints,
     load_checkpoint,
@@ -43,117 +45,69 @@ from training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from training.data import DataConfig
 from training.diffusion import Batch, Draws
-from training.merge import MergeName
-from training.mip_data import ObjectConfig
 from training.shards import LoadConfig
 
 
 class RunConfig(LoadConfig):
-    """How to train, whatever the model. The defaults are FastComposer's (mit-han-lab/fastcomposer), in each process."""
+    """How to train any model. The defaults are FastComposer's (mit-han-lab/fastcomposer), in each process."""
 
     steps: int = Field(default=150_000, gt=0, description="optimizer steps")
     accumulation: int = Field(default=1, gt=0, description="micro-batches per optimizer step")
     learning_rate: float = Field(default=1e-5, gt=0, description="of AdamW, constant after the warmup")
     warmup: int = Field(default=500, ge=0, description="steps in which the learning rate rises from 0")
     weight_decay: float = Field(default=0.01, ge=0, description="of AdamW")
-    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    clip: float = Field(default=1.0, gt=0, description="gradients of a larger norm are scaled down to this one")
     average: float = Field(default=0.9999, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
     precision: Literal["no", "bf16"] = Field(default="no", description="mixed precision")
-    gradient_checkpointing: bool = Field(default=False, description="compute the U-Net twice and store less")
+    gradient_checkpointing: bool = Field(default=False, description="compute the U-Net twice to save memory")
     checkpoint_every: int = Field(default=500, gt=0, description="steps")
-    keep: int = Field(default=2, gt=0, description="checkpoints, the newest ones")
-    sample_every: int = Field(default=500, gt=0, description="steps from sample pictures to the next")
+    keep: int = Field(default=2, gt=0, description="newest checkpoints that are kept")
+    sample_every: int = Field(default=500, gt=0, description="steps between sample pictures")
 
 
-class TrainConfig(DataConfig, RunConfig):
-    """How to train a FastComposer model. The defaults are the published run's."""
-
-    localization_weight: float = Field(default=1e-3, ge=0, description="of the localization loss")
-    mask_probability: float = Field(
-        default=0.5, ge=0, le=1, description="share of the steps whose noise loss sees the subjects only"
-    )
-    trained_blocks: int = Field(default=2, ge=0, description="blocks of the image encoder, the last ones, that learn")
-    train_encoders: bool = Field(
-        default=False, description="both encoders learn whole: for one that starts from nothing"
-    )
-
-
-class BlipTrainConfig(PairConfig, RunConfig):
-    """How to train a BLIP-Diffusion model. The defaults are the paper's pre-training, in each process."""
-
-    steps: int = Field(default=500_000, gt=0, description="optimizer steps; fine-tuning takes 40 to 120")
-    learning_rate: float = Field(
-        default=2e-6, gt=0, description="of AdamW, constant; fine-tuning: 5e-6 as published, 5e-5 in the paper"
-    )
-    finetune: bool = Field(
-        default=False,
-        description="learn a few pictures of a subject: its prompt is averaged once and kept, only the U-Net learns",
-    )
-    train_encoders: bool = Field(
-        default=False, description="the image encoder learns too: for one that starts from nothing"
-    )
-
-
-class MipTrainConfig(ObjectConfig, RunConfig):
-    """How to train a MIP-Adapter model. The defaults are the published run's, in each of its 8 processes."""
-
-    steps: int = Field(default=12_000, gt=0, description="optimizer steps")
-    learning_rate: float = Field(default=1e-4, gt=0, description="of AdamW, constant")
-    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0; the published: 0")
-    merge: MergeName = Field(
-        default="code", description="the published code's weighted merge, the paper's, or a plain sum of references"
-    )
-    train_encoders: bool = Field(
-        default=False,
-        description="image projection, U-Net and both encoders learn too: for one that starts from nothing",
-    )
-
-
-class Model(Protocol):
-    """What can be trained, a `torch.nn.Module`: `FastComposer`, `BlipDiffusion`, `MipAdapter`."""
+class Trainable(Protocol):
+    """What can be trained: a `torch.nn.Module` such as `LatentDiffusion`."""
 
     unet: Any
 
-    @property
-    def losses(self) -> tuple[str, ...]:
-        """Names of what calling it computes; of these "loss" is made smaller."""
-
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Compute the losses of a batch, scalars."""
+        """Compute the losses of a batch: scalars by name, of which "loss" is minimized."""
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield its parameters; those that need a gradient are trained."""
+        """Yield its parameters; those that require a gradient are trained."""
 
     def draw(self, batch: Batch, rng: np.random.Generator) -> Draws:
-        """Draw all that is random in a step on `batch`."""
+        """Draw everything random in a step on `batch`."""
 
     def sample(self, batch: Batch, noise: Tensor) -> Tensor:
         """Draw a picture for each sample, [B, 3, H, W] float32 in [0, 1]."""
 
     def references(self, batch: Batch) -> Tensor:
-        """The pictures that a batch shows the model, [B, M, 3, h, w] float32 in [0, 1]."""
+        """The pictures that condition each sample, [B, M, 3, h, w] float32 in [0, 1]; M may be 0."""
 
     def save(self, folder: Path) -> None:
         """Write the model to a new folder."""
 
 
 Batches = Callable[[int], Iterator[Batch]]
-"""Given how many batches this process has taken, goes on with the next ones, without end."""
+"""Called with the number of batches this process has used so far; yields the next ones, without end."""
 
 Metrics = dict[str, float]
-"""A line of `metrics.jsonl`: step, the losses, gradient_norm, learning_rate, samples_per_second, skipped."""
+"""A line of `metrics.jsonl`: the losses by name, and `NOT_LOSSES`."""
+
+NOT_LOSSES = ("step", "gradient_norm", "learning_rate", "samples_per_second", "skipped")
+"""The metrics that the loop adds to a model's losses."""
 
 NOTE = "config.json"
-"""What was asked for, in the run's folder."""
+"""File of the run's config."""
 
 MAY_CHANGE = {"steps", "checkpoint_every", "keep", "sample_every"}
-"""What a resumed run may be told anew: it changes none of the numbers before."""
+"""Config fields that may differ when a run is resumed: they change none of the numbers before."""
 
 
 def train(
-    model: Model,
+    model: Trainable,
     batches: Batches,
     config: RunConfig,
     output: Path,
@@ -162,28 +116,28 @@ def train(
     show: Batch | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Generator[Metrics]:
-    """Train `model`, and yield the metrics of each step after it is done.
+    """Train `model`, and yield the metrics of each step when it is done.
 
-    Several processes may run it together (`torchrun`): each takes batches of its own, all yield the same.
+    Several processes may run it together (`torchrun`): each uses batches of its own, all yield the same metrics.
 
     Args:
-        model: trained in place; what it holds at the start is the same in every process.
+        model: trained in place; at the start it is the same in every process.
         batches: where the data comes from.
         config: how to train.
         output: the run's folder.
-        resume: go on from the newest checkpoint; from the start where there is none.
-        show: what the sample pictures are drawn for.
-        origin: what else a resumed run must have alike, as its data.
+        resume: continue from the newest checkpoint; from the start if there is none.
+        show: the samples that sample pictures are drawn for; None for no pictures.
+        origin: further values that must be the same when the run is resumed, such as its data.
 
     Raises:
-        InputError: `output` holds a run and `resume` is false, or that run was told otherwise or has made more steps;
-            or it holds other files.
-        ModelError: a loss is no number: the message names the step, the samples and the last good checkpoint.
+        InputError: `output` holds a run and `resume` is false, or that run has another config or more steps; or it
+            holds other files.
+        ModelError: a loss is not finite: the message names the step, the samples and the last good checkpoint.
     """
     accelerator = Accelerator(mixed_precision=config.precision, cpu=this_process().device.type == "cpu")
-    told = {"processes": accelerator.num_processes, **(origin or {}), **config.model_dump(mode="json")}
+    note = {"processes": accelerator.num_processes, **(origin or {}), **config.model_dump(mode="json")}
     if accelerator.is_main_process:
-        check_run(output, told, resume)
+        check_run(output, note, resume)
     accelerator.wait_for_everyone()
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
@@ -193,12 +147,12 @@ def train(
         raise InputError(f"{output} has made {start} steps: it cannot be resumed with --steps {config.steps}")
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        (output / NOTE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    taken = batches(start * config.accumulation)
+        (output / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    stream = batches(start * config.accumulation)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_Log(output, start)) if accelerator.is_main_process else None
         for step in range(start, config.steps):
-            metrics = trainer.step(step, taken, output)
+            metrics = trainer.step(step, stream, output)
             done = step + 1
             if log:
                 log.add(metrics)
@@ -214,20 +168,24 @@ def train(
 
 def this_process() -> PartialState:
     """Join the other processes of a launch, and return this one's rank, device and so on."""
-    # Several processes without an accelerator join only where accelerate is told that there is none.
+    # On a machine without an accelerator, several processes join only if accelerate is asked for the CPU.
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def check_run(output: Path, asked: Mapping[str, Any], resume: bool) -> None:
-    """Raise InputError where the folder holds another run, or files of somebody else's."""
+    """Check that a run with the note `asked` may write to `output`.
+
+    Raises:
+        InputError: the folder holds another run, or other files.
+    """
     note = output / NOTE
     if note.exists():
         if not resume:
             raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
-        told = json.loads(note.read_text(encoding="utf-8"))
-        changed = sorted(name for name in asked if told.get(name) != asked[name] and name not in MAY_CHANGE)
+        before = json.loads(note.read_text(encoding="utf-8"))
+        changed = sorted(name for name in asked if before.get(name) != asked[name] and name not in MAY_CHANGE)
         if changed:
-            difference = ", ".join(f"{name} was {told.get(name)}, now {asked[name]}" for name in changed)
+            difference = ", ".join(f"{name} was {before.get(name)}, now {asked[name]}" for name in changed)
             raise InputError(f"{output} cannot be resumed as another run: {difference}")
     elif output.exists() and (found := min(output.iterdir(), default=None)):
         raise InputError(
@@ -243,9 +201,9 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
 
 @dataclass
 class _Trainer:
-    """All that changes while a run goes on: weights, their moving average, the optimizer's moments."""
+    """The state of a run: weights, their moving average, the optimizer's moments."""
 
-    model: Model
+    model: Trainable
     wrapped: Any
     optimizer: Any
     average: EMAModel
@@ -254,7 +212,7 @@ class _Trainer:
     accelerator: Accelerator
 
     @classmethod
-    def of(cls, model: Model, config: RunConfig, accelerator: Accelerator) -> "_Trainer":
+    def of(cls, model: Trainable, config: RunConfig, accelerator: Accelerator) -> "_Trainer":
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         optimizer = torch.optim.AdamW(list(names), lr=config.learning_rate, weight_decay=config.weight_decay)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -264,12 +222,12 @@ class _Trainer:
         return cls(model, wrapped, optimizer, average, names, config, accelerator)
 
     def step(self, step: int, batches: Iterator[Batch], output: Path) -> Metrics:
-        """Take one optimizer step; return its metrics, the mean over all processes."""
+        """Make one optimizer step; return its metrics, means over all processes."""
         config, began = self.config, time.perf_counter()
         rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        sums = torch.zeros(len(self.model.losses), device=self.accelerator.device)
+        sums: dict[str, Tensor] = {}
         keys: list[str] = []
         skipped: list[str] = []
         for micro in range(config.accumulation):
@@ -280,13 +238,14 @@ class _Trainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 losses = self.wrapped(batch, draws)
                 self.accelerator.backward(losses["loss"] / config.accumulation)
-            sums += torch.stack([losses[name].detach().float() for name in self.model.losses])
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach().float()
             keys += batch["keys"]
             skipped += batch["skipped"]
         norm = self.accelerator.clip_grad_norm_(list(self.names), config.clip)
-        means = self.accelerator.reduce(sums / config.accumulation, "mean").tolist()
+        means = self.accelerator.reduce(torch.stack(list(sums.values())) / config.accumulation, "mean").tolist()
         if not all(map(math.isfinite, (*means, float(norm)))):
-            raise self._not_a_number(step, keys, output)
+            raise self._not_finite(step, keys, output)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.step(list(self.names))
@@ -296,7 +255,7 @@ class _Trainer:
             self._note(gather_object(skipped), output)
         return {
             "step": step,
-            **dict(zip(self.model.losses, means, strict=True)),
+            **dict(zip(sums, means, strict=True)),
             "gradient_norm": float(norm),
             "learning_rate": rate,
             "samples_per_second": round(read / (time.perf_counter() - began), 2),
@@ -308,12 +267,12 @@ class _Trainer:
             with (output / "skipped.txt").open("a", encoding="utf-8") as lines:
                 lines.writelines(f"{line}\n" for line in skipped)
 
-    def _not_a_number(self, step: int, keys: list[str], output: Path) -> ModelError:
+    def _not_finite(self, step: int, keys: list[str], output: Path) -> ModelError:
         keys = sorted(gather_object(keys))
         saved = complete_checkpoints(output)
         good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         return ModelError(
-            f"the loss or its gradient at step {step} is no number; {good}. The samples of this step: "
+            f"the loss or its gradient at step {step} is not finite; {good}. The samples of this step: "
             f"{', '.join(keys)}. Look at them, or give a smaller learning_rate or precision: 'no'"
         )
 
@@ -329,7 +288,7 @@ class _Trainer:
         save_checkpoint(output, done, tensors, {"average_steps": self.average.optimization_step}, self.config.keep)
 
     def restore(self, output: Path) -> int:
-        """Put the newest checkpoint back, if there is one; return how many steps it had made."""
+        """Load the newest checkpoint, if there is one; return the number of steps it had made."""
         saved = complete_checkpoints(output)
         if not saved:
             return 0
@@ -344,7 +303,7 @@ class _Trainer:
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Lend the model the moving average of its weights."""
+        """Swap in the moving average of the weights for the duration of the block."""
         if not self.config.average:
             yield
             return
@@ -356,9 +315,9 @@ class _Trainer:
             self.average.restore(list(self.names))
 
     def draw_samples(self, show: Batch) -> Tensor:
-        """Draw a row for each sample of `show`: [3, rows, columns] float32 in [0, 1].
+        """Draw a sheet with a row for each sample of `show`: [3, height, width] float32 in [0, 1].
 
-        In a row: the picture drawn, always from the same noise, the sample's own picture, its references.
+        A row holds the picture drawn, always from the same noise, the sample's own picture, and its references.
         """
         batch = to_device(show, self.accelerator.device)
         noise = self.model.draw(batch, np.random.default_rng([self.config.seed, 0])).noise
@@ -370,7 +329,7 @@ class _Trainer:
         return make_grid(rows.flatten(0, 1), nrow=rows.shape[1])
 
     def save_model(self, folder: Path) -> None:
-        """Write the trained model, the moving average of its weights."""
+        """Write the model with the moving average of its weights."""
         aside = folder.with_name(f".{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         with self._averaged():
@@ -380,29 +339,41 @@ class _Trainer:
 
 
 class _Log:
-    """Writes metrics and sample pictures; what a broken run wrote after its last checkpoint is dropped."""
+    """Writes metrics and sample pictures, after deleting what an interrupted run wrote after its last checkpoint."""
 
     def __init__(self, output: Path, start: int) -> None:
         self.output = output
         self.path = output / "metrics.jsonl"
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         self.path.write_text("".join(f"{line}\n" for line in lines[:start]), encoding="utf-8")
-        self.board = SummaryWriter(str(output / "tensorboard"), purge_step=start)
+        self.board = _tensorboard(output / "tensorboard", start)
 
     def __enter__(self) -> "_Log":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.board.close()
+        if self.board:
+            self.board.close()
 
     def add(self, metrics: Metrics) -> None:
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(metrics) + "\n")
-        for name in metrics.keys() - {"step"}:
-            self.board.add_scalar(name, metrics[name], int(metrics["step"]))
+        if self.board:
+            for name in metrics.keys() - {"step"}:
+                self.board.add_scalar(name, metrics[name], int(metrics["step"]))
 
     def add_picture(self, done: int, sheet: Tensor) -> None:
         folder = self.output / "samples"
         folder.mkdir(exist_ok=True)
         save_image(sheet, folder / f"{done:08d}.png")
-        self.board.add_image("samples", sheet, done)
+        if self.board:
+            self.board.add_image("samples", sheet, done)
+
+
+def _tensorboard(folder: Path, start: int) -> Any:  # noqa: ANN401 - a SummaryWriter, where there is one
+    """Open a TensorBoard log that continues at step `start`; None if tensorboard is not installed."""
+    if find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - it needs tensorboard
+
+    return SummaryWriter(str(folder), purge_step=start)

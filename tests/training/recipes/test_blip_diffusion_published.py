@@ -14,7 +14,7 @@ from transformers.models.blip_2 import modeling_blip_2
 
 from schemas.errors import ModelError
 from tests.training.pairs import tiny_blip_parts, tiny_pairs
-from training.blip_diffusion import BlipDiffusion, load_blip_parts, save_blip_parts
+from training.recipes.blip_diffusion import Model, load
 
 QFORMER = {
     "vocab_size": 9,
@@ -37,11 +37,11 @@ VISION = {
 
 
 @pytest.fixture
-def published(tmp_path: Path) -> tuple[Path, Any]:
+def published(vae: Path, tmp_path: Path) -> tuple[Path, Any]:
     """A folder in the published layout, and diffusers' model of its `qformer/`."""
-    parts = tiny_blip_parts(tmp_path / "vae")
+    parts = tiny_blip_parts(vae)
     folder = tmp_path / "published"
-    save_blip_parts(parts, folder)
+    Model(parts).save(folder)
     for name in ("subject_tokenizer", "image_encoder", "qformer", "prompter", "text_encoder"):
         for file in (folder / name).iterdir():
             file.unlink()
@@ -63,7 +63,7 @@ def published(tmp_path: Path) -> tuple[Path, Any]:
 
 def test_the_published_image_encoder_sees_the_same(published: tuple[Path, Any]) -> None:
     folder, theirs = published
-    ours = load_blip_parts(folder).image_encoder
+    ours = load(folder).image_encoder
     pictures = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = theirs.visual_encoder(pictures, return_dict=True).last_hidden_state
@@ -73,8 +73,8 @@ def test_the_published_image_encoder_sees_the_same(published: tuple[Path, Any]) 
 def test_the_published_q_former_and_feed_forward_answer_the_same(published: tuple[Path, Any]) -> None:
     """transformers' BLIP-2 Q-Former with text is the peer; diffusers' own no longer runs."""
     folder, theirs = published
-    parts = load_blip_parts(folder)
-    model = BlipDiffusion(parts)
+    parts = load(folder)
+    model = Model(parts)
     weights = load_file(folder / "qformer" / "model.safetensors")
     config = Blip2QFormerConfig(**QFORMER, use_qformer_text_input=True)
     embeddings = modeling_blip_2.Blip2TextEmbeddings(config)
@@ -105,25 +105,25 @@ def test_the_published_q_former_and_feed_forward_answer_the_same(published: tupl
             attention_mask=torch.cat([torch.ones(2, 16, dtype=torch.long), read.attention_mask], dim=1),
             encoder_hidden_states=seen,
         ).last_hidden_state
-        assert torch.allclose(model.see(batch), theirs.proj_layer(answers[:, :16]), atol=1e-4)
+        assert torch.allclose(model.compute_prompts(batch), theirs.proj_layer(answers[:, :16]), atol=1e-4)
 
 
 def test_a_published_model_runs_and_is_saved_in_the_own_layout(published: tuple[Path, Any], tmp_path: Path) -> None:
-    model = BlipDiffusion(load_blip_parts(published[0]))
+    model = Model(load(published[0]))
     batch = tiny_pairs(model.parts, ["ball", "cup"])
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     pictures = model.sample(batch, noise, steps=2)
     model.save(tmp_path / "own")
-    assert torch.equal(BlipDiffusion(load_blip_parts(tmp_path / "own")).sample(batch, noise, steps=2), pictures)
+    assert torch.equal(Model(load(tmp_path / "own")).sample(batch, noise, steps=2), pictures)
 
 
 def test_old_files_are_read_too(published: tuple[Path, Any]) -> None:
     folder, _ = published
     stored = folder / "qformer" / "model.safetensors"
-    expected = load_blip_parts(folder).prompter.state_dict()
+    expected = load(folder).prompter.state_dict()
     torch.save(load_file(stored), folder / "qformer" / "pytorch_model.bin")
     stored.unlink()
-    found = load_blip_parts(folder).prompter.state_dict()
+    found = load(folder).prompter.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
@@ -134,7 +134,7 @@ def test_fields_that_a_config_leaves_out_are_blip2s(published: tuple[Path, Any])
     for part, name in (("vision_config", "layer_norm_eps"), ("qformer_config", "layer_norm_eps")):
         told[part].pop(name)
     path.write_text(json.dumps(told))
-    parts = load_blip_parts(folder)
+    parts = load(folder)
     assert parts.image_encoder.config.layer_norm_eps == 1e-6
     assert parts.qformer.config.layer_norm_eps == 1e-12
     assert parts.image_encoder.config.hidden_act == "quick_gelu"
@@ -145,12 +145,12 @@ def test_weights_that_do_not_fit_and_missing_ones_are_told(published: tuple[Path
     weights = {name: value for name, value in model.state_dict().items() if "layer.1.output.dense" not in name}
     (folder / "qformer" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"qformer holds no model\.safetensors"):
-        load_blip_parts(folder)
+        load(folder)
     torch.save(weights, folder / "qformer" / "pytorch_model.bin")
     with pytest.raises(
         ModelError, match=r"do not fit InstructBlipQFormerModel: encoder\.layer\.1\.output\.dense\.weight"
     ):
-        load_blip_parts(folder)
+        load(folder)
 
 
 def test_a_plain_stable_diffusion_is_told(published: tuple[Path, Any]) -> None:
@@ -158,4 +158,4 @@ def test_a_plain_stable_diffusion_is_told(published: tuple[Path, Any]) -> None:
     for file in (folder / "qformer").iterdir():
         file.unlink()
     with pytest.raises(ModelError, match="a Stable Diffusion with qformer/ beside"):
-        load_blip_parts(folder)
+        load(folder)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,15 @@ from diffusers import StableDiffusionPipeline
 
 from schemas.errors import ModelError
 from tests.training.models import CAPTIONS, tiny_batch, tiny_parts
-from training.diffusion import Draws, noise_loss
-from training.fastcomposer import FastComposer, Fuser, Parts, load_parts, save_parts, subject_weight
+from training.diffusion import Draws, encode_pictures, noise_loss
+from training.recipes.fastcomposer import Config, Fuser, Model, Parts, load, subject_weight
 
 TWO = [[True, True], [True, False]]
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Parts:
-    return tiny_parts(tmp_path / "vae")
+def parts(vae: Path) -> Parts:
+    return tiny_parts(vae)
 
 
 def test_the_fuser_computes_the_formula() -> None:
@@ -67,32 +68,33 @@ def test_the_masked_loss_looks_at_the_union_of_the_subjects_and_everywhere_where
 
 
 def test_a_network_that_predicts_nothing_has_the_loss_of_its_target(parts: Parts) -> None:
-    model = FastComposer(parts, localization_weight=0.25)
+    model = Model(parts, Config(localization_weight=0.25))
     torch.nn.init.zeros_(model.unet.conv_out.weight)
     torch.nn.init.zeros_(model.unet.conv_out.bias)
     batch = tiny_batch(parts, TWO)
     drawn = model.draw(batch, np.random.default_rng(0))
-    everywhere = Draws(drawn.noise, drawn.latent_noise, drawn.timesteps, masked=False)
+    everywhere = Draws(drawn.noise, drawn.latent_noise, drawn.timesteps)
     losses = model(batch, everywhere)
     assert losses["noise"].item() == pytest.approx(drawn.noise.square().mean().item(), rel=1e-5)
     assert losses["loss"].item() == pytest.approx(losses["noise"].item() + 0.25 * losses["localization"].item())
 
     # Sample 0 has both halves, sample 1 the left half, its edge smoothed by the resize: its middle columns count
     # the less. Away from the edge the weights are 1 and 0.
-    masked = model(batch, Draws(drawn.noise, drawn.latent_noise, drawn.timesteps, masked=True))["noise"].item()
+    without_background = replace(drawn, dropped=frozenset({"background"}))
+    masked = model(batch, without_background)["noise"].item()
     left = drawn.noise[1, :, :, :8].square().sum().item()
     assert masked == pytest.approx((drawn.noise[0].square().sum().item() + left) / drawn.noise.numel(), rel=0.03)
 
     model.scheduler.register_to_config(prediction_type="v_prediction")
     kept = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     a = kept[drawn.timesteps].float().view(-1, 1, 1, 1)
-    latents = model.encode(batch["pixel_values"], drawn.latent_noise)
+    latents = encode_pictures(model.vae, batch["pixel_values"], drawn.latent_noise)
     velocity = a.sqrt() * drawn.noise - (1 - a).sqrt() * latents
     assert model(batch, everywhere)["noise"].item() == pytest.approx(velocity.square().mean().item(), rel=1e-4)
 
 
 def test_the_forward_pass_is_the_published_steps_one_by_one(parts: Parts) -> None:
-    model = FastComposer(parts)
+    model = Model(parts)
     batch = tiny_batch(parts, TWO)
     draws = model.draw(batch, np.random.default_rng(1))
     with torch.no_grad():
@@ -110,16 +112,16 @@ def test_the_forward_pass_is_the_published_steps_one_by_one(parts: Parts) -> Non
         noisy = a.sqrt() * latents + (1 - a).sqrt() * draws.noise
         prediction = parts.unet(noisy, draws.timesteps, text).sample
         expected = (prediction - draws.noise).square().mean().item()
-        assert torch.allclose(model.condition(batch), text, atol=1e-5)
-        plain = Draws(draws.noise, draws.latent_noise, draws.timesteps, masked=False)
+        assert torch.allclose(model.fused_text(batch), text, atol=1e-5)
+        plain = Draws(draws.noise, draws.latent_noise, draws.timesteps)
         assert model(batch, plain)["noise"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_only_the_tokens_of_subjects_change(parts: Parts) -> None:
-    model = FastComposer(parts)
+    model = Model(parts)
     batch = tiny_batch(parts, TWO)
     with torch.no_grad():
-        changed = (model.condition(batch) != parts.text_encoder(batch["input_ids"])[0]).any(-1)
+        changed = (model.fused_text(batch) != parts.text_encoder(batch["input_ids"])[0]).any(-1)
     ball, cup = batch["subject_token_index"][0].tolist()
     assert changed[0].nonzero().flatten().tolist() == sorted([ball, cup])
     assert changed[1].nonzero().flatten().tolist() == [ball]
@@ -127,11 +129,11 @@ def test_only_the_tokens_of_subjects_change(parts: Parts) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_batch_without_subjects_gives_every_trained_parameter_a_gradient(parts: Parts, masked: bool) -> None:
-    model = FastComposer(parts, train_encoders=True)
+    model = Model(parts, Config(train_encoders=True))
     batch = tiny_batch(parts, [[False, False]])
-    assert torch.equal(model.condition(batch), parts.text_encoder(batch["input_ids"])[0])
+    assert torch.equal(model.fused_text(batch), parts.text_encoder(batch["input_ids"])[0])
     drawn = model.draw(batch, np.random.default_rng(0))
-    losses = model(batch, Draws(drawn.noise, drawn.latent_noise, drawn.timesteps, masked))
+    losses = model(batch, replace(drawn, dropped=frozenset({"background"} if masked else ())))
     losses["loss"].backward()
     assert losses["localization"].item() == 0
     assert losses["noise"].item() > 0.1
@@ -141,26 +143,26 @@ def test_a_batch_without_subjects_gives_every_trained_parameter_a_gradient(parts
 
 
 def test_the_paper_trains_the_unet_the_fuser_and_the_last_blocks_of_the_image_encoder(parts: Parts) -> None:
-    model = FastComposer(parts, trained_blocks=1)
+    model = Model(parts, Config(trained_blocks=1))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name.split(".")[0] for name in trained} == {"unet", "fuser", "image_encoder"}
     assert {name.split(".")[4] for name in trained if name.startswith("image_encoder")} == {"1"}
 
 
 def test_draws_depend_on_their_generator_alone(parts: Parts) -> None:
-    model = FastComposer(parts, mask_probability=0.5)
+    model = Model(parts, Config(mask_probability=0.5))
     batch = tiny_batch(parts, TWO)
     one, same, other = (model.draw(batch, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one.noise.shape == (2, 4, 16, 16)
     assert torch.equal(one.noise, same.noise)
     assert not torch.equal(one.noise, other.noise)
     assert not torch.equal(one.noise, one.latent_noise)
-    masked = [model.draw(batch, np.random.default_rng(seed)).masked for seed in range(200)]
+    masked = ["background" in model.draw(batch, np.random.default_rng(seed)).dropped for seed in range(200)]
     assert 70 < sum(masked) < 130
 
 
 def test_sampling_shows_the_unet_text_alone_first_and_subjects_afterwards(parts: Parts) -> None:
-    model = FastComposer(parts).eval()
+    model = Model(parts)
     batch = tiny_batch(parts, [[True, True]])
     seen: list[torch.Tensor] = []
     forward = model.unet.forward
@@ -171,13 +173,14 @@ def test_sampling_shows_the_unet_text_alone_first_and_subjects_afterwards(parts:
         return forward(latents, time, encoder_hidden_states=encoder_hidden_states)
 
     model.unet.forward = spy
-    pictures = model.sample(batch, noise, steps=5, subject_share=0.6)
+    model.subject_share = 0.6
+    pictures = model.sample(batch, noise, steps=5)
     assert pictures.shape == (1, 3, 64, 64)
     assert 0 <= pictures.min() <= pictures.max() <= 1
     with torch.no_grad():
         plain = parts.text_encoder(batch["input_ids"])[0]
         nothing = parts.text_encoder(model.tokenize([""]))[0]
-        fused = model.condition(batch)
+        fused = model.fused_text(batch)
     assert len(seen) == 5
     for number, text in enumerate(seen):
         assert torch.allclose(text[:1], nothing, atol=1e-5)
@@ -185,22 +188,23 @@ def test_sampling_shows_the_unet_text_alone_first_and_subjects_afterwards(parts:
 
 
 def test_sampling_is_a_function_of_its_noise(parts: Parts) -> None:
-    model = FastComposer(parts).eval()
+    model = Model(parts)
     batch = tiny_batch(parts, [[True, True]])
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     first = model.sample(batch, noise, steps=3)
     assert torch.equal(first, model.sample(batch, noise, steps=3))
     without = {**batch, "subject_mask": torch.zeros(1, 2, dtype=torch.bool)}
-    assert torch.equal(model.sample(batch, noise, steps=3, subject_share=0), model.sample(without, noise, steps=3))
     assert not torch.equal(first, model.sample(without, noise, steps=3))
+    model.subject_share = 0
+    assert torch.equal(model.sample(batch, noise, steps=3), model.sample(without, noise, steps=3))
 
 
 def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: Parts, tmp_path: Path) -> None:
     batch = tiny_batch(parts, TWO)
-    model = FastComposer(parts)
+    model = Model(parts)
     draws = model.draw(batch, np.random.default_rng(0))
-    save_parts(parts, tmp_path / "model")
-    again = FastComposer(load_parts(tmp_path / "model"))
+    Model(parts).save(tmp_path / "model")
+    again = Model(load(tmp_path / "model"))
     assert again(batch, draws)["loss"].item() == pytest.approx(model(batch, draws)["loss"].item(), rel=1e-6)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
@@ -211,15 +215,15 @@ def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: Parts, tmp_path:
 def test_a_plain_stable_diffusion_gets_its_image_encoder_from_elsewhere_and_a_fresh_fuser(
     parts: Parts, tmp_path: Path
 ) -> None:
-    save_parts(parts, tmp_path / "model")
+    Model(parts).save(tmp_path / "model")
     (tmp_path / "model" / "image_encoder").rename(tmp_path / "clip")
     for file in (tmp_path / "model" / "fuser").iterdir():
         file.unlink()
     (tmp_path / "model" / "fuser").rmdir()
-    loaded = load_parts(tmp_path / "model", image_encoder=tmp_path / "clip")
+    loaded = load(tmp_path / "model", image_encoder=tmp_path / "clip")
     assert loaded.fuser.join[0].normalized_shape == (128,)
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"no model in {tmp_path / 'none'}: .*Stable Diffusion 1.5's layout"):
-        load_parts(tmp_path / "none")
+        load(tmp_path / "none")

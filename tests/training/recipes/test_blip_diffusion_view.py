@@ -12,35 +12,28 @@ from hypothesis import strategies as st
 
 from schemas.errors import InputError
 from schemas.example import Example, Placement
-from schemas.samples.blip_diffusion import FORMAT, PlacementField, Record
+from schemas.samples.blip_diffusion import FORMAT, PlacementField
 from schemas.shards import Sample, write_tar
 from tests.training.batches import same
 from tests.training.pairs import PROMPTS, pair, raw_of, write_pairs
-from training.blip_data import (
-    PairConfig,
-    drop,
-    each_once,
-    fill_template,
-    make_pairs,
-    pairs,
-    placed,
-    read_prompts,
-)
+from training.drops import draw
 from training.geometry import window_of
-from training.shards import Batch, as_floats, find_shards
+from training.recipes.blip_diffusion.view import Config, Tokenizers, drop_table, fill_template, placed, texts, view
+from training.shards import Batch, batches, batches_once, find_shards, make_batch, read_texts, to_floats
 from training.tokenizer import small_tokenizer
 
 TOKENIZER = small_tokenizer(PROMPTS)
-CONFIG = PairConfig(resolution=32, reference=16, batch=3, workers=0, seed=1)
+TOKENIZERS = Tokenizers(TOKENIZER, TOKENIZER)
+CONFIG = Config(resolution=32, reference=16, batch=3, workers=0, seed=1)
 
 
-def one_view(one: Example, config: PairConfig = CONFIG) -> Batch:
-    return as_floats(make_pairs([(0, raw_of(one))], TOKENIZER, TOKENIZER, config.plain()))
+def one_view(one: Example, config: Config = CONFIG) -> Batch:
+    return to_floats(make_batch([(0, raw_of(one))], view, TOKENIZERS, config.plain()))
 
 
-def take(data: Path, count: int, done: int = 0, config: PairConfig = CONFIG, **where: int) -> list[Batch]:
+def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, **where: int) -> list[Batch]:
     shards = find_shards(str(data), "blip-diffusion")
-    return list(itertools.islice(pairs(shards, TOKENIZER, TOKENIZER, config, done, **where), count))
+    return list(itertools.islice(batches(shards, view, TOKENIZERS, config, done, **where), count))
 
 
 def number(word: str) -> int:
@@ -91,33 +84,37 @@ def test_of_a_long_caption_the_end_is_cut_never_the_subject(words: int) -> None:
 
 def test_a_subject_that_fills_the_text_is_told() -> None:
     raw = raw_of(pair("key", subject=" ".join(["cup"] * 57)))
-    (line,) = make_pairs([(0, raw)], TOKENIZER, TOKENIZER, CONFIG.plain())["skipped"]
+    (line,) = make_batch([(0, raw)], view, TOKENIZERS, CONFIG.plain())["skipped"]
     assert line.startswith("key: of 77 tokens the subject's 60 leave no room for its prompt: 'cup cup")
-    assert not make_pairs([(0, raw_of(pair("key", subject=" ".join(["cup"] * 56))))], TOKENIZER, TOKENIZER, CONFIG)[
+    assert not make_batch([(0, raw_of(pair("key", subject=" ".join(["cup"] * 56))))], view, TOKENIZERS, CONFIG)[
         "skipped"
     ]
 
 
-def drawn(config: PairConfig, count: int = 4000) -> list[tuple[str, str | None]]:
-    record = Record.from_example(pair("key"))
-    return [drop(record, config, np.random.default_rng([1, i])) for i in range(count)]
+def drawn(config: Config, count: int = 4000) -> list[tuple[str, str | None]]:
+    table = drop_table(config)
+    dropped = [draw(table, "sample", np.random.default_rng([1, i])) for i in range(count)]
+    return [
+        ("" if "caption" in names else "a red ball on grass", None if "subject" in names else "ball")
+        for names in dropped
+    ]
 
 
 def test_subject_prompts_are_dropped_for_fifteen_of_a_hundred() -> None:
-    results = drawn(PairConfig())
+    results = drawn(Config())
     assert np.mean([subject is None for _, subject in results]) == pytest.approx(0.15, abs=0.02)
     assert {caption for caption, _ in results} == {"a red ball on grass"}
 
 
 def test_texts_are_dropped_whole_at_their_own_rate() -> None:
-    results = drawn(PairConfig(subject_dropped=0.2, unconditional=0.1))
+    results = drawn(Config(subject_dropped=0.2, unconditional=0.1))
     assert np.mean([caption == "" for caption, _ in results]) == pytest.approx(0.1, abs=0.02)
     assert np.mean([subject is None for _, subject in results]) == pytest.approx(0.3, abs=0.03)
     assert all(subject is None for caption, subject in results if not caption)
 
 
 def test_the_plain_view_drops_nothing() -> None:
-    config = PairConfig(subject_dropped=1.0, unconditional=1.0).plain()
+    config = Config(subject_dropped=1.0, unconditional=1.0).plain()
     assert set(drawn(config, 50)) == {("a red ball on grass", "ball")}
 
 
@@ -125,7 +122,7 @@ def test_what_is_dropped_changes_from_epoch_to_epoch() -> None:
     config = CONFIG.model_copy(update={"subject_dropped": 0.5})
     raw = raw_of(pair("key"))
     kept = [
-        bool(make_pairs([(epoch, raw)], TOKENIZER, TOKENIZER, config)["subject_prompt_mask"].any())
+        bool(make_batch([(epoch, raw)], view, TOKENIZERS, config)["subject_prompt_mask"].any())
         for epoch in [*range(20), *range(20)]
     ]
     assert kept[:20] == kept[20:]
@@ -236,13 +233,13 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(dataset: 
 def test_processes_read_shards_of_their_own(dataset: Path) -> None:
     config = CONFIG.model_copy(update={"batch": 1})
     firsts = [take(dataset, 3, config=config, rank=rank, world=2) for rank in range(2)]
-    keys = [{batch["keys"][0] for batch in batches} for batches in firsts]
+    keys = [{batch["keys"][0] for batch in taken} for taken in firsts]
     assert not keys[0] & keys[1]
 
 
 def test_all_samples_are_seen_once_with_nothing_dropped(dataset: Path) -> None:
     config = CONFIG.model_copy(update={"batch": 5, "subject_dropped": 1.0})
-    seen = list(each_once(find_shards(str(dataset), "blip-diffusion"), TOKENIZER, TOKENIZER, config))
+    seen = list(batches_once(find_shards(str(dataset), "blip-diffusion"), view, TOKENIZERS, config))
     assert [len(batch["keys"]) for batch in seen] == [5, 5, 2]
     assert [key for batch in seen for key in batch["keys"]] == [f"key{i:03d}" for i in range(12)]
     assert all(batch["subject_prompt_mask"].sum(1).eq(16).all() for batch in seen)
@@ -272,7 +269,7 @@ def test_each_damage_of_a_sample_is_told_and_the_batch_is_smaller(
 ) -> None:
     good, bad = raw_of(pair("good")), raw_of(pair("bad"))
     damage(bad)
-    batch = make_pairs([(0, good), (0, bad)], TOKENIZER, TOKENIZER, CONFIG)
+    batch = make_batch([(0, good), (0, bad)], view, TOKENIZERS, CONFIG)
     (line,) = batch["skipped"]
     assert line.startswith("bad: ")
     assert why in line
@@ -285,8 +282,8 @@ def test_texts_are_read_as_the_template_has_them_and_damaged_ones_left_out(tmp_p
     samples[1] = Sample("key1", {**samples[1].members, "json": b"{"})
     with (tmp_path / "blip-diffusion-000000.tar").open("wb") as tar:
         write_tar(tar, samples)
-    texts = read_prompts(find_shards(str(tmp_path), "blip-diffusion"), limit=3)
-    assert texts == ["0 balls, the ball is", "2 balls, the ball is"]
+    found = read_texts(find_shards(str(tmp_path), "blip-diffusion"), texts, limit=3)
+    assert found == ["0 balls, the ball is", "2 balls, the ball is"]
 
 
 def test_another_recipes_folder_is_told(tmp_path: Path) -> None:

@@ -16,36 +16,32 @@ from schemas.samples.mip_adapter import FORMAT, Record
 from schemas.shards import Sample, write_tar
 from tests.training.batches import same
 from tests.training.objects import TWO, example, raw_of, write_objects
-from training.geometry import Window, window_of
-from training.mip_data import (
-    ObjectConfig,
-    drop,
-    make_objects,
-    name_tokens,
-    object_batches,
-    read_texts,
-    surest,
-    union,
-)
-from training.shards import Batch, as_floats, find_shards
+from training.drops import draw
+from training.geometry import crop_window, window_of
+from training.recipes.mip_adapter import Config, drop_table, highest_scores, name_tokens, texts, view
+from training.shards import Batch, batches, find_shards, make_batch, read_texts, to_floats
 from training.tokenizer import small_tokenizer
 
 TOKENIZER = small_tokenizer(["a red ball and a cup", "teddy bear"])
-CONFIG = ObjectConfig(resolution=32, reference=16, batch=3, workers=0, seed=1)
+CONFIG = Config(resolution=32, reference=16, batch=3, workers=0, seed=1)
 BALL = ("a red ball", (4, 6, 20, 16))
 
 
-def one_view(one: Example, config: ObjectConfig = CONFIG) -> Batch:
-    return as_floats(make_objects([(0, raw_of(one))], TOKENIZER, config))
+def views(samples: list[tuple[int, dict[str, Any]]], config: Config = CONFIG) -> Batch:
+    return to_floats(make_batch(samples, view, TOKENIZER, config))
+
+
+def one_view(one: Example, config: Config = CONFIG) -> Batch:
+    return views([(0, raw_of(one))], config)
 
 
 def plain_view(one: Example, **fields: int) -> Batch:
     return one_view(one, CONFIG.plain().model_copy(update=fields))
 
 
-def take(data: Path, count: int, done: int = 0, config: ObjectConfig = CONFIG, **where: int) -> list[Batch]:
+def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, **where: int) -> list[Batch]:
     shards = find_shards(str(data), "mip-adapter")
-    return list(itertools.islice(object_batches(shards, TOKENIZER, config, done, **where), count))
+    return list(itertools.islice(batches(shards, view, TOKENIZER, config, done, **where), count))
 
 
 def number(word: str) -> int:
@@ -113,16 +109,11 @@ def test_any_number_of_objects_up_to_the_most(count: int) -> None:
 def test_of_more_objects_the_surest_stay_in_their_order() -> None:
     three = [("a ball", (2, 2, 10, 10)), ("a cup", (14, 2, 10, 10)), ("a bear", (28, 2, 8, 10))]
     record = Record.from_example(example("key", three, scores=[0.6, 0.5, 0.9]))
-    assert [one.name for one in surest(record.objects, 2)] == ["ball", "bear"]
-    assert [one.name for one in surest(record.objects, 1)] == ["bear"]
-    assert [one.name for one in surest(record.objects, 9)] == ["ball", "cup", "bear"]
+    assert [one.name for one in highest_scores(record.objects, 2)] == ["ball", "bear"]
+    assert [one.name for one in highest_scores(record.objects, 1)] == ["bear"]
+    assert [one.name for one in highest_scores(record.objects, 9)] == ["ball", "cup", "bear"]
     equal = Record.from_example(example("key", three))
-    assert [one.name for one in surest(equal.objects, 2)] == ["ball", "cup"]
-
-
-def test_the_union_of_boxes() -> None:
-    assert union([(4, 6, 20, 16), (30, 10, 20, 24)]) == (4, 6, 46, 28)
-    assert union([(4, 6, 20, 16)]) == (4, 6, 20, 16)
+    assert [one.name for one in highest_scores(equal.objects, 2)] == ["ball", "cup"]
 
 
 def test_a_reference_is_its_object_on_white_in_the_middle_of_a_square() -> None:
@@ -152,7 +143,7 @@ def test_around_a_mask_that_is_no_box_all_is_white() -> None:
 def test_references_are_mirrored_half_of_the_time_each_for_itself() -> None:
     falls = []
     for epoch in range(60):
-        batch = as_floats(make_objects([(epoch, raw_of(example("key")))], TOKENIZER, CONFIG))
+        batch = views([(epoch, raw_of(example("key")))])
         falls.append([bool(one[0, 8, 4] > one[0, 8, 11]) for one in batch["object_pixel_values"][0]])
     shares = np.mean(falls, axis=0)
     assert (np.abs(shares - 0.5) < 0.2).all()
@@ -166,7 +157,7 @@ def test_picture_mask_and_box_move_together(size: tuple[int, int]) -> None:
     box = (width // 4, height // 4, width // 4, height // 3)
     mirrored, lefts = set(), set()
     for epoch in range(12):
-        batch = as_floats(make_objects([(epoch, raw_of(example("key", [("a ball", box)], size)))], TOKENIZER, CONFIG))
+        batch = views([(epoch, raw_of(example("key", [("a ball", box)], size)))])
         picture = (batch["pixel_values"][0].numpy() + 1) / 2
         columns, rows = picture[0] * (width - 1), picture[1] * (height - 1)
         shown = batch["object_segmentation"][0, 0].numpy() > 0
@@ -208,11 +199,11 @@ def test_every_window_that_holds_the_box_is_drawn_and_no_other(data: st.DataObje
 
 def test_a_box_in_a_window_by_hand() -> None:
     """Of a window of 20 pixels at (10, 5), shown in 40."""
-    window = Window(100, 10, 5, 20, 40, mirrored=False)
-    assert window.of_box((12, 10, 4, 6)) == (4, 10, 8, 12)
-    assert window.of_box((5, 0, 10, 10)) == (0, 0, 10, 10)
-    assert window.of_box((0, 0, 10, 100)) == (0, 0, 0, 40)
-    assert Window(100, 10, 5, 20, 40, mirrored=True).of_box((12, 10, 4, 6)) == (28, 10, 8, 12)
+    crop = crop_window(100, (10, 5, 20), 40, mirrored=False)
+    assert crop.crop_box((12, 10, 4, 6)) == (4, 10, 8, 12)
+    assert crop.crop_box((5, 0, 10, 10)) == (0, 0, 10, 10)
+    assert crop.crop_box((0, 0, 10, 100)) == (0, 0, 0, 40)
+    assert crop_window(100, (10, 5, 20), 40, mirrored=True).crop_box((12, 10, 4, 6)) == (28, 10, 8, 12)
 
 
 def test_an_object_that_the_window_misses_is_none_of_the_samples() -> None:
@@ -231,22 +222,24 @@ def test_a_box_that_lies_outside_its_picture_spoils_nothing_else() -> None:
     raw = raw_of(example("key", [BALL]))
     in_object(bbox=(900, -50, 20, 16))(raw)
     for config in (CONFIG, CONFIG.plain()):
-        batch = as_floats(make_objects([(0, raw)], TOKENIZER, config))
+        batch = views([(0, raw)], config)
         assert batch["keys"] == ["key"]
         assert not batch["object_bbox"][..., 2].any()
 
 
-def drawn(config: ObjectConfig, count: int = 4000) -> list[tuple[str, bool]]:
-    return [drop("a ball", config, np.random.default_rng([1, i])) for i in range(count)]
+def drawn(config: Config, count: int = 4000) -> list[tuple[str, bool]]:
+    table = drop_table(config)
+    dropped = [draw(table, "sample", np.random.default_rng([1, i])) for i in range(count)]
+    return [("" if "caption" in names else "a ball", "references" not in names) for names in dropped]
 
 
 def test_pictures_and_texts_are_dropped_at_their_rates() -> None:
-    config = ObjectConfig(image_dropped=0.1, text_dropped=0.2, both_dropped=0.3)
+    config = Config(image_dropped=0.1, text_dropped=0.2, both_dropped=0.3)
     results = drawn(config)
     shares = {kind: results.count(kind) / len(results) for kind in set(results)}
     expected = {("a ball", False): 0.1, ("", True): 0.2, ("", False): 0.3, ("a ball", True): 0.4}
     assert shares == pytest.approx(expected, abs=0.03)
-    published = drawn(ObjectConfig())
+    published = drawn(Config())
     assert np.mean([caption == "" for caption, _ in published]) == pytest.approx(0.1, abs=0.02)
     assert np.mean([not kept for _, kept in published]) == pytest.approx(0.1, abs=0.02)
 
@@ -265,8 +258,8 @@ def test_what_is_dropped_is_missing_from_the_batch() -> None:
 
 def test_the_plain_view_is_the_same_in_all_epochs() -> None:
     raw = raw_of(example("key"))
-    views = [make_objects([(epoch, raw)], TOKENIZER, CONFIG.plain()) for epoch in range(5)]
-    assert all(same(views[0], other) for other in views[1:])
+    first, *others = (views([(epoch, raw)], CONFIG.plain()) for epoch in range(5))
+    assert all(same(first, other) for other in others)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -280,7 +273,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(dataset: 
 def test_processes_read_shards_of_their_own(dataset: Path) -> None:
     config = CONFIG.model_copy(update={"batch": 1})
     firsts = [take(dataset, 3, config=config, rank=rank, world=2) for rank in range(2)]
-    keys = [{batch["keys"][0] for batch in batches} for batches in firsts]
+    keys = [{batch["keys"][0] for batch in taken} for taken in firsts]
     assert not keys[0] & keys[1]
 
 
@@ -313,7 +306,7 @@ def test_each_damage_of_a_sample_is_told_and_the_batch_is_smaller(
 ) -> None:
     good, bad = raw_of(example("good")), raw_of(example("bad"))
     damage(bad)
-    batch = make_objects([(0, good), (0, bad)], TOKENIZER, CONFIG)
+    batch = views([(0, good), (0, bad)])
     (line,) = batch["skipped"]
     assert line.startswith("bad: ")
     assert why in line
@@ -325,5 +318,5 @@ def test_captions_and_names_are_read_and_damaged_ones_left_out(tmp_path: Path) -
     samples[1] = Sample("key1", {**samples[1].members, "json": b"{"})
     with (tmp_path / "mip-adapter-000000.tar").open("wb") as tar:
         write_tar(tar, samples)
-    texts = read_texts(find_shards(str(tmp_path), "mip-adapter"), limit=3)
-    assert texts == ["a red ball and a cup", "ball", "cup", "a red ball", "ball"]
+    found = read_texts(find_shards(str(tmp_path), "mip-adapter"), texts, limit=3)
+    assert found == ["a red ball and a cup", "ball", "cup", "a red ball", "ball"]

@@ -1,8 +1,8 @@
-"""The published weights of BLIP-Diffusion: their `qformer/` folder holds everything that sees, under other names.
+"""The published weights of BLIP-Diffusion, whose `qformer/` folder also holds the image encoder, under other names.
 
-diffusers' deprecated pipeline has classes of its own for them, which transformers 5 no longer runs. Their weights are
-those of transformers' CLIP image encoder and text-reading Q-Former, but for names and for one matrix that CLIP keeps
-in three.
+diffusers' deprecated pipeline has its own classes for them, which no longer run under transformers 5. Their weights are
+those of transformers' CLIP image encoder and of its Q-Former with text, except for names, and for one matrix that CLIP
+splits into three.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from transformers.utils import cached_file
 
 FOLDER = "qformer"
 TOKENIZER = "bert-base-uncased"
-"""What reads subject texts, where the folder names no other."""
+"""The Q-Former's tokenizer, if the folder names no other."""
 
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What `qformer/` holds: image encoder, Q-Former, weights of the queries and the feed-forward, tokenizer's name."""
+class Vision:
+    """Contents of `qformer/`: two networks, weights of queries and feed-forward network, name of the tokenizer."""
 
     image_encoder: CLIPVisionModel
     qformer: InstructBlipQFormerModel
@@ -44,8 +44,13 @@ def is_published(folder: str | Path) -> bool:
     return "vision_config" in PreTrainedConfig.get_config_dict(folder, subfolder=FOLDER)[0]
 
 
-def load_sight(folder: str | Path) -> Sight:
-    """Load what sees from a folder in the published layout; raise an OSError where its weights are missing."""
+def load_vision(folder: str | Path) -> Vision:
+    """Load the contents of `qformer/` from a folder in the published layout.
+
+    Raises:
+        OSError: its weights are missing.
+        ValueError: they do not fit.
+    """
     config = PreTrainedConfig.get_config_dict(folder, subfolder=FOLDER)[0]
     weights = _read(folder)
     vision = _shared(Blip2VisionConfig(**config["vision_config"]), CLIPVisionConfig())
@@ -54,7 +59,7 @@ def load_sight(folder: str | Path) -> Sight:
     queried = _shared(Blip2QFormerConfig(**config["qformer_config"]), InstructBlipQFormerConfig())
     qformer = InstructBlipQFormerModel(InstructBlipQFormerConfig(**queried))
     _fill(qformer, qformer_weights(weights))
-    return Sight(image_encoder.eval(), qformer.eval(), prompter_weights(weights), config.get("tokenizer") or TOKENIZER)
+    return Vision(image_encoder.eval(), qformer.eval(), prompter_weights(weights), config.get("tokenizer") or TOKENIZER)
 
 
 def _read(folder: str | Path) -> Weights:
@@ -65,14 +70,14 @@ def _read(folder: str | Path) -> Weights:
     raise OSError(f"{folder}/{FOLDER} holds no model.safetensors")
 
 
-def _shared(told: PreTrainedConfig, kind: PreTrainedConfig) -> dict[str, Any]:
-    """What a config tells, or leaves at its defaults, of the fields of another kind; kinds and versions stay theirs."""
-    names = kind.to_dict().keys() - {"model_type", "transformers_version", "architectures"}
-    return {name: value for name, value in told.to_dict().items() if name in names}
+def _shared(config: PreTrainedConfig, other: PreTrainedConfig) -> dict[str, Any]:
+    """Fields of `config`, its defaults included, that `other`, a config of another class, has too."""
+    names = other.to_dict().keys() - {"model_type", "transformers_version", "architectures"}
+    return {name: value for name, value in config.to_dict().items() if name in names}
 
 
 def _fill(model: Any, weights: Weights) -> None:  # noqa: ANN401
-    # Buffers of position numbers stand in old files and not in the classes, or the other way round.
+    # Old files and the classes do not agree on whether position numbers are buffers.
     missing, unexpected = model.load_state_dict(weights, strict=False)
     wrong = [name for name in (*missing, *unexpected) if not name.endswith("position_ids")]
     if wrong:

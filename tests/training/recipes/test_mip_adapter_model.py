@@ -5,25 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from schemas.errors import ModelError
 from tests.training.objects import tiny_mip_parts, tiny_objects
-from training.merge import MergeName, cross_attention_layers
-from training.mip_adapter import (
-    WEIGHTS,
-    Adapter,
-    ImageProjection,
-    MipAdapter,
-    MipParts,
-    load_mip_parts,
-    save_mip_parts,
-)
-from training.train import MipTrainConfig, train
+from training.attention import cross_attention_layers
+from training.loop import train
+from training.merge import MergeName
+from training.recipes.mip_adapter import WEIGHTS, Adapter, Config, ImageProjection, Model, Parts, load
 
-CONFIG = MipTrainConfig(
+CONFIG = Config(
     steps=6, batch=2, learning_rate=1e-3, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
 )
 BOTH = [[True, True], [True, False]]
@@ -31,11 +23,11 @@ NOISE = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> MipParts:
-    return tiny_mip_parts(tmp_path / "vae")
+def parts(vae: Path) -> Parts:
+    return tiny_mip_parts(vae)
 
 
-def loss_of(model: MipAdapter, batch: dict[str, Any]) -> float:
+def loss_of(model: Model, batch: dict[str, Any]) -> float:
     with torch.no_grad():
         return float(model(batch, model.draw(batch, np.random.default_rng(1)))["loss"])
 
@@ -52,8 +44,8 @@ def test_the_projection_by_hand() -> None:
 
 
 @pytest.mark.parametrize("merge", ["code", "paper", "uniform"])
-def test_the_forward_pass_is_its_steps_one_by_one(parts: MipParts, merge: MergeName) -> None:
-    model = MipAdapter(parts, merge=merge)
+def test_the_forward_pass_is_its_steps_one_by_one(parts: Parts, merge: MergeName) -> None:
+    model = Model(parts, Config(merge=merge))
     for layer in parts.adapter.layers:
         torch.nn.init.normal_(layer.predictor.weight)
     batch = tiny_objects(parts, BOTH, kept=[False, True])
@@ -130,15 +122,15 @@ def _bound(function: Callable[..., torch.Tensor], attention: torch.nn.Module) ->
     return forward
 
 
-def test_the_three_merges_differ_only_where_relevance_does(parts: MipParts) -> None:
+def test_the_three_merges_differ_only_where_relevance_does(parts: Parts) -> None:
     batch = tiny_objects(parts, BOTH)
-    losses = [loss_of(MipAdapter(parts, merge=merge), batch) for merge in ("code", "paper", "uniform")]
+    losses = [loss_of(Model(parts, Config(merge=merge)), batch) for merge in ("code", "paper", "uniform")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # an untrained f is a constant
     assert abs(losses[0] - losses[2]) > 1e-6
 
 
-def test_a_reference_that_is_missing_and_one_that_is_dropped(parts: MipParts) -> None:
-    model = MipAdapter(parts)
+def test_a_reference_that_is_missing_and_one_that_is_dropped(parts: Parts) -> None:
+    model = Model(parts)
     plain, other = (tiny_objects(parts, [[True, True]], seed=seed) for seed in (0, 1))
     swapped = {**plain, "object_pixel_values": other["object_pixel_values"]}
     unseen = {**plain, "image_kept": torch.tensor([False])}
@@ -149,13 +141,13 @@ def test_a_reference_that_is_missing_and_one_that_is_dropped(parts: MipParts) ->
     assert loss_of(model, {**swapped, "image_kept": torch.tensor([False])}) == loss_of(model, unseen)
     assert loss_of(model, {**swapped, "object_mask": none["object_mask"]}) == loss_of(model, none)
     with torch.no_grad():
-        text = model.read(plain["input_ids"])
+        text = model.encode_text(plain["input_ids"])
         bare = parts.unet(NOISE, 10, text).sample
-        told = {"references": model.refer(none)}
+        told = {"references": model.embed_references(none)}
         torch.testing.assert_close(parts.unet(NOISE, 10, text, cross_attention_kwargs=told).sample, bare)
 
 
-def trained(model: MipAdapter) -> set[str]:
+def trained(model: Model) -> set[str]:
     """Whose parameters are trained; of the adapter, which."""
     names = [name.split(".") for name, parameter in model.named_parameters() if parameter.requires_grad]
     return {
@@ -163,22 +155,22 @@ def trained(model: MipAdapter) -> set[str]:
     }
 
 
-def test_only_the_adapters_layers_are_trained(parts: MipParts) -> None:
+def test_only_the_adapters_layers_are_trained(parts: Parts) -> None:
     layers = {"to_k_ip", "to_v_ip"}
-    assert trained(MipAdapter(parts)) == trained(MipAdapter(parts, merge="paper")) == {*layers, "predictor"}
-    assert trained(MipAdapter(parts, merge="uniform")) == layers
+    assert trained(Model(parts)) == trained(Model(parts, Config(merge="paper"))) == {*layers, "predictor"}
+    assert trained(Model(parts, Config(merge="uniform"))) == layers
     whole = {*layers, "predictor", "image_proj", "unet", "text_encoder", "image_encoder"}
-    assert trained(MipAdapter(parts, train_encoders=True)) == whole
-    assert trained(MipAdapter(parts)) == {*layers, "predictor"}
+    assert trained(Model(parts, Config(train_encoders=True))) == whole
+    assert trained(Model(parts)) == {*layers, "predictor"}
 
 
 @pytest.mark.parametrize("valid", [[True, True], [False, False]])
 @pytest.mark.parametrize("merge", ["code", "paper", "uniform"])
 @pytest.mark.parametrize("train_encoders", [False, True])
 def test_every_trained_parameter_has_a_gradient_and_no_frozen_one(
-    parts: MipParts, valid: list[bool], merge: MergeName, train_encoders: bool
+    parts: Parts, valid: list[bool], merge: MergeName, train_encoders: bool
 ) -> None:
-    model = MipAdapter(parts, merge=merge, train_encoders=train_encoders)
+    model = Model(parts, Config(merge=merge, train_encoders=train_encoders))
     batch = tiny_objects(parts, [valid])
     model(batch, model.draw(batch, np.random.default_rng(0)))["loss"].backward()
     for name, parameter in model.named_parameters():
@@ -189,8 +181,8 @@ def test_every_trained_parameter_has_a_gradient_and_no_frozen_one(
 
 
 @pytest.mark.parametrize("train_encoders", [False, True])
-def test_gradient_checkpointing_changes_no_gradient(parts: MipParts, train_encoders: bool) -> None:
-    model = MipAdapter(parts, train_encoders=train_encoders)
+def test_gradient_checkpointing_changes_no_gradient(parts: Parts, train_encoders: bool) -> None:
+    model = Model(parts, Config(train_encoders=train_encoders))
     batch = tiny_objects(parts, BOTH)
     draws = model.draw(batch, np.random.default_rng(0))
     gradients = []
@@ -205,38 +197,38 @@ def test_gradient_checkpointing_changes_no_gradient(parts: MipParts, train_encod
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: MipParts, tmp_path: Path) -> None:
+def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: Parts, tmp_path: Path) -> None:
     for layer in parts.adapter.layers:
         torch.nn.init.normal_(layer.predictor.weight)
     batch = tiny_objects(parts, BOTH)
-    model = MipAdapter(parts)
+    model = Model(parts)
     model.save(tmp_path / "model")
-    again = load_mip_parts(tmp_path / "model")
-    assert loss_of(MipAdapter(again), batch) == pytest.approx(loss_of(model, batch), rel=1e-6)
+    again = load(tmp_path / "model")
+    assert loss_of(Model(again), batch) == pytest.approx(loss_of(model, batch), rel=1e-6)
     assert not list((tmp_path / "model").rglob("*.bin"))
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a cup", num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
 
 
-def test_diffusers_loads_what_was_trained_as_a_plain_ip_adapter(parts: MipParts, tmp_path: Path) -> None:
-    save_mip_parts(parts, tmp_path / "model")
+def test_diffusers_loads_what_was_trained_as_a_plain_ip_adapter(parts: Parts, tmp_path: Path) -> None:
+    Model(parts).save(tmp_path / "model")
     batch = tiny_objects(parts, [[True, False]])
-    model = MipAdapter(parts, merge="uniform")
+    model = Model(parts, Config(merge="uniform"))
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     pipeline.load_ip_adapter(str(tmp_path / "model"), subfolder="", weight_name=WEIGHTS, image_encoder_folder=None)
     with torch.no_grad():
-        text = model.read(batch["input_ids"])
-        told = {"references": model.refer(batch)}
+        text = model.encode_text(batch["input_ids"])
+        told = {"references": model.embed_references(batch)}
         ours = parts.unet(NOISE, 10, text, cross_attention_kwargs=told).sample
-        seen = model.see(batch["object_pixel_values"][:, 0])
+        seen = model.embed(batch["object_pixel_values"][:, 0])
         theirs = pipeline.unet(NOISE, 10, text, added_cond_kwargs={"image_embeds": [seen[:, None]]}).sample
     torch.testing.assert_close(ours, theirs)
 
 
-def plain_stable_diffusion(parts: MipParts, folder: Path) -> tuple[Path, Path]:
+def plain_stable_diffusion(parts: Parts, folder: Path) -> tuple[Path, Path]:
     """A Stable Diffusion, and a published IP-Adapter, which knows of no predictor, elsewhere."""
-    save_mip_parts(parts, folder / "sd")
+    Model(parts).save(folder / "sd")
     models = folder / "ip" / "models"
     models.mkdir(parents=True)
     (folder / "sd" / "image_encoder").rename(models / "image_encoder")
@@ -246,15 +238,15 @@ def plain_stable_diffusion(parts: MipParts, folder: Path) -> tuple[Path, Path]:
     return folder / "sd", folder / "ip"
 
 
-def test_a_plain_stable_diffusion_gets_a_published_ip_adapter(parts: MipParts, tmp_path: Path) -> None:
+def test_a_plain_stable_diffusion_gets_a_published_ip_adapter(parts: Parts, tmp_path: Path) -> None:
     batch = tiny_objects(parts, BOTH)
-    expected = loss_of(MipAdapter(parts), batch)
+    expected = loss_of(Model(parts), batch)
     folder, published = plain_stable_diffusion(parts, tmp_path)
-    assert loss_of(MipAdapter(load_mip_parts(folder, published)), batch) == pytest.approx(expected, rel=1e-6)
-    assert loss_of(MipAdapter(load_mip_parts(folder, published / "models")), batch) == pytest.approx(expected, rel=1e-6)
+    assert loss_of(Model(load(folder, published)), batch) == pytest.approx(expected, rel=1e-6)
+    assert loss_of(Model(load(folder, published / "models")), batch) == pytest.approx(expected, rel=1e-6)
     for one in ("image_encoder", WEIGHTS):
         (published / "models" / one).rename(folder / one)
-    assert loss_of(MipAdapter(load_mip_parts(folder, "nowhere")), batch) == pytest.approx(expected, rel=1e-6)
+    assert loss_of(Model(load(folder, "nowhere")), batch) == pytest.approx(expected, rel=1e-6)
 
 
 def test_sizes_are_those_of_the_published_weights() -> None:
@@ -269,8 +261,8 @@ def test_sizes_are_those_of_the_published_weights() -> None:
     assert len(adapter.layers) == 16
 
 
-def test_the_published_names(parts: MipParts, tmp_path: Path) -> None:
-    save_mip_parts(parts, tmp_path)
+def test_the_published_names(parts: Parts, tmp_path: Path) -> None:
+    Model(parts).save(tmp_path)
     layers = [
         f"ip_adapter.{number}.{one}.weight"
         for number in range(1, 2 * len(cross_attention_layers(parts.unet)), 2)
@@ -294,30 +286,30 @@ def test_the_published_names(parts: MipParts, tmp_path: Path) -> None:
     ],
 )
 def test_weights_of_another_kind_are_told(
-    parts: MipParts, tmp_path: Path, change: Callable[[dict[str, Any]], Any], name: str
+    parts: Parts, tmp_path: Path, change: Callable[[dict[str, Any]], Any], name: str
 ) -> None:
-    save_mip_parts(parts, tmp_path)
+    Model(parts).save(tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
     change(weights)
     save_file(weights, tmp_path / WEIGHTS)
     with pytest.raises(ModelError, match=rf"no model in .*: {name} is missing, unknown or of a size that does not fit"):
-        load_mip_parts(tmp_path)
+        load(tmp_path)
 
 
-def test_damaged_and_missing_weights_are_told(parts: MipParts, tmp_path: Path) -> None:
+def test_damaged_and_missing_weights_are_told(parts: Parts, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"no model in {tmp_path / 'none'}: .*Stable Diffusion 1.5's layout"):
-        load_mip_parts(tmp_path / "none", tmp_path)
-    save_mip_parts(parts, tmp_path)
+        load(tmp_path / "none", tmp_path)
+    Model(parts).save(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"nothing")
     with pytest.raises(ModelError, match=f"{WEIGHTS} cannot be read"):
-        load_mip_parts(tmp_path)
+        load(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(ModelError, match=rf"with IP-Adapter's {WEIGHTS} and image_encoder/ in it or in {tmp_path}"):
-        load_mip_parts(tmp_path, tmp_path)
+        load(tmp_path, tmp_path)
 
 
-def test_sampling_is_a_function_of_noise_text_and_references(parts: MipParts) -> None:
-    model = MipAdapter(parts)
+def test_sampling_is_a_function_of_noise_text_and_references(parts: Parts) -> None:
+    model = Model(parts)
     batch = tiny_objects(parts, [[True, True]])
     first = model.sample(batch, NOISE, steps=3)
     assert first.shape == (1, 3, 64, 64)
@@ -328,14 +320,14 @@ def test_sampling_is_a_function_of_noise_text_and_references(parts: MipParts) ->
     assert model.references(batch).shape == (1, 2, 3, 64, 64)
 
 
-def test_guidance_leads_away_from_no_caption_and_no_picture(parts: MipParts) -> None:
-    model = MipAdapter(parts)
+def test_guidance_leads_away_from_no_caption_and_no_picture(parts: Parts) -> None:
+    model = Model(parts)
     batch = tiny_objects(parts, [[True, True]])
     with torch.no_grad():
         empty = {**batch, "image_kept": torch.tensor([False])}
         halves = [
-            parts.unet(NOISE, 961, model.read(ids), cross_attention_kwargs={"references": model.refer(told)}).sample
-            for ids, told in ((model.tokenize([""]), empty), (batch["input_ids"], batch))
+            parts.unet(NOISE, 961, **model.conditions(half)).sample
+            for half in ({**empty, "input_ids": model.tokenize([""])}, batch)
         ]
     seen: list[torch.Tensor] = []
     forward = parts.unet.forward
@@ -350,7 +342,7 @@ def test_guidance_leads_away_from_no_caption_and_no_picture(parts: MipParts) -> 
     torch.testing.assert_close(seen[0], torch.cat(halves), atol=1e-5, rtol=1e-4)
 
 
-def batches_of(parts: MipParts) -> Callable[[int], Iterator[dict[str, Any]]]:
+def batches_of(parts: Parts) -> Callable[[int], Iterator[dict[str, Any]]]:
     """Batches that are a function of their number."""
 
     def batches(done: int) -> Iterator[dict[str, Any]]:
@@ -361,45 +353,46 @@ def batches_of(parts: MipParts) -> Callable[[int], Iterator[dict[str, Any]]]:
     return batches
 
 
-def new_model(folder: Path, **options: Any) -> MipAdapter:  # noqa: ANN401
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return MipAdapter(tiny_mip_parts(folder / "vae"), **options)
+def new_model(vae: Path, **options: Any) -> Model:  # noqa: ANN401
+    return Model(tiny_mip_parts(vae), Config(**options))
 
 
 def losses(metrics: list[dict[str, float]]) -> list[tuple[float, ...]]:
     return [(m["step"], m["loss"], m["gradient_norm"]) for m in metrics]
 
 
-def test_a_broken_run_goes_on_to_the_same_numbers_and_weights(tmp_path: Path) -> None:
-    model = new_model(tmp_path, train_encoders=True)
+def test_a_broken_run_goes_on_to_the_same_numbers_and_weights(vae: Path, tmp_path: Path) -> None:
+    model = new_model(vae, train_encoders=True)
     whole = list(train(model, batches_of(model.parts), CONFIG, tmp_path / "whole"))
-    model = new_model(tmp_path, train_encoders=True)
+    model = new_model(vae, train_encoders=True)
     running = train(model, batches_of(model.parts), CONFIG, tmp_path / "broken")
     first = [next(running) for _ in range(3)]
     running.close()
-    model = new_model(tmp_path, train_encoders=True)
+    model = new_model(vae, train_encoders=True)
     rest = list(train(model, batches_of(model.parts), CONFIG, tmp_path / "broken", resume=True))
     assert losses([*first[:2], *rest]) == losses(whole)
     one, other = (load_file(tmp_path / which / "model" / WEIGHTS) for which in ("whole", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_half_precision_stays_near(tmp_path: Path) -> None:
+def test_half_precision_stays_near(vae: Path, tmp_path: Path) -> None:
     runs = []
     for precision in ("no", "bf16"):
-        model = new_model(tmp_path, merge="paper")
+        model = new_model(vae, merge="paper")
         config = CONFIG.model_copy(update={"steps": 2, "precision": precision})
         runs.append(list(train(model, batches_of(model.parts), config, tmp_path / precision)))
     for plain, cheap in zip(*runs, strict=True):
         assert cheap["loss"] == pytest.approx(plain["loss"], rel=0.03)
 
 
-def test_training_the_adapter_lowers_the_loss_and_touches_nothing_else(tmp_path: Path) -> None:
-    model = new_model(tmp_path)
+def test_training_the_adapter_lowers_the_loss_and_touches_nothing_else(vae: Path, tmp_path: Path) -> None:
+    model = new_model(vae)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     batch = tiny_objects(model.parts, [[True, True]])
     start = loss_of(model, batch)
-    config = CONFIG.model_copy(update={"steps": 15, "average": 0.0, "learning_rate": 1e-2, "train_encoders": False})
+    config = CONFIG.model_copy(
+        update={"steps": 15, "average": 0.0, "checkpoint_every": 15, "learning_rate": 1e-2, "train_encoders": False}
+    )
 
     def same(_: int) -> Iterator[dict[str, Any]]:
         while True:

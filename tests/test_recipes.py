@@ -1,0 +1,132 @@
+"""One contract for every recipe, by name: from scenes to a dataset, its report, its batches and a trained model."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from jobs.build import Request, build
+from jobs.inspect import inspect
+from jobs.report.page import write_report
+from jobs.scenes import write_scenes
+from jobs.settings import read_config
+from jobs.train import run_training
+from pipelines import RECIPES
+from schemas.samples import FORMATS
+from training.recipes import TRAININGS, training_of
+from training.shards import batches, find_shards, read_texts
+from transforms.models.presets import SAMPLE, resolve
+
+SCENES = 8
+QUIET = Console(quiet=True)
+
+SETTINGS = {
+    # The scenes' objects are smaller and more slender than the published gates allow.
+    "mip-adapter": ["min_area=0.01", "fill=0.3"],
+    # Scenes with one salient subject are rare.
+    "blip-diffusion": ["rival=0.9", "min_area=0.01"],
+}
+"""What a recipe needs so that eight scenes give samples; most need nothing."""
+
+QUICK: dict[str, Any] = {"batch": 4, "workers": 0, "warmup": 1, "checkpoint_every": 20, "sample_every": 20}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("contract") / "scenes"
+    for _ in write_scenes(folder, SCENES, seed=5, size=256):
+        pass
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(RECIPES))
+def recipe(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def dataset(recipe: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp(recipe) / "dataset"
+    config = read_config(RECIPES[recipe].config, None, SETTINGS.get(recipe, []))
+    info = build(Request(recipe, str(scenes / "images"), str(output), config, resolve("sample", {})), QUIET)
+    assert info.counts.read == SCENES
+    assert info.counts.written >= 2
+    return output
+
+
+def test_the_tables_of_all_layers_have_the_same_names() -> None:
+    assert list(RECIPES) == list(FORMATS) == list(TRAININGS)
+    assert all(FORMATS[name] is recipe.format and recipe.format.recipe == name for name, recipe in RECIPES.items())
+
+
+def test_the_dataset_is_sound_and_its_report_shows_it(recipe: str, dataset: Path) -> None:
+    inspection = inspect(str(dataset))
+    assert inspection.problems == ()
+    page = Path(write_report(str(dataset))).read_text(encoding="utf-8")
+    assert page.count('<article class="card"') == inspection.info.counts.written
+    assert recipe.split("-", maxsplit=1)[0] in page.lower()
+
+
+def declared(recipe: str) -> dict[str, tuple[list[str], str, tuple[float, float] | None]]:
+    """What a recipe's module says that a batch holds: shape, dtype and range of each tensor, by name."""
+    document = sys.modules[TRAININGS[recipe]].__doc__ or ""
+    line = re.compile(r"^ {4}(\w+) +\[([^\]]+)\] (\w+)(?: in \[([-\d.]+), ([-\d.]+)\])?", re.MULTILINE)
+    return {
+        name: (shape.split(", "), dtype, (float(low), float(high)) if low else None)
+        for name, shape, dtype, low, high in line.findall(document)
+    }
+
+
+@pytest.fixture(scope="module")
+def batch(recipe: str, dataset: Path) -> dict[str, Any]:
+    training, shards = training_of(recipe), find_shards(str(dataset), recipe)
+    config = training.config(**{**training.presets["sample"], **QUICK})
+    parts = training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0)
+    return next(iter(batches(shards, training.view, training.model(parts, config).tools, config)))
+
+
+def test_a_batch_holds_what_the_recipe_s_module_says(recipe: str, batch: dict[str, Any]) -> None:
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    assert set(declared(recipe)) == set(tensors)
+    sizes: dict[str, int] = {"B": len(batch["keys"])}
+    for name, (shape, dtype, bounds) in declared(recipe).items():
+        tensor = tensors[name]
+        assert str(tensor.dtype) == f"torch.{dtype}", name
+        assert len(tensor.shape) == len(shape), name
+        for letter, size in zip(shape, tensor.shape, strict=True):
+            expected = int(letter) if letter.isdigit() else sizes.setdefault(letter, size)
+            assert size == expected, f"{letter} of {name}"
+        if bounds:
+            assert bounds[0] <= tensor.min(), name
+            assert tensor.max() <= bounds[1], name
+            assert tensor.max() > tensor.min(), name
+
+
+@pytest.mark.slow
+def test_twenty_steps_lower_the_loss_and_the_model_draws(
+    recipe: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = training_of(recipe)
+    monkeypatch.setattr(training.model, "sampling_steps", 2)  # of the run's own pictures
+    config = training.config(**{**training.presets["sample"], **QUICK, "steps": 20})
+    metrics = list(run_training(recipe, str(dataset), tmp_path, config, preset="sample", model=None, resume=False))
+    losses = [line["noise"] for line in metrics]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    parts = training.load(tmp_path / "model")
+    model = training.model(parts, config)
+    shards = find_shards(str(dataset), recipe)
+    shown = next(_plain(recipe, shards, model, config))
+    noise = model.draw(shown, np.random.default_rng(0)).noise
+    pictures = model.sample(shown, noise)
+    assert pictures.shape == shown["pixel_values"].shape
+    assert 0 <= pictures.min() < pictures.max() <= 1
+
+
+def _plain(recipe: str, shards: Any, model: Any, config: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+    return batches(shards, training_of(recipe).view, model.tools, config.plain())

@@ -1,0 +1,52 @@
+"""Short trainings of a small FastComposer model, for the tests of the loop."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate.state import AcceleratorState
+
+from tests.training.models import tiny_batch, tiny_parts
+from training.loop import RunConfig, train
+from training.recipes.fastcomposer import Config, Model
+
+CONFIG = Config(
+    steps=6, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
+)
+
+
+def new_model(vae: Path) -> Model:
+    return Model(tiny_parts(vae), Config(train_encoders=True))
+
+
+def batches_of(model: Model) -> Callable[[int], Iterator[dict[str, Any]]]:
+    """Batches that are a function of their number."""
+
+    def batches(done: int) -> Iterator[dict[str, Any]]:
+        while True:
+            yield tiny_batch(model.parts, [[True, True], [True, False]], seed=done)
+            done += 1
+
+    return batches
+
+
+def run(vae: Path, output: Path, config: RunConfig = CONFIG, **options: Any) -> list[dict[str, float]]:  # noqa: ANN401
+    if AcceleratorState._shared_state:  # it keeps the first run's precision otherwise
+        AcceleratorState._reset_state()
+    model = new_model(vae)
+    return list(train(model, batches_of(model), config, output, **options))
+
+
+def run_on(vae: Path, output: Path, steps: int) -> None:
+    """Continue a run to that many steps."""
+    run(vae, output, CONFIG.model_copy(update={"steps": steps}), resume=True)
+
+
+def losses(metrics: list[dict[str, float]]) -> list[tuple[float, ...]]:
+    return [(m["step"], m["loss"], m["noise"], m["localization"], m["gradient_norm"]) for m in metrics]
+
+
+def losses_of_run(output: Path) -> list[tuple[float, ...]]:
+    """The losses that a run has written."""
+    return losses([json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()])

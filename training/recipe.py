@@ -1,0 +1,55 @@
+"""What a recipe states about its training: the type of each recipe module's `TRAINING`."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.diffusion import LatentDiffusion, Parts
+from training.loop import RunConfig
+from training.shards import Batch, Raw, View
+from training.small import SIDE
+
+SAMPLE_RUN: Mapping[str, Any] = {
+    "resolution": SIDE,
+    "reference": SIDE,
+    "steps": 400,
+    "learning_rate": 1e-3,
+    "warmup": 50,
+    "average": 0.99,
+    "train_encoders": True,
+    "checkpoint_every": 100,
+    "sample_every": 100,
+}
+"""Config fields of a preset `sample`: a small model from random weights, minutes on a CPU."""
+HUB_RUN: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True}
+"""Config fields of a preset `hub`: the published run, made to fit on one large GPU."""
+
+
+def prepare_nothing(model: LatentDiffusion, batches: Iterable[Batch], config: RunConfig) -> None:
+    """Leave a model as it is before training."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a recipe is trained.
+
+    Attributes:
+        config: class of the config, a `RunConfig`; under its `plain()` the view draws nothing at random.
+        presets: `sample` and `hub`, each with the fields of `config` that it changes.
+        view: makes the values of one sample.
+        texts: the texts of one sample, from which a small tokenizer's vocabulary is made.
+        load: loads parts from a folder or the hub's name of one; without an argument, the published weights.
+        small: makes small untrained parts from the folder of an autoencoder, texts and a seed.
+        model: makes the model of parts and config.
+        prepare: called before training with the model, all samples once as batches, and the config.
+    """
+
+    config: type[RunConfig]
+    presets: Mapping[str, Mapping[str, Any]]
+    view: View
+    texts: Callable[[Raw], Sequence[str]]
+    load: Callable[..., Parts]
+    small: Callable[[Path, Sequence[str], int], Parts]
+    model: Callable[[Any, Any], LatentDiffusion]
+    prepare: Callable[[Any, Iterable[Batch], Any], None] = prepare_nothing

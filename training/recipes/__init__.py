@@ -1,0 +1,29 @@
+"""The recipes that can be trained: a module each, imported when it is asked for."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from schemas.errors import ConfigError, choices
+
+if TYPE_CHECKING:  # it would load torch
+    from training.recipe import Training
+
+TRAININGS: Mapping[str, str] = {
+    "fastcomposer": "training.recipes.fastcomposer",
+    "blip-diffusion": "training.recipes.blip_diffusion",
+    "mip-adapter": "training.recipes.mip_adapter",
+}
+"""Module of each recipe. It defines Config, view, texts, load, small, Model, and from these TRAINING."""
+
+
+def training_of(recipe: str) -> "Training":
+    """Import a recipe's module and return its `TRAINING`.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    if recipe not in TRAININGS:
+        raise ConfigError(f"there is no recipe {recipe!r}{choices(recipe, TRAININGS)}")
+    training: Training = import_module(TRAININGS[recipe]).TRAINING
+    return training

@@ -1,0 +1,258 @@
+"""BLIP-Diffusion's networks: what turns an input and its subject's text into a subject prompt, and the model."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPVisionModel,
+    InstructBlipQFormerConfig,
+    InstructBlipQFormerModel,
+    PreTrainedTokenizerBase,
+)
+
+from training import diffusion
+from training.diffusion import (
+    Batch,
+    Conditions,
+    LatentDiffusion,
+    is_trained,
+    load_stable_diffusion,
+    loading,
+    normalize_for_clip,
+)
+from training.recipes.blip_diffusion.published import is_published, load_vision
+from training.recipes.blip_diffusion.view import QUERIES, Config, Tokenizers
+from training.small import WIDTH, seeded, small_image_config, small_scheduler, small_text_encoder, small_unet
+from training.tokenizer import small_tokenizer
+
+PUBLISHED = "Salesforce/blipdiffusion"
+"""The published weights on the hub."""
+SUBJECTS = "subjects.safetensors"
+"""File with a fine-tuned model's averaged subject prompts."""
+
+
+class Prompter(ModelMixin, ConfigMixin):
+    """Holds the queries, and turns the Q-Former's outputs into subject prompts: `x + MLP(x)`.
+
+    The MLP has two layers, four times as wide in between, a LayerNorm before and CLIP's quick GELU.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, width: int, count: int = QUERIES) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(0.02 * torch.randn(count, width))
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Turn outputs [B, Q, D] float into subject prompts [B, Q, D]."""
+        hidden = self.widen(self.norm(outputs))
+        return outputs + self.narrow(hidden * torch.sigmoid(1.702 * hidden))
+
+
+@dataclass(frozen=True)
+class Parts(diffusion.Parts):
+    """Stable Diffusion's parts, those that make subject prompts, and averaged prompts [Q, D] by subject text.
+
+    The Q-Former is BLIP-2's with text beside the queries, which transformers calls InstructBLIP's.
+    """
+
+    subject_tokenizer: PreTrainedTokenizerBase
+    image_encoder: CLIPVisionModel
+    qformer: InstructBlipQFormerModel
+    prompter: Prompter
+    subjects: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def load(folder: str | Path = PUBLISHED) -> Parts:
+    """Load a model from a folder that `Model.save` wrote, or one in the layout of the published weights.
+
+    Raises:
+        ModelError: something is missing or of another kind.
+    """
+    layout = "BLIP-Diffusion's layout, a Stable Diffusion with qformer/ beside"
+    with loading(folder, layout):
+        vision = _published(folder) if is_published(folder) else _saved(folder)
+    base = load_stable_diffusion(folder)
+    with loading(folder, layout):
+        subjects = Path(folder) / SUBJECTS
+        return Parts(**base, **vision, subjects=load_file(subjects) if subjects.is_file() else {})
+
+
+def _saved(folder: str | Path) -> dict[str, Any]:
+    return {
+        "subject_tokenizer": AutoTokenizer.from_pretrained(folder, subfolder="subject_tokenizer"),
+        "image_encoder": CLIPVisionModel.from_pretrained(folder, subfolder="image_encoder"),
+        "qformer": InstructBlipQFormerModel.from_pretrained(folder, subfolder="qformer"),
+        "prompter": Prompter.from_pretrained(folder, subfolder="prompter"),
+    }
+
+
+def _published(folder: str | Path) -> dict[str, Any]:
+    vision = load_vision(folder)
+    count, width = vision.prompter["queries"].shape
+    prompter = Prompter(width, count)
+    prompter.load_state_dict(vision.prompter)
+    return {
+        "subject_tokenizer": AutoTokenizer.from_pretrained(vision.tokenizer),
+        "image_encoder": vision.image_encoder,
+        "qformer": vision.qformer,
+        "prompter": prompter,
+    }
+
+
+def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
+    """Make small untrained parts, as `training.small.small_parts` does; the Q-Former shares the tokenizer."""
+    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
+    with seeded(seed):
+        return Parts(
+            tokenizer=tokenizer,
+            text_encoder=small_text_encoder(tokenizer),
+            subject_tokenizer=tokenizer,
+            image_encoder=CLIPVisionModel(small_image_config()),
+            qformer=InstructBlipQFormerModel(
+                InstructBlipQFormerConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=WIDTH,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    intermediate_size=4 * WIDTH,
+                    max_position_embeddings=tokenizer.model_max_length,
+                    pad_token_id=tokenizer.pad_token_id,
+                    cross_attention_frequency=1,
+                    encoder_hidden_size=WIDTH,
+                )
+            ),
+            prompter=Prompter(WIDTH),
+            unet=small_unet(vae.config.latent_channels),
+            vae=vae,
+            scheduler=small_scheduler(),
+        )
+
+
+def average_by_subject(texts: Sequence[str], prompts: Tensor) -> dict[str, Tensor]:
+    """Average prompts [N, Q, D] over the samples with the same subject text: [Q, D] each."""
+    rows = {text: [i for i, other in enumerate(texts) if other == text] for text in texts}
+    return {text: prompts[chosen].mean(0) for text, chosen in rows.items()}
+
+
+@contextmanager
+def insert_prompts(encoder: CLIPTextModel, mask: Tensor, prompts: Tensor) -> Iterator[None]:
+    """Within this block, replace the encoder's word embeddings where `mask` [B, L] bool is true by `prompts` [B, Q, D].
+
+    The first true position of a row takes its first embedding, the second its second, and so on.
+    """
+    order = (mask.cumsum(1) - 1).clamp(min=0)[..., None].expand(-1, -1, prompts.shape[-1])
+
+    def insert(_module: nn.Module, _inputs: object, words: Tensor) -> Tensor:
+        return torch.where(mask[..., None], prompts.gather(1, order).to(words.dtype), words)
+
+    handle = encoder.get_input_embeddings().register_forward_hook(insert)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Model(LatentDiffusion):
+    """A BLIP-Diffusion model.
+
+    Args:
+        parts: the networks, trained in place.
+        config: says which of them are trained.
+
+    Attributes:
+        subjects: averaged prompts [Q, D] by subject text, which are used in place of those of the inputs.
+    """
+
+    parts: Parts
+    subject_tokenizer: PreTrainedTokenizerBase
+    image_encoder: CLIPVisionModel
+    qformer: InstructBlipQFormerModel
+    prompter: Prompter
+    subjects: Mapping[str, Tensor]
+
+    def __init__(self, parts: Parts, config: Config | None = None) -> None:
+        config = config or Config()
+        super().__init__(parts)
+        self.image_encoder.requires_grad_(config.train_encoders and not config.finetune)
+        for part in (self.qformer, self.prompter, self.text_encoder):
+            part.requires_grad_(not config.finetune)
+
+    @property
+    def tools(self) -> Tokenizers:
+        """The two tokenizers."""
+        return Tokenizers(self.tokenizer, self.subject_tokenizer)
+
+    def conditions(self, batch: Batch) -> Conditions:
+        """The template with the subject prompts in their places, encoded."""
+        with insert_prompts(self.text_encoder, batch["subject_prompt_mask"], self.prompts(batch)):
+            return super().conditions(batch)
+
+    def unconditional(self, batch: Batch) -> Batch:
+        """Neither caption nor subject prompt."""
+        return {
+            **super().unconditional(batch),
+            "subject_prompt_mask": torch.zeros_like(batch["subject_prompt_mask"]),
+        }
+
+    def prompts(self, batch: Batch) -> Tensor:
+        """The subject prompts of a batch, [B, Q, D]: averaged ones if there are any, else those of the inputs."""
+        averaged = [self.subjects.get(text) for text in batch["subject_text"]]
+        if all(prompt is not None for prompt in averaged):
+            return torch.stack([prompt for prompt in averaged if prompt is not None]).to(batch["input_ids"].device)
+        # They are computed even if all prompts are dropped: each parameter has a gradient at every step.
+        computed = self.compute_prompts(batch)
+        chosen = [own if prompt is None else prompt.to(own) for own, prompt in zip(computed, averaged, strict=True)]
+        return torch.stack(chosen)
+
+    def compute_prompts(self, batch: Batch) -> Tensor:
+        """Compute the subject prompts of inputs and subject texts: [B, Q, D]."""
+        pictures = normalize_for_clip(batch["input_pixel_values"], self.image_encoder.config.image_size)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.image_encoder)):
+            embedded = self.image_encoder.post_layernorm(self.image_encoder(pictures).last_hidden_state)
+        words = batch["subject_attention_mask"]
+        queries = self.prompter.queries.expand(len(words), -1, -1)
+        attended = torch.cat([words.new_ones(queries.shape[:2]), words], dim=1)
+        outputs = self.qformer(
+            input_ids=batch["subject_input_ids"],
+            attention_mask=attended.long(),
+            query_embeds=queries,
+            encoder_hidden_states=embedded,
+        ).last_hidden_state[:, : queries.shape[1]]
+        return self.prompter(outputs)
+
+    @torch.no_grad()
+    def average_prompts(self, batches: Iterable[Batch]) -> None:
+        """Keep the average prompt of each subject over all its samples in `batches`."""
+        texts: list[str] = []
+        prompts: list[Tensor] = []
+        for batch in batches:
+            texts += batch["subject_text"]
+            prompts.append(self.compute_prompts(batch))
+        self.subjects = average_by_subject(texts, torch.cat(prompts))
+
+    def references(self, batch: Batch) -> Tensor:
+        """The inputs, [B, 1, 3, h, w] float32 in [0, 1]."""
+        return batch["input_pixel_values"][:, None]
+
+    def save(self, folder: Path) -> None:
+        """Write the model as the base class does, with averaged prompts in a file beside, if there are any."""
+        super().save(folder)
+        if self.subjects:
+            prompts = {text: prompt.detach().cpu().contiguous() for text, prompt in self.subjects.items()}
+            save_file(prompts, folder / SUBJECTS)

@@ -1,0 +1,346 @@
+"""FastComposer: subjects in the text, and attention held to their masks.
+
+Xiao et al., "FastComposer: Tuning-Free Multi-Subject Image Generation with Localized Attention" (2023). A CLIP image
+encoder embeds each subject's reference; a small network fuses the embedding with the text token that carries the
+subject; the U-Net learns to draw the picture from the fused text:
+
+    L = L_noise + 0.001 L_loc
+
+A batch holds
+
+    keys                   list of B str
+    pixel_values           [B, 3, R, R] float32 in [-1, 1]
+    input_ids              [B, L] int64
+    subject_token_mask     [B, L] bool, the subjects' tokens
+    subject_token_index    [B, M] int64, their positions; 0 beyond the sample's subjects
+    subject_mask           [B, M] bool, which of the M are subjects
+    subject_pixel_values   [B, M, 3, r, r] float32 in [0, 1], references
+    subject_segmentation   [B, M, R, R] float32, 0 or 1
+    num_subjects           [B] int64
+    skipped                list of str, a line for each sample that could not be read
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
+
+from schemas.samples.fastcomposer import Record, Subject
+from training import diffusion
+from training.diffusion import (
+    LAYOUT,
+    STABLE_DIFFUSION,
+    Batch,
+    Conditions,
+    Draws,
+    LatentDiffusion,
+    load_stable_diffusion,
+    loading,
+    normalize_for_clip,
+)
+from training.drops import Drop, Drops, DropTable, draw
+from training.geometry import crop_height, decode, open_jpeg
+from training.localization import Subjects, localize
+from training.loop import RunConfig
+from training.recipe import HUB_RUN, SAMPLE_RUN, Training
+from training.references import Region, augment, check_annotation, cut_out, find_region, to_square
+from training.shards import Pixels, Raw
+from training.small import (
+    WIDTH,
+    seeded,
+    small_image_config,
+    small_scheduler,
+    small_text_encoder,
+    small_unet,
+)
+from training.tokenizer import locate, small_tokenizer
+
+IMAGE_ENCODER = "openai/clip-vit-large-patch14"
+
+
+class Config(RunConfig):
+    """How to train a FastComposer model. The defaults are those of the published run (mit-han-lab/fastcomposer)."""
+
+    max_subjects: int = Field(default=4, gt=0, description="subjects of a sample; of more, some are chosen at random")
+    unconditional: float = Field(default=0.1, ge=0, le=1, description="share of samples without caption and subjects")
+    text_only: float = Field(
+        default=0.0, ge=0, le=1, description="share of samples without subjects; the published script has 0"
+    )
+    subject_kept: float = Field(default=0.9, ge=0, le=1, description="probability that a subject is kept")
+    labels: tuple[str, ...] = Field(default=(), description="classes of the subjects; none: all. Published: person")
+    augment: bool = Field(default=True, description="mirror pictures, augment references")
+    localization_weight: float = Field(default=1e-3, ge=0, description="weight of the localization loss")
+    mask_probability: float = Field(
+        default=0.5, ge=0, le=1, description="share of the steps whose noise loss covers the subjects only"
+    )
+    trained_blocks: int = Field(default=2, ge=0, description="last blocks of the image encoder that are trained")
+    train_encoders: bool = Field(
+        default=False, description="train both encoders entirely: for one that starts from random weights"
+    )
+
+    def plain(self) -> Self:
+        """Without drops and augmentation."""
+        fields = {"unconditional": 0.0, "text_only": 0.0, "subject_kept": 1.0, "augment": False}
+        return self.model_copy(update=fields)
+
+
+def drop_table(config: Config) -> DropTable:
+    """Caption and subjects are dropped per sample, single subjects on their own, the background from the loss."""
+    return {
+        "sample": Drops(
+            exclusive=(
+                Drop(config.unconditional, frozenset({"caption", "subjects"})),
+                Drop(config.text_only, frozenset({"subjects"})),
+            )
+        ),
+        "object": Drops(independent=(Drop(1 - config.subject_kept, frozenset({"subject"})),)),
+        "batch": Drops(independent=(Drop(config.mask_probability, frozenset({"background"})),)),
+    }
+
+
+def texts(raw: Raw) -> list[str]:
+    """The caption."""
+    return [_record(raw).caption]
+
+
+def view(raw: Raw, rng: np.random.Generator, tokenizer: CLIPTokenizer, config: Config) -> dict[str, Tensor | Pixels]:
+    """Make one sample's values; see the module for what a batch of them holds."""
+    record = _record(raw)
+    opened = open_jpeg(raw.get("jpg", b""), record.width, record.height)
+    mirrored = config.augment and bool(rng.random() < 0.5)
+    crop = crop_height(record.width, record.height, config.resolution, mirrored=mirrored)
+    caption, subjects = choose(record, config, rng)
+    ids, positions = locate(caption, subjects, tokenizer)
+    kept: list[tuple[int, Region]] = []
+    for subject, position in zip(subjects, positions, strict=True):
+        check_annotation(subject, record.caption, record.width, record.height)
+        region = None if position is None else find_region(subject, crop)
+        if position is not None and region is not None:
+            kept.append((position, region))
+    picture = decode(opened, crop, [region.bbox for _, region in kept], config.reference)
+
+    most, side, small = config.max_subjects, config.resolution, config.reference
+    index = np.zeros(most, np.int64)
+    segmentation = np.zeros((most, side, side), bool)
+    references = np.zeros((most, small, small, 3), np.uint8)
+    pixels = np.asarray(picture)
+    for j, (position, region) in enumerate(kept):
+        cut = cut_out(pixels, region.mask, region.bbox, rng)
+        references[j] = augment(cut, small, rng) if config.augment else np.asarray(to_square(cut, small))
+        index[j], segmentation[j] = position, region.cropped
+    token_mask = np.zeros(len(ids), bool)
+    token_mask[index[: len(kept)]] = True
+    cropped = np.ascontiguousarray(crop.crop_picture(picture).transpose(2, 0, 1))
+    return {
+        "pixel_values": Pixels(torch.from_numpy(cropped), -1, 1),
+        "input_ids": torch.tensor(ids),
+        "subject_token_mask": torch.from_numpy(token_mask),
+        "subject_token_index": torch.from_numpy(index),
+        "subject_mask": torch.arange(most) < len(kept),
+        "subject_pixel_values": Pixels(torch.from_numpy(references).permute(0, 3, 1, 2), 0, 1),
+        "subject_segmentation": Pixels(torch.from_numpy(segmentation), 0, 1),
+        "num_subjects": torch.tensor(len(kept)),
+    }
+
+
+def choose(record: Record, config: Config, rng: np.random.Generator) -> tuple[str, list[Subject]]:
+    """Draw which caption, "" if dropped, and which subjects a sample shows, these in the order of their phrases' ends.
+
+    Of more subjects than `max_subjects`, as many are chosen at random.
+    """
+    table = drop_table(config)
+    dropped = draw(table, "sample", rng)
+    caption = "" if "caption" in dropped else record.caption
+    if "subjects" in dropped:
+        return caption, []
+    subjects = [subject for subject in record.subjects if not config.labels or subject.label in config.labels]
+    subjects = [subject for subject in subjects if not draw(table, "object", rng)]
+    if len(subjects) > config.max_subjects:
+        chosen = rng.choice(len(subjects), config.max_subjects, replace=False)
+        subjects = [subjects[i] for i in sorted(chosen)]
+    return caption, sorted(subjects, key=lambda subject: subject.end)
+
+
+def _record(raw: Raw) -> Record:
+    return Record.model_validate_json(raw.get("json", b""))
+
+
+class Fuser(ModelMixin, ConfigMixin):
+    """Fuses a reference's embedding into the token that names its subject (FastComposer, section 4.1).
+
+    `x = text + MLP([text, image])`, `LayerNorm(x + MLP(x))`; each MLP starts with its own LayerNorm.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self, text_width: int, image_width: int) -> None:
+        super().__init__()
+        self.join = _mlp(text_width + image_width, text_width)
+        self.refine = _mlp(text_width, text_width)
+        self.norm = nn.LayerNorm(text_width)
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        """Fuse tokens [N, D] float with embeddings [N, E] float: [N, D]."""
+        fused = text + self.join(torch.cat([text, image], dim=-1))
+        return self.norm(fused + self.refine(fused))
+
+
+def _mlp(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs))
+
+
+@dataclass(frozen=True)
+class Parts(diffusion.Parts):
+    """Stable Diffusion's parts, an image encoder and the fuser."""
+
+    image_encoder: CLIPVisionModelWithProjection
+    fuser: Fuser
+
+
+def load(folder: str | Path = STABLE_DIFFUSION, image_encoder: str | Path = IMAGE_ENCODER) -> Parts:
+    """Load a model from a folder (or the hub's name of one) in Stable Diffusion 1.5's layout.
+
+    A folder that `Model.save` wrote also holds the image encoder and the fuser. For a plain Stable Diffusion the image
+    encoder is loaded from `image_encoder`, and the fuser starts with random weights.
+
+    Raises:
+        ModelError: something is missing or of another kind.
+    """
+    saved = (Path(folder) / "fuser").is_dir()
+    base = load_stable_diffusion(folder)
+    with loading(folder, LAYOUT):
+        vision = CLIPVisionModelWithProjection.from_pretrained(
+            folder if saved else image_encoder, **({"subfolder": "image_encoder"} if saved else {})
+        )
+        widths = base["text_encoder"].config.hidden_size, vision.config.projection_dim
+        fuser = Fuser.from_pretrained(folder, subfolder="fuser") if saved else Fuser(*widths)
+        return Parts(**base, image_encoder=vision, fuser=fuser)
+
+
+def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
+    """Make small untrained parts, as `training.small.small_parts` does."""
+    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
+    with seeded(seed):
+        return Parts(
+            tokenizer=tokenizer,
+            text_encoder=small_text_encoder(tokenizer),
+            image_encoder=CLIPVisionModelWithProjection(small_image_config()),
+            fuser=Fuser(WIDTH, WIDTH),
+            unet=small_unet(vae.config.latent_channels),
+            vae=vae,
+            scheduler=small_scheduler(),
+        )
+
+
+class Model(LatentDiffusion):
+    """A FastComposer model.
+
+    Args:
+        parts: the networks, trained in place.
+        config: says which of them are trained, and the weights of the losses.
+
+    Attributes:
+        subject_share: share of the sampling steps, the last ones, that use the subjects. The first ones use the text
+            alone and settle the layout: delayed subject conditioning, section 4.3 of the paper.
+    """
+
+    guidance = 5.0
+    subject_share = 0.7
+    parts: Parts
+    image_encoder: CLIPVisionModelWithProjection
+    fuser: Fuser
+
+    def __init__(self, parts: Parts, config: Config | None = None) -> None:
+        config = config or Config()
+        super().__init__(parts, drop_table(config))
+        self.localization_weight = config.localization_weight
+        localize(self.unet)
+        self.text_encoder.requires_grad_(config.train_encoders)
+        self.image_encoder.requires_grad_(config.train_encoders)
+        blocks = self.image_encoder.vision_model.encoder.layers
+        for block in blocks[max(0, len(blocks) - config.trained_blocks) :]:
+            block.requires_grad_(True)
+
+    def conditions(self, batch: Batch) -> Conditions:
+        """The fused text, and `subjects` whose attention the U-Net records."""
+        subjects = Subjects(batch["subject_token_index"], batch["subject_mask"])
+        return {"encoder_hidden_states": self.fused_text(batch), "cross_attention_kwargs": {"subjects": subjects}}
+
+    def weight(self, batch: Batch, draws: Draws, size: tuple[int, int]) -> Tensor | None:
+        """The subjects' masks if the background is dropped."""
+        if "background" not in draws.dropped:
+            return None
+        return subject_weight(batch["subject_segmentation"], batch["subject_mask"], size)
+
+    def penalty(self, batch: Batch, conditions: Conditions) -> Mapping[str, tuple[float, Tensor]]:
+        """The localization loss."""
+        subjects: Subjects = conditions["cross_attention_kwargs"]["subjects"]
+        return {"localization": (self.localization_weight, subjects.loss(batch["subject_segmentation"]))}
+
+    def fused_text(self, batch: Batch) -> Tensor:
+        """Encode captions and fuse the subjects' references into their tokens: [B, L, D]."""
+        text = self.encode_text(batch["input_ids"])
+        rows, columns = torch.nonzero(batch["subject_mask"], as_tuple=True)
+        none = len(rows) == 0
+        if none:  # encode one reference all the same: each parameter has a gradient at every step, in every process
+            rows = columns = torch.zeros(1, dtype=torch.long, device=text.device)
+        positions = batch["subject_token_index"][rows, columns]
+        tokens = text[rows, positions]
+        fused = self.fuser(tokens, self.embed(batch["subject_pixel_values"][rows, columns]))
+        return text.index_put((rows, positions), (tokens + 0 * fused if none else fused).to(text.dtype))
+
+    def embed(self, references: Tensor) -> Tensor:
+        """Embed references [N, 3, h, w] float32 in [0, 1]: [N, E]."""
+        return self.image_encoder(normalize_for_clip(references, self.image_encoder.config.image_size)).image_embeds
+
+    def references(self, batch: Batch) -> Tensor:
+        """The subjects' references, [B, M, 3, h, w] float32 in [0, 1]."""
+        return batch["subject_pixel_values"]
+
+    def sampling_conditions(self, batch: Batch, steps: int) -> list[Conditions]:
+        """The text alone in the first steps, the fused text in the last `subject_share` of them."""
+        empty = self.encode_text(self.unconditional(batch)["input_ids"])
+        plain, fused = (
+            {"encoder_hidden_states": torch.cat([empty, text])}
+            for text in (self.encode_text(batch["input_ids"]), self.fused_text(batch))
+        )
+        delay = round((1 - self.subject_share) * steps)
+        return [fused if number >= delay else plain for number in range(steps)]
+
+
+def subject_weight(segmentation: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Weight of the masked noise loss: [B, 1, h, w] float32 in [0, 1], the union of the subjects' masks.
+
+    A sample without subjects has weight 1 everywhere. In the published trainer it has weight 0, so that unconditional
+    samples teach nothing in these steps.
+
+    Args:
+        segmentation: masks [B, M, H, W] float in [0, 1].
+        valid: which of the M are subjects, [B, M] bool.
+        size: of the latents, (h, w).
+    """
+    kept = segmentation.float() * valid[:, :, None, None]
+    union = F.interpolate(kept.amax(dim=1, keepdim=True), size, mode="bilinear", antialias=True)
+    return torch.where(valid.any(dim=1)[:, None, None, None], union, torch.ones_like(union))
+
+
+TRAINING = Training(
+    config=Config,
+    presets={"sample": {**SAMPLE_RUN, "localization_weight": 1e-2}, "hub": HUB_RUN},
+    view=view,
+    texts=texts,
+    load=load,
+    small=small,
+    model=Model,
+)

@@ -1,0 +1,388 @@
+"""MIP-Adapter: several references, each with its object's name, beside the caption.
+
+Huang et al., "Resolving Multi-Condition Confusion for Finetuning-Free Personalized Image Generation" (2024), on
+IP-Adapter (Ye et al., 2023) for Stable Diffusion 1.5. A CLIP image encoder embeds each reference, a projection turns
+the embedding into four tokens, and each cross-attention layer of the U-Net attends to them beside the text;
+`training.merge` weights the references at each position. The U-Net learns to draw the picture that the references were
+cut out of; the loss is the noise loss alone.
+
+Starting from the published IP-Adapter, only the layers beside the cross-attention are trained: keys and values of
+references, and the predictor. A model that starts from random weights also trains its projection, its U-Net and its
+encoders.
+
+As in the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes, a reference stands
+on white, and its text is the one word that names the object.
+
+A batch holds
+
+    keys                 list of B str
+    pixel_values         [B, 3, R, R] float32 in [-1, 1]
+    input_ids            [B, L] int64; the empty caption if the text is dropped
+    image_kept           [B] bool, False if the references are dropped
+    object_mask          [B, M] bool, which of the M are objects
+    object_pixel_values  [B, M, 3, r, r] float32 in [0, 1], references
+    object_input_ids     [B, M, S] int64, each object's name, tokenized separately
+    object_token_mask    [B, M, S] bool, which of these are words; start, end and padding are not
+    object_segmentation  [B, M, R, R] float32, 0 or 1
+    object_bbox          [B, M, 4] float32, visible part of the detector's box, xywh in pixels of the square
+    skipped              list of str, a line for each sample that could not be read
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers.utils import cached_file
+
+from schemas.boxes import union
+from schemas.samples.mip_adapter import ObjectField, Record
+from training import diffusion
+from training.attention import cross_attention_layers
+from training.diffusion import (
+    LAYOUT,
+    STABLE_DIFFUSION,
+    Batch,
+    Conditions,
+    LatentDiffusion,
+    is_trained,
+    load_stable_diffusion,
+    loading,
+    normalize_for_clip,
+)
+from training.drops import Drop, Drops, DropTable, draw
+from training.geometry import crop_window, decode, open_jpeg, window_of
+from training.loop import RunConfig
+from training.merge import MERGES, AdapterLayer, MergeName, References, adapt
+from training.recipe import HUB_RUN, SAMPLE_RUN, Training
+from training.references import WHITE, Region, check_annotation, cut_out, find_region, to_square
+from training.shards import Pixels, Raw
+from training.small import (
+    WIDTH,
+    seeded,
+    small_image_config,
+    small_scheduler,
+    small_text_encoder,
+    small_unet,
+)
+from training.tokenizer import small_tokenizer
+
+IP_ADAPTER = "h94/IP-Adapter"
+"""The published IP-Adapter on the hub: its weights, and the image encoder they were trained with."""
+WEIGHTS, IMAGE_ENCODER = "ip-adapter_sd15.safetensors", "image_encoder"
+"""The file and the folder that hold them."""
+TOKENS = 4
+"""Tokens of a reference."""
+NAME_LENGTH = 16
+"""Tokens of an object's name, start and end included; a longer name is cut."""
+
+
+class Config(RunConfig):
+    """How to train a MIP-Adapter model. The defaults are those of the published run, in each of its 8 processes."""
+
+    batch: int = Field(default=4, gt=0, description="samples per process and micro-batch")
+    steps: int = Field(default=12_000, gt=0, description="optimizer steps")
+    learning_rate: float = Field(default=1e-4, gt=0, description="of AdamW, constant")
+    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0; published: 0")
+    max_objects: int = Field(
+        default=2, gt=0, description="objects of a sample, those of highest score; the published: 2"
+    )
+    image_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without references")
+    text_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without caption")
+    both_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without either")
+    augment: bool = Field(default=True, description="mirror pictures and references, move the window")
+    merge: MergeName = Field(
+        default="code", description="the published code's weighted merge, the paper's, or a plain sum of references"
+    )
+    train_encoders: bool = Field(
+        default=False,
+        description="also train image projection, U-Net and both encoders: for a start from random weights",
+    )
+
+    def plain(self) -> Self:
+        """Without drops and augmentation."""
+        fields = {"image_dropped": 0.0, "text_dropped": 0.0, "both_dropped": 0.0, "augment": False}
+        return self.model_copy(update=fields)
+
+
+def drop_table(config: Config) -> DropTable:
+    """References and caption are dropped per sample, alone or together."""
+    return {
+        "sample": Drops(
+            exclusive=(
+                Drop(config.image_dropped, frozenset({"references"})),
+                Drop(config.text_dropped, frozenset({"caption"})),
+                Drop(config.both_dropped, frozenset({"references", "caption"})),
+            )
+        )
+    }
+
+
+def texts(raw: Raw) -> list[str]:
+    """The caption and the objects' names."""
+    record = _record(raw)
+    return [record.caption, *(thing.name for thing in record.objects)]
+
+
+def view(raw: Raw, rng: np.random.Generator, tokenizer: CLIPTokenizer, config: Config) -> dict[str, Tensor | Pixels]:
+    """Make one sample's values; see the module for what a batch of them holds."""
+    record = _record(raw)
+    opened = open_jpeg(raw.get("jpg", b""), record.width, record.height)
+    objects = highest_scores(record.objects, config.max_objects)
+    augmenting = rng if config.augment else None
+    window = window_of(record.width, record.height, reduce(union, [thing.bbox for thing in objects]), augmenting)
+    mirrored = augmenting is not None and bool(augmenting.random() < 0.5)
+    crop = crop_window(record.height, window, config.resolution, mirrored=mirrored)
+    dropped = draw(drop_table(config), "sample", rng)
+    kept: list[tuple[ObjectField, Region]] = []
+    for thing in objects:
+        check_annotation(thing, record.caption, record.width, record.height)
+        if (region := find_region(thing, crop)) is not None:
+            kept.append((thing, region))
+    picture = decode(opened, crop, [region.bbox for _, region in kept], config.reference)
+
+    most, side, small = config.max_objects, config.resolution, config.reference
+    references = np.zeros((most, small, small, 3), np.uint8)
+    segmentation = np.zeros((most, side, side), bool)
+    boxes = np.zeros((most, 4), np.float32)
+    pixels = np.asarray(picture)
+    for j, (thing, region) in enumerate(kept):
+        references[j] = reference_of(pixels, region, small, augmenting)
+        segmentation[j], boxes[j] = region.cropped, crop.crop_box(thing.bbox)
+    # An empty name, which is tokenized as start and end alone, fills the places without an object.
+    name_ids, words = name_tokens([thing.name for thing, _ in kept] + [""] * (most - len(kept)), tokenizer)
+    caption = "" if "caption" in dropped else record.caption
+    ids = tokenizer(caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
+    cropped = np.ascontiguousarray(crop.crop_picture(picture).transpose(2, 0, 1))
+    return {
+        "pixel_values": Pixels(torch.from_numpy(cropped), -1, 1),
+        "input_ids": torch.tensor(ids),
+        "image_kept": torch.tensor("references" not in dropped),
+        "object_mask": torch.arange(most) < len(kept),
+        "object_pixel_values": Pixels(torch.from_numpy(references).permute(0, 3, 1, 2), 0, 1),
+        "object_input_ids": name_ids,
+        "object_token_mask": words,
+        "object_segmentation": Pixels(torch.from_numpy(segmentation), 0, 1),
+        "object_bbox": torch.from_numpy(boxes),
+    }
+
+
+def highest_scores(objects: Sequence[ObjectField], most: int) -> list[ObjectField]:
+    """The `most` objects of highest detection score, of equal ones the first; they keep their order."""
+    ranked = sorted(range(len(objects)), key=lambda index: -objects[index].score)
+    return [objects[index] for index in sorted(ranked[:most])]
+
+
+def reference_of(
+    pixels: NDArray[np.uint8], region: Region, side: int, rng: np.random.Generator | None
+) -> NDArray[np.uint8]:
+    """Put an object on a white square, mirrored with probability 0.5 if `rng` is given: [side, side, 3] uint8."""
+    square: Image.Image = to_square(cut_out(pixels, region.mask, region.bbox, None), side, WHITE)
+    if rng is not None and rng.random() < 0.5:
+        square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(square)
+
+
+def name_tokens(names: Sequence[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
+    """Tokenize N names: ids [N, S] int64, and which of them are words, [N, S] bool; start, end and padding are not.
+
+    S is `NAME_LENGTH`, not the caption's length: the text encoder is causal, so further padding would change nothing.
+    """
+    encoded = tokenizer(list(names), padding="max_length", max_length=NAME_LENGTH, truncation=True, return_tensors="pt")
+    # CLIP pads with its end token, so words are found by their positions: all that is attended to but first and last.
+    positions = torch.arange(NAME_LENGTH)
+    end = encoded.attention_mask.sum(1, keepdim=True) - 1
+    return encoded.input_ids, (positions > 0) & (positions < end)
+
+
+def _record(raw: Raw) -> Record:
+    return Record.model_validate_json(raw.get("json", b""))
+
+
+class ImageProjection(nn.Module):
+    """Projects an image embedding to `count` tokens of the text's width."""
+
+    def __init__(self, image_width: int, text_width: int, count: int = TOKENS) -> None:
+        super().__init__()
+        self.proj = nn.Linear(image_width, count * text_width)
+        self.norm = nn.LayerNorm(text_width)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Project embeddings [..., E] float: [..., T, D]."""
+        return self.norm(self.proj(embeddings).unflatten(-1, (-1, *self.norm.normalized_shape)))
+
+
+class Adapter(nn.Module):
+    """What MIP-Adapter adds to a U-Net, under the published names: cross-attention layer i has number 2 i + 1."""
+
+    def __init__(self, unet: UNet2DConditionModel, image_width: int, tokens: int = TOKENS) -> None:
+        super().__init__()
+        text_width = unet.config.cross_attention_dim
+        widths = [unet.get_submodule(name).to_q.out_features for name in cross_attention_layers(unet)]
+        self.image_proj = ImageProjection(image_width, text_width, tokens)
+        self.ip_adapter = nn.ModuleDict(
+            {str(2 * i + 1): AdapterLayer(text_width, width) for i, width in enumerate(widths)}
+        )
+
+    @property
+    def layers(self) -> list[AdapterLayer]:
+        """The layers beside the U-Net's cross-attention layers, in their order."""
+        return [layer for layer in self.ip_adapter.values() if isinstance(layer, AdapterLayer)]
+
+
+def load_adapter(path: str | Path, unet: UNet2DConditionModel) -> Adapter:
+    """Load the adapter of a U-Net: a plain IP-Adapter, or one that `Model.save` wrote.
+
+    A plain IP-Adapter has no predictor; it starts as a constant.
+
+    Raises:
+        ValueError: the file holds no IP-Adapter, or one of another U-Net.
+    """
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    projection = weights.get("image_proj.proj.weight", torch.empty(1, 1))
+    adapter = Adapter(unet, projection.shape[1], max(1, len(projection) // unet.config.cross_attention_dim))
+    expected = adapter.state_dict()
+    found = {**{name: value for name, value in expected.items() if ".predictor." in name}, **weights}
+    shapes = [{name: value.shape for name, value in state.items()} for state in (expected, found)]
+    wrong = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
+    if wrong:
+        raise ValueError(f"{wrong[0]} is missing, unknown or of a size that does not fit the U-Net: {path}")
+    adapter.load_state_dict(found)
+    return adapter
+
+
+@dataclass(frozen=True)
+class Parts(diffusion.Parts):
+    """Stable Diffusion's parts, an image encoder and the adapter."""
+
+    image_encoder: CLIPVisionModelWithProjection
+    adapter: Adapter
+
+
+def load(folder: str | Path = STABLE_DIFFUSION, ip_adapter: str | Path = IP_ADAPTER) -> Parts:
+    """Load a model from a folder (or the hub's name of one) in Stable Diffusion 1.5's layout.
+
+    A folder with `ip-adapter_sd15.safetensors`, such as `Model.save` writes, also has the `image_encoder/`. For a plain
+    Stable Diffusion both are loaded from `ip_adapter`, a folder or the hub's name of one, there or in its `models/`.
+
+    Raises:
+        ModelError: something is missing or of another kind.
+    """
+    source = folder if (Path(folder) / WEIGHTS).is_file() else ip_adapter
+    inner = "" if (Path(source) / WEIGHTS).is_file() else "models"
+    base = load_stable_diffusion(folder)
+    with loading(folder, f"{LAYOUT}, with IP-Adapter's {WEIGHTS} and {IMAGE_ENCODER}/ in it or in {ip_adapter}"):
+        return Parts(
+            **base,
+            image_encoder=CLIPVisionModelWithProjection.from_pretrained(
+                source, subfolder=str(Path(inner, IMAGE_ENCODER))
+            ),
+            adapter=load_adapter(cached_file(source, WEIGHTS, subfolder=inner), base["unet"]),
+        )
+
+
+def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
+    """Make small untrained parts, as `training.small.small_parts` does."""
+    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
+    with seeded(seed):
+        unet = small_unet(vae.config.latent_channels)
+        return Parts(
+            tokenizer=tokenizer,
+            text_encoder=small_text_encoder(tokenizer),
+            image_encoder=CLIPVisionModelWithProjection(small_image_config()),
+            adapter=Adapter(unet, WIDTH),
+            unet=unet,
+            vae=vae,
+            scheduler=small_scheduler(),
+        )
+
+
+class Model(LatentDiffusion):
+    """A MIP-Adapter model.
+
+    Args:
+        parts: the networks, trained in place.
+        config: says which of them are trained, and the merge; the same weights serve all three merges.
+    """
+
+    sampling_steps = 30
+    parts: Parts
+    image_encoder: CLIPVisionModelWithProjection
+    adapter: Adapter
+
+    def __init__(self, parts: Parts, config: Config | None = None) -> None:
+        config = config or Config()
+        super().__init__(parts)
+        adapt(self.unet, self.adapter.layers, MERGES[config.merge])
+        for part in (self.text_encoder, self.image_encoder, self.unet, self.adapter.image_proj):
+            part.requires_grad_(config.train_encoders)
+        for layer in self.adapter.layers:
+            layer.requires_grad_(True)
+            layer.predictor.requires_grad_(config.merge != "uniform")  # which does not use it
+
+    def conditions(self, batch: Batch) -> Conditions:
+        """The captions, and the references that the U-Net merges into them."""
+        return {**super().conditions(batch), "cross_attention_kwargs": {"references": self.embed_references(batch)}}
+
+    def unconditional(self, batch: Batch) -> Batch:
+        """Neither caption nor references."""
+        return {**super().unconditional(batch), "image_kept": torch.zeros_like(batch["image_kept"])}
+
+    def embed_references(self, batch: Batch) -> References:
+        """Embed a batch's references and their names.
+
+        If the references are dropped, their image embeddings are zero, as in IP-Adapter's training.
+        """
+        names = batch["object_input_ids"]
+        with torch.no_grad():  # the relevances computed from them carry no gradient
+            texts = self.text_encoder(names.flatten(0, 1)).last_hidden_state
+        embeddings = self.embed(batch["object_pixel_values"].flatten(0, 1)).unflatten(0, names.shape[:2])
+        return References(
+            tokens=self.adapter.image_proj(embeddings * batch["image_kept"][:, None, None]),
+            texts=texts.unflatten(0, names.shape[:2]),
+            words=batch["object_token_mask"],
+            valid=batch["object_mask"],
+        )
+
+    def embed(self, references: Tensor) -> Tensor:
+        """Embed references [N, 3, h, w] float32 in [0, 1]: [N, E]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.image_encoder)):
+            return self.image_encoder(normalize_for_clip(references, self.image_encoder.config.image_size)).image_embeds
+
+    def references(self, batch: Batch) -> Tensor:
+        """The objects' references, [B, M, 3, h, w] float32 in [0, 1]."""
+        return batch["object_pixel_values"]
+
+    def save(self, folder: Path) -> None:
+        """Write the model as the base class does, with the adapter in IP-Adapter's file beside.
+
+        diffusers' own `load_ip_adapter` loads that too: without the predictor, as a plain IP-Adapter.
+        """
+        super().save(folder)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.adapter.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+
+
+TRAINING = Training(
+    config=Config,
+    presets={"sample": {**SAMPLE_RUN, "batch": 16}, "hub": HUB_RUN},
+    view=view,
+    texts=texts,
+    load=load,
+    small=small,
+    model=Model,
+)
