@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-from rich.table import Table
+import typer
+
+from benchmarks.tables import Row, Write, report
 
 RUNS = 3
 ROOT = Path(__file__).parents[1]
@@ -30,21 +31,12 @@ COMMAND = (sys.executable, "-m", "jobs.main")
 
 @dataclass(frozen=True)
 class Case:
-    """A command line, the exit code that it must have, and the largest ratio that it may have."""
+    """A command line, the largest ratio that it may have, and whether it must fail."""
 
     name: str
     arguments: tuple[str, ...]
     bound: float
-    code: int = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """A case's processor time over that of importing Beam."""
-
-    name: str
-    ratio: float
-    bound: float
+    fails: bool = True
 
 
 def cases(folder: Path) -> list[Case]:
@@ -56,61 +48,58 @@ def cases(folder: Path) -> list[Case]:
     (pictures / "dog.txt").write_text("a dog", encoding="utf-8")
     build = ("build", "fastcomposer", "--input", str(pictures), "--output", str(folder / "out"))
     listed = [
-        Case("--help", ("--help",), 0.5, code=0),
-        Case("a wrong option", (*build, "--simlarity", "label"), 0.5, code=2),
+        Case("--help", ("--help",), 0.5, fails=False),
+        Case("a wrong option", (*build, "--simlarity", "label"), 0.5),
         Case("a wrong field", (*build, "--config", str(config)), 0.5),
         Case("a wrong folder", (*build[:3], str(folder / "none"), *build[4:]), 0.5),
         Case("a wrong recipe", ("build", "fastcompser", *build[2:]), 0.5),
     ]
     if COCO.is_dir():
         arguments = (*build[:3], str(COCO), "--output", str(folder / "coco"), "--similarity", "label", "--overwrite")
-        listed.append(Case("building 33 annotated pictures", arguments, 3.0, code=0))
+        listed.append(Case("building 33 annotated pictures", arguments, 3.0, fails=False))
     return listed
 
 
-def processor_seconds(command: Sequence[str], code: int = 0) -> float:
+def processor_seconds(command: Sequence[str], *, fails: bool = False) -> float:
     """Run a command to its end in a fresh process; return its user and system time.
 
     Raises:
-        RuntimeError: it ended with another exit code than `code`.
+        RuntimeError: it failed, or with `fails`, it did not.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode != code:
+    if fails != (done.returncode != 0):
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure(folder: Path) -> tuple[float, list[Row]]:
-    """Measure all cases; return the seconds of importing Beam and a row per case."""
+def measure(folder: Path) -> list[Row]:
+    """Measure all cases: a row per case with its ratio and its bound, then the seconds of importing Beam."""
     listed = cases(folder)
     beam: list[float] = []
     seconds: dict[str, list[float]] = {case.name: [] for case in listed}
-    for _ in range(RUNS):  # in turns, so that a busy moment of the machine meets all of them
+    for _ in range(RUNS):  # in turns, so that a busy moment of the machine affects all of them
         beam.append(processor_seconds(BEAM))
         for case in listed:
-            seconds[case.name].append(processor_seconds((*COMMAND, *case.arguments), case.code))
-    return median(beam), [Row(case.name, median(seconds[case.name]) / median(beam), case.bound) for case in listed]
-
-
-def main() -> None:
-    """Print the table; exit with 1 where a bound is exceeded."""
-    console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        beam, rows = measure(Path(folder))
-    table = Table("processor time", "of importing Beam", "at most", box=None)
-    for row in rows:
-        table.add_row(row.name, f"{row.ratio:.2f}", f"{row.bound:.1f}", style="red" if row.ratio > row.bound else "")
-    console.print(table)
-    console.print(f"importing Beam took {beam:.2f} s of processor time")
+            seconds[case.name].append(processor_seconds((*COMMAND, *case.arguments), fails=case.fails))
+    rows = []
+    for case in listed:
+        ratio = median(seconds[case.name]) / median(beam)
+        exceeded = ", exceeded" if ratio > case.bound else ""
+        rows.append(Row(case.name, f"{ratio:.2f}", f"of importing Beam, at most {case.bound}{exceeded}"))
     if not COCO.is_dir():
-        console.print(f"building 33 annotated pictures: left out, as there is no folder {COCO}")
-    if any(row.ratio > row.bound for row in rows):
-        sys.exit(1)
+        rows.append(Row("building 33 annotated pictures", "-", f"left out, as there is no folder {COCO}"))
+    return [*rows, Row("importing Beam", f"{median(beam):.2f} s", f"median of {RUNS}")]
+
+
+def main(write: Write = False) -> None:
+    """Measure the processor time until the command answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        report("startup", __doc__ or "", measure(Path(folder)), write=write)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

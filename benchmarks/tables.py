@@ -25,6 +25,7 @@ NAMES = (
     "localization",
     "blip_diffusion",
     "speed",
+    "startup",
     "matting",
     "loader",
     "localization_cost",

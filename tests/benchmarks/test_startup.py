@@ -15,6 +15,8 @@ def test_processor_time_is_that_of_the_child_alone_and_not_the_time_that_it_wait
 def test_an_unexpected_exit_is_no_measurement() -> None:
     with pytest.raises(RuntimeError, match=r"ended with 3: oh"):
         processor_seconds((sys.executable, "-c", "import sys; print('oh', file=sys.stderr); sys.exit(3)"))
+    with pytest.raises(RuntimeError, match=r"ended with 0"):
+        processor_seconds((sys.executable, "-c", ""), fails=True)
 
 
 def test_every_case_has_a_bound_and_writes_into_its_folder(tmp_path: Path) -> None:

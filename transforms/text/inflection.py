@@ -135,9 +135,9 @@ _SINGULAR = _set(
 _HARD_CH = _set("stomach monarch patriarch matriarch epoch eunuch loch oligarch")
 """Words in -ch that is spoken as k: their plural takes -s."""
 
-_PLURALS = {one: many for many, one in (_IRREGULAR | _VES).items()} | {
-    one: many
-    for many, one in _pairs(
+_PLURALS = {base: inflected for inflected, base in (_IRREGULAR | _VES).items()} | {
+    base: inflected
+    for inflected, base in _pairs(
         """pennies penny octopuses octopus brothers brother hippopotamuses hippopotamus papyruses papyrus
         stadiums stadium aquariums aquarium gymnasiums gymnasium podiums podium plateaus plateau bureaus bureau
         formulas formula antennas antenna handkerchiefs handkerchief axes axis bases basis"""
@@ -158,8 +158,8 @@ def singular(noun: str) -> str | None:
     word = noun.lower()
     if not word[:1].isalpha() or "'" in word or "’" in word or len(word) != len(noun):
         return None
-    one = _singular(word) or _singular_of_head(word)
-    return None if one is None else _with_case(one, noun)
+    base = _singular(word) or _singular_of_head(word)
+    return None if base is None else _with_case(base, noun)
 
 
 def _singular_of_head(word: str) -> str | None:
@@ -184,10 +184,10 @@ def _singular(word: str) -> str | None:
 def _compound(word: str) -> str | None:
     if word in _NOT_COMPOUNDS:
         return None
-    for many, one in _COMPOUNDED.items():
+    for inflected, base in _COMPOUNDED.items():
         # With at least three letters before it: "women" and "omen" are no compounds of "men".
-        if word.endswith(many) and len(word) - len(many) >= 3:
-            return word.removesuffix(many) + one
+        if word.endswith(inflected) and len(word) - len(inflected) >= 3:
+            return word.removesuffix(inflected) + base
     return None
 
 
@@ -236,9 +236,9 @@ def _plural(word: str) -> str:
     if word in _SAME or word in _NO_SINGULAR or word.endswith(("fish", "sheep", "deer", "aircraft")):
         return word
     compounds = (
-        word.removesuffix(one) + many
-        for many, one in _COMPOUNDED.items()
-        if word.endswith(one) and len(word) - len(one) >= 3 and word not in _NOT_COMPOUNDS
+        word.removesuffix(base) + inflected
+        for inflected, base in _COMPOUNDED.items()
+        if word.endswith(base) and len(word) - len(base) >= 3 and word not in _NOT_COMPOUNDS
     )
     return _PLURALS.get(word) or next(compounds, "") or _add_s(word)
 

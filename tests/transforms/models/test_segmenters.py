@@ -1,4 +1,4 @@
-"""The segmenter's adapter with each type of model that it serves: small untrained ones, and made outputs."""
+"""The segmenter's adapter with each type of model that it serves: small untrained ones, and outputs written by hand."""
 
 import json
 from pathlib import Path
@@ -135,7 +135,7 @@ def test_every_type_gives_disjoint_masks_of_the_pictures_size_whatever_else_is_i
             assert np.mean(one.mask.to_array() != other.mask.to_array()) < 0.01
 
 
-def made(queries: list[tuple[int, slice]], size: tuple[int, int] = (48, 96)) -> Segmenter:
+def with_queries(queries: list[tuple[int, slice]], size: tuple[int, int] = (48, 96)) -> Segmenter:
     """A Mask2Former whose queries say: class id, columns of a picture of `size` (height, width)."""
     classes = torch.full((1, len(queries), NOTHING + 1), -9.0)
     masks = torch.full((1, len(queries), *size), -9.0)
@@ -162,7 +162,7 @@ def columns_of(segmenter: Segmenter) -> dict[str, list[int]]:
 def test_stuff_is_one_segment_and_what_follows_it_keeps_its_own_mask() -> None:
     # Fusing inside the processor would give the dog the person's id, and both one mask.
     queries = [(SKY, slice(0, 16)), (PERSON, slice(16, 32)), (SKY, slice(32, 64)), (DOG, slice(64, 80))]
-    assert columns_of(made([*queries, (NOTHING, slice(0, 96))])) == {
+    assert columns_of(with_queries([*queries, (NOTHING, slice(0, 96))])) == {
         f"class {SKY}": [4, 12, 36, 44, 52, 60],
         f"class {PERSON}": [20, 28],
         f"class {DOG}": [68, 76],
@@ -170,11 +170,11 @@ def test_stuff_is_one_segment_and_what_follows_it_keeps_its_own_mask() -> None:
 
 
 def test_things_of_one_class_stay_apart() -> None:
-    segmenter = made([(PERSON, slice(0, 40)), (PERSON, slice(40, 96))])
+    segmenter = with_queries([(PERSON, slice(0, 40)), (PERSON, slice(40, 96))])
     (segments,) = segment_images(segmenter, [np.zeros((48, 96, 3), np.uint8)])
     assert [(one.label, one.is_thing) for one in segments] == [(f"class {PERSON}", True)] * 2
     assert [one.bbox for one in segments] == [(0, 0, 40, 48), (40, 0, 56, 48)]
-    (sky,) = segment_images(made([(SKY, slice(0, 96))]), [np.zeros((48, 96, 3), np.uint8)])[0]
+    (sky,) = segment_images(with_queries([(SKY, slice(0, 96))]), [np.zeros((48, 96, 3), np.uint8)])[0]
     assert not sky.is_thing
 
 

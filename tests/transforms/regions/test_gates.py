@@ -35,7 +35,7 @@ def thing(box: BBox, score: float = 0.9, mask: NDArray[np.bool_] | None = None, 
 
 
 def pictured(*things: tuple[str, Object]) -> Example:
-    """An example whose objects are named as told."""
+    """An example whose objects have these names."""
     phrases = tuple(phrase(f"a {name}", start=20 * i) for i, (name, _) in enumerate(things))
     return replace(
         make_example(), phrases=phrases, objects=tuple(replace(one, phrase=i) for i, (_, one) in enumerate(things))
@@ -173,8 +173,8 @@ def test_things_in_a_box_are_counted_as_in_a_map_of_labels(labels: NDArray[np.ui
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 60)] * 2, *[st.integers(15, 40)] * 2, st.integers(1, 9)), max_size=7))
-def test_every_object_is_kept_or_refused_once(told: list[tuple[int, int, int, int, int]]) -> None:
-    objects = [thing((x, y, w, h), score / 10) for x, y, w, h, score in told]
+def test_every_object_is_kept_or_refused_once(drawn: list[tuple[int, int, int, int, int]]) -> None:
+    objects = [thing((x, y, w, h), score / 10) for x, y, w, h, score in drawn]
     kept, refused = passing(objects, GATES)
     assert len(kept) + sum(refused.values()) == len(objects)
     assert [r for r in ORDER if r in refused] == list(refused)

@@ -32,8 +32,8 @@ def segmented(*things: tuple[str, NDArray[np.float32]], stuff: str = "") -> Exam
     return replace(make_example(), segments=tuple(segments))
 
 
-def told(*phrases: tuple[str, NDArray[np.float32]]) -> Example:
-    """An example whose phrases are seen in the picture."""
+def captioned(*phrases: tuple[str, NDArray[np.float32]]) -> Example:
+    """An example whose phrases have these heatmaps."""
     return replace(
         make_example(),
         phrases=tuple(phrase(text, start=20 * i) for i, (text, _) in enumerate(phrases)),
@@ -42,7 +42,7 @@ def told(*phrases: tuple[str, NDArray[np.float32]]) -> Example:
 
 
 def framed(*boxes: tuple[str, tuple[int, int, int, int], bool]) -> Example:
-    """An example of a picture of 100 x 50 pixels with boxes; where they are is seen with confidence 0.9."""
+    """An example of a picture of 100 x 50 pixels with boxes; CLIPSeg's confidence is 0.9 everywhere."""
     example = replace(make_example(size=(100, 50)), boxes=tuple(Box(*box) for box in boxes))
     return replace(example, heatmaps=np.full((len(boxes), 10, 10), 0.9, np.float32))
 
@@ -93,33 +93,33 @@ def test_people_and_their_parts_are_refused_by_label(label: str) -> None:
 
 
 def test_people_are_refused_by_the_noun_of_a_phrase_and_their_things_are_not() -> None:
-    assert refusal(told(("an old fisherman's wife", LARGE), ("a boat", SMALL))) is Reason.PERSON_SUBJECT
-    assert find_subject(told(("a woman's red shoe", LARGE)), FILTERS, 0.5).subject
+    assert refusal(captioned(("an old fisherman's wife", LARGE), ("a boat", SMALL))) is Reason.PERSON_SUBJECT
+    assert find_subject(captioned(("a woman's red shoe", LARGE)), FILTERS, 0.5).subject
     assert not is_person("snowman doll")
 
 
 def test_a_phrase_is_where_confidence_reaches_the_level() -> None:
-    example = told(("a dog", LARGE * 0.6), ("a cat", LOW * 0.4))
+    example = captioned(("a dog", LARGE * 0.6), ("a cat", LOW * 0.4))
     found = find_subject(example, FILTERS, 0.5)
     assert found.subject is not None
     assert (found.subject.text, found.subject.phrase) == ("dog", "a dog")
     np.testing.assert_array_equal(found.subject.heatmap, LARGE * np.float32(0.6))
     assert found.heatmaps is None
-    assert refusal(told(("a dog", LARGE * 0.4))) is Reason.NO_SUBJECT
+    assert refusal(captioned(("a dog", LARGE * 0.4))) is Reason.NO_SUBJECT
 
 
 def test_a_phrase_of_many_is_no_single_subject() -> None:
-    assert refusal(told(("two dogs", LARGE))) is Reason.MANY_SUBJECTS
-    dogs = replace(told(("dogs", LARGE)), phrases=(phrase("dogs", root="dog"),))
+    assert refusal(captioned(("two dogs", LARGE))) is Reason.MANY_SUBJECTS
+    dogs = replace(captioned(("dogs", LARGE)), phrases=(phrase("dogs", root="dog"),))
     assert refusal(dogs) is Reason.MANY_SUBJECTS
-    pair = told(("a dog", patch(slice(0, 3), slice(0, 4)) + patch(slice(6, 9), slice(0, 4))))
-    assert refusal(pair) is Reason.MANY_SUBJECTS  # seen in two places
+    pair = captioned(("a dog", patch(slice(0, 3), slice(0, 4)) + patch(slice(6, 9), slice(0, 4))))
+    assert refusal(pair) is Reason.MANY_SUBJECTS  # in two places
 
 
 def test_of_several_pieces_the_largest_is_the_subject() -> None:
     haze = patch(slice(5, 6), slice(0, 6), 0.3) + patch(slice(8, 9), slice(9, 10), 0.3)
     soft = LARGE + patch(slice(9, 10), slice(9, 10)) + haze
-    subject = find_subject(told(("a dog", soft)), FILTERS, 0.5).subject
+    subject = find_subject(captioned(("a dog", soft)), FILTERS, 0.5).subject
     assert subject is not None
     expected = LARGE + patch(slice(5, 6), slice(0, 6), 0.3)  # the crumb goes, with the haze around it
     np.testing.assert_array_equal(subject.heatmap, expected)

@@ -26,13 +26,13 @@ def patterns() -> NDArray[np.uint8]:
     return np.stack([(x * x + 3 * y) % 256, (y * y * 2 + x) % 256, (x * y) % 256], axis=2).astype(np.uint8)
 
 
-def test_looks_are_those_of_imagehash() -> None:
+def test_hashes_are_those_of_imagehash() -> None:
     """What `imagehash.phash` of ImageHash 4.3.2 makes of these pictures."""
     assert f"{phash_of(waves()):016x}" == "9fe0e09fe01f6215"
     assert f"{phash_of(patterns()):016x}" == "80011f2e574f3b7d"
 
 
-def test_a_look_is_a_sum_of_cosines_against_their_median() -> None:
+def test_a_bit_is_a_sum_of_cosines_against_their_median() -> None:
     grey = np.asarray(Image.fromarray(waves()).convert("L").resize((32, 32), Image.Resampling.LANCZOS), float)
     n = np.arange(32)
     low = np.empty((8, 8))
@@ -44,31 +44,31 @@ def test_a_look_is_a_sum_of_cosines_against_their_median() -> None:
     assert phash_of(waves()) == int(bits, 2)
 
 
-def test_copies_look_the_same_and_other_pictures_do_not() -> None:
-    looks = []
+def test_copies_have_near_hashes_and_other_pictures_have_not() -> None:
+    hashes = []
     for index in range(20):
         picture = scene_of(11, index, 128).image
-        looks.append(phash_of(picture))
+        hashes.append(phash_of(picture))
         copies = (
             decode_image(encode(picture, "JPEG", quality=50)),
             np.asarray(Image.fromarray(picture).resize((96, 96), Image.Resampling.BICUBIC)),
             np.clip(picture * 0.95 + 8, 0, 255).astype(np.uint8),
         )
-        assert max(hamming(looks[-1], phash_of(copy)) for copy in copies) <= 4
-    others = [hamming(a, b) for i, a in enumerate(looks) for b in looks[:i]]
+        assert max(hamming(hashes[-1], phash_of(copy)) for copy in copies) <= 4
+    others = [hamming(a, b) for i, a in enumerate(hashes) for b in hashes[:i]]
     assert min(others) > 10
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 700), (64, 64)])
-def test_pictures_of_one_colour_all_look_the_same(size: tuple[int, int]) -> None:
+def test_pictures_of_one_colour_have_one_hash(size: tuple[int, int]) -> None:
     shades = [phash_of(np.full((*size, 3), shade, np.uint8)) for shade in (1, 90, 255)]
     assert set(shades) == {1 << 63}  # light alone, and nothing in it
     assert phash_of(np.zeros((*size, 3), np.uint8)) == 0
 
 
 @given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63)))
-def test_hamming_counts_the_bits_that_were_flipped(look: int, flipped: set[int]) -> None:
-    assert hamming(look, look ^ sum(1 << bit for bit in flipped)) == len(flipped)
+def test_hamming_counts_the_bits_that_were_flipped(phash: int, flipped: set[int]) -> None:
+    assert hamming(phash, phash ^ sum(1 << bit for bit in flipped)) == len(flipped)
 
 
 def test_the_transform_fills_the_field() -> None:

@@ -41,8 +41,8 @@ def annotated(key: str, *things: tuple[str, int, int]) -> Example:
         phrases.append(phrase(text, start=start))
         start += len(text) + 5
     caption = " and ".join(text for text, _, _ in things)
-    made = make_example(key, caption)
-    return replace(made, image=encode(noise, "JPEG"), phrases=tuple(phrases), objects=tuple(objects))
+    example = make_example(key, caption)
+    return replace(example, image=encode(noise, "JPEG"), phrases=tuple(phrases), objects=tuple(objects))
 
 
 def unit_rows(seed: int, count: int, width: int) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ ONES = (1 << BITS) - 1
 
 
 @st.composite
-def looks(draw: st.DrawFn) -> int:
+def hashes(draw: st.DrawFn) -> int:
     """Looks of which many are equal, and many differ from others in a few bits."""
     base = draw(st.sampled_from([0, ONES, 0x0123456789ABCDEF]))
     for bit in draw(st.lists(st.sampled_from([0, 1, 2, 3, 17, 34, 51, 63]), max_size=5)):
@@ -36,9 +36,9 @@ def looks(draw: st.DrawFn) -> int:
 @st.composite
 def candidates(draw: st.DrawFn, max_size: int = 30) -> list[Candidate]:
     """Candidates of different keys, many of equal quality, in any order."""
-    told = draw(st.lists(st.tuples(looks(), st.integers(-2, 2), st.integers(0, 3)), max_size=max_size))
-    made = [Candidate(shard, f"k{i}", quality / 10, look) for i, (look, quality, shard) in enumerate(told)]
-    return draw(st.permutations(made))
+    drawn = draw(st.lists(st.tuples(hashes(), st.integers(-2, 2), st.integers(0, 3)), max_size=max_size))
+    candidates = [Candidate(shard, f"k{i}", quality / 10, phash) for i, (phash, quality, shard) in enumerate(drawn)]
+    return draw(st.permutations(candidates))
 
 
 def difference(a: int, b: int) -> int:
@@ -46,7 +46,7 @@ def difference(a: int, b: int) -> int:
 
 
 def better_ones(all_of: Sequence[Candidate], distance: int) -> dict[str, set[str]]:
-    """The truth: of each candidate's key, the keys of all that are better and look the same."""
+    """The truth: of each candidate's key, the keys of all that are better and within the distance."""
     return {
         one.key: {
             other.key
@@ -103,9 +103,9 @@ def test_bands_share_out_all_bits(distance: int) -> None:
 
 
 @given(st.integers(0, ONES), st.sets(st.integers(0, BITS - 1), max_size=3))
-def test_looks_within_the_distance_agree_in_a_band(look: int, flipped: set[int]) -> None:
-    other = look ^ sum(1 << bit for bit in flipped)
-    assert any(look & band == other & band for band in bands(3))
+def test_hashes_within_the_distance_agree_in_a_band(phash: int, flipped: set[int]) -> None:
+    other = phash ^ sum(1 << bit for bit in flipped)
+    assert any(phash & band == other & band for band in bands(3))
 
 
 shards = st.integers(0, 2**32 - 1)
@@ -144,16 +144,16 @@ def test_a_chain_leaves_its_best_alone() -> None:
     assert {one.key: one.better for one in mark_in_bands(chain, 3)} == {"a": "", "b": "a", "c": "b"}
 
 
-def test_the_best_of_a_look_is_named_to_its_equals() -> None:
+def test_the_best_of_equal_hashes_is_named_to_the_others() -> None:
     equals = [Candidate(0, key, quality, 7) for key, quality in (("c", 0.5), ("b", 0.5), ("a", 0.4))]
     assert {one.key: one.better for one in mark_in_bands(equals, 3)} == {"a": "b", "b": "", "c": "b"}
 
 
-def test_of_more_looks_than_a_block_none_is_missed() -> None:
+def test_of_more_hashes_than_a_block_none_is_missed() -> None:
     rng = np.random.default_rng(3)
     base = int(rng.integers(0, 2**63))
     near = [base ^ sum(1 << int(bit) for bit in rng.choice(BITS, 4, replace=False)) for _ in range(300)]
-    all_of = [Candidate(0, f"k{i:03d}", float(rng.random()), look) for i, look in enumerate(near)]
+    all_of = [Candidate(0, f"k{i:03d}", float(rng.random()), phash) for i, phash in enumerate(near)]
     truth = better_ones(all_of, 3)
     assert {one.key for one in mark_near(all_of, 3) if one.better} == {key for key, others in truth.items() if others}
 
@@ -170,13 +170,15 @@ def test_a_hundred_thousand_blank_pictures_take_no_longer_than_a_pass() -> None:
 @given(candidates(), st.integers(0, 4), st.integers(1, 12))
 def test_the_transforms_agree_with_brute_force(all_of: list[Candidate], distance: int, best: int) -> None:
     chosen, duplicates = choose(all_of, distance, best)
-    told = apply(Choosing(distance, best), all_of)
-    assert sorted((one for what, one in told if what == "chosen"), key=rank) == chosen
-    assert {one.key for what, one in told if what == "duplicate"} == duplicates
+    results = apply(Choosing(distance, best), all_of)
+    assert sorted((one for what, one in results if what == "chosen"), key=rank) == chosen
+    assert {one.key for what, one in results if what == "duplicate"} == duplicates
 
 
 def test_without_marks_the_best_are_the_best_of_all() -> None:
     rng = np.random.default_rng(0)
     all_of = [Candidate(i % 7, f"k{i:04d}", round(float(q), 2), 0) for i, q in enumerate(rng.random(3000))]
-    told = apply(Choosing(None, 500), all_of)
-    assert sorted((one for _, one in told), key=rank) == sorted(all_of, key=lambda one: (-one.quality, one.key))[:500]
+    results = apply(Choosing(None, 500), all_of)
+    assert (
+        sorted((one for _, one in results), key=rank) == sorted(all_of, key=lambda one: (-one.quality, one.key))[:500]
+    )

@@ -92,7 +92,8 @@ def test_an_indefinite_article_before_a_consonant(words: str) -> None:
     [
         "umbrella", "hour", "hourglass", "honest man", "heirloom", "éclair", "Œuvre", "apple", "8-ball", "8-year-old",
         "80s car", "11-year-old", "18-wheeler", "1850s house", "11,000", "X-ray", "SUV", "LED lamp", "MRI", "HD screen",
-        "A-frame", "EXIT sign", "usher", "urn", "ugly dog", "unidentified man", "unimportant", "uninteresting",
+        "A-frame", "EXIT sign", "usher", "urn", "ugly dog", "unidentified man", "unilluminated sign",
+        "unironed shirt", "unimportant", "uninteresting",
         "onerous", "ottoman", "egg",
     ],
 )  # fmt: skip
