@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.recipe import BuildConfig, Recipe
-from schemas.samples.blip_diffusion import FORMAT
 
 if TYPE_CHECKING:
     from transforms.listing import Listing
@@ -127,4 +126,4 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
     ]  # fmt: skip
 
 
-RECIPE = Recipe(format=FORMAT, config=BlipDiffusionConfig, settle=settle, steps=steps, writes_captions=True)
+RECIPE = Recipe(name="blip-diffusion", config=BlipDiffusionConfig, settle=settle, steps=steps, writes_captions=True)

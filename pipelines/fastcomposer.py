@@ -16,7 +16,6 @@ from pydantic import Field
 
 from pipelines.recipe import BuildConfig, Recipe, check_similarity
 from schemas.errors import ConfigError
-from schemas.samples.fastcomposer import FORMAT
 
 if TYPE_CHECKING:
     from transforms.listing import Listing
@@ -81,4 +80,4 @@ def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "
     ]
 
 
-RECIPE = Recipe(format=FORMAT, config=FastComposerConfig, settle=settle, steps=steps)
+RECIPE = Recipe(name="fastcomposer", config=FastComposerConfig, settle=settle, steps=steps)

@@ -15,7 +15,6 @@ from pydantic import Field
 
 from pipelines.recipe import BuildConfig, Recipe, check_similarity
 from schemas.errors import ConfigError
-from schemas.samples.mip_adapter import FORMAT
 
 if TYPE_CHECKING:
     from transforms.listing import Listing
@@ -140,5 +139,5 @@ def cut(config: MipAdapterConfig) -> "Cut":
 
 
 RECIPE = Recipe(
-    format=FORMAT, config=MipAdapterConfig, settle=settle, steps=steps, cut=cut, writes_captions=True
+    name="mip-adapter", config=MipAdapterConfig, settle=settle, steps=steps, cut=cut, writes_captions=True
 )  # fmt: skip

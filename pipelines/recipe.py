@@ -1,7 +1,7 @@
 """What a recipe is: the format of its samples, its config, and the steps between reading and writing.
 
 Importing a recipe loads its config and nothing else, so that a wrong option is an error at once: `settle` and `steps`
-import the transforms that they use.
+import the transforms that they use, and the format of the samples is looked up when it is needed.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import Field
 
-from schemas.dataset import StrictModel
 from schemas.errors import ConfigError
-from schemas.samples.base import SampleFormat
+from schemas.strict import StrictModel
 
 if TYPE_CHECKING:
+    from schemas.samples.base import SampleFormat
     from transforms.listing import Listing
     from transforms.models.presets import Models
     from transforms.selection.cut import Cut
@@ -41,7 +41,7 @@ class Recipe(Generic[Config]):
     """A recipe.
 
     Attributes:
-        format: what its samples are.
+        name: by which commands, shards and `FORMATS` call it.
         config: what can be chosen about it.
         settle: fills in what a config leaves open, from the preset and the source; raises a ConfigError where the
             config contradicts them.
@@ -50,12 +50,19 @@ class Recipe(Generic[Config]):
         writes_captions: whether its steps write the captions that the source lacks, where the preset has a captioner.
     """
 
-    format: SampleFormat
+    name: str
     config: type[Config]
     settle: Callable[[Config, "Models", "Listing"], Config]
     steps: Callable[[Config, "Models", "Listing"], "Sequence[Step]"]
     cut: Callable[[Config], "Cut | None"] = no_cut
     writes_captions: bool = False
+
+    @property
+    def format(self) -> "SampleFormat":
+        """What its samples are."""
+        from schemas.samples import FORMATS
+
+        return FORMATS[self.name]
 
 
 def check_similarity(similarity: str, listing: "Listing", *, is_named: bool) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from schemas.rejects import Reject
+from schemas.strict import StrictModel
 
 INDEX_COLUMNS = pa.schema(
     [
@@ -34,12 +34,6 @@ Row = dict[str, Any]
 """A row of the index: column name to value."""
 
 _PART_KEY = b"subjectloom"
-
-
-class StrictModel(BaseModel):
-    """Base of all that is written as JSON: an unknown or a missing field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelName(StrictModel):

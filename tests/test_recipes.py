@@ -62,7 +62,10 @@ def dataset(recipe: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_the_tables_of_all_layers_have_the_same_names() -> None:
     assert list(RECIPES) == list(FORMATS) == list(TRAININGS)
-    assert all(FORMATS[name] is recipe.format and recipe.format.recipe == name for name, recipe in RECIPES.items())
+    assert all(
+        FORMATS[name] is recipe.format and recipe.name == recipe.format.recipe == name
+        for name, recipe in RECIPES.items()
+    )
 
 
 def test_the_dataset_is_sound_and_its_report_shows_it(recipe: str, dataset: Path) -> None:

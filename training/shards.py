@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset import tariterators
 
-from schemas.dataset import StrictModel
 from schemas.errors import InputError, RecordError
 from schemas.keys import rng_of
+from schemas.strict import StrictModel
 
 Batch = dict[str, Any]
 """Name to tensor with the samples along the first axis, or to a list with a value per sample. Always holds `keys`, the

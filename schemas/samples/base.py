@@ -14,12 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import AfterValidator, ValidationError
 
-from schemas.dataset import INDEX_COLUMNS, Row, StrictModel
+from schemas.dataset import INDEX_COLUMNS, Row
 from schemas.errors import RecordError
 from schemas.example import Example
 from schemas.images import decode_grey, decode_image
 from schemas.masks import BBox, Mask
 from schemas.shards import Sample
+from schemas.strict import StrictModel
 
 Score = Annotated[float, AfterValidator(lambda score: round(score, 4))]
 """A similarity, a confidence or a share, rounded to four decimals: short text, the same on every machine."""

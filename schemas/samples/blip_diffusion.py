@@ -15,10 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.boxes import BBox, box_of
-from schemas.dataset import Row, StrictModel
+from schemas.dataset import Row
 from schemas.example import Example
 from schemas.images import decode_grey
 from schemas.samples.base import Pictures, SampleFormat, SampleRecord, Score, SourceField
+from schemas.strict import StrictModel
 
 TRIMAP = (0, 128, 255)
 """The values of a trimap's pixels: background, unknown, subject."""

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.dataset import Row, StrictModel
+from schemas.dataset import Row
 from schemas.errors import RecordError
 from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.masks import BBox
@@ -22,6 +22,7 @@ from schemas.samples.base import (
     mask_problems,
     span_problems,
 )
+from schemas.strict import StrictModel
 
 
 class PhraseField(StrictModel):

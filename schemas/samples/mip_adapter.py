@@ -6,7 +6,7 @@ from typing import Annotated, Self
 import pyarrow as pa
 from pydantic import Field
 
-from schemas.dataset import Row, StrictModel
+from schemas.dataset import Row
 from schemas.example import Example, Object
 from schemas.masks import BBox
 from schemas.samples.base import (
@@ -19,6 +19,7 @@ from schemas.samples.base import (
     mask_problems,
     span_problems,
 )
+from schemas.strict import StrictModel
 
 
 class ObjectField(StrictModel):

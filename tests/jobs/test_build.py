@@ -48,7 +48,7 @@ def score(example: Example) -> Example:
 
 
 def scoring(cut: Cut | None) -> Recipe[BuildConfig]:
-    return Recipe(FORMAT, BuildConfig, lambda config, *_: config, lambda *_: [Score()], lambda _: cut)
+    return Recipe(FORMAT.recipe, BuildConfig, lambda config, *_: config, lambda *_: [Score()], lambda _: cut)
 
 
 @pytest.fixture(autouse=True)

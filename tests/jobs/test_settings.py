@@ -7,8 +7,8 @@ import pytest
 from pydantic import Field
 
 from jobs.settings import expand_field_options, read_config
-from schemas.dataset import StrictModel
 from schemas.errors import ConfigError
+from schemas.strict import StrictModel
 
 
 class Config(StrictModel):
