@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import blip_diffusion, fastcomposer, mip_adapter
+from pipelines import blip_diffusion, captioned, fastcomposer, mip_adapter
 from pipelines.recipe import Recipe
 
 RECIPES: Mapping[str, Recipe[Any]] = {
     "fastcomposer": fastcomposer.RECIPE,
     "blip-diffusion": blip_diffusion.RECIPE,
     "mip-adapter": mip_adapter.RECIPE,
+    "captioned": captioned.RECIPE,
 }
 """The recipes, by the names that commands take."""

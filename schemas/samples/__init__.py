@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 from schemas.errors import InputError
-from schemas.samples import blip_diffusion, fastcomposer, mip_adapter
+from schemas.samples import blip_diffusion, captioned, fastcomposer, mip_adapter
 from schemas.samples.base import SampleFormat
 
 FORMATS: Mapping[str, SampleFormat] = {
     "fastcomposer": fastcomposer.FORMAT,
     "blip-diffusion": blip_diffusion.FORMAT,
     "mip-adapter": mip_adapter.FORMAT,
+    "captioned": captioned.FORMAT,
 }
 """The format of each recipe's samples, by the recipe's name."""
 

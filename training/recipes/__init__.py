@@ -13,6 +13,7 @@ TRAININGS: Mapping[str, str] = {
     "fastcomposer": "training.recipes.fastcomposer",
     "blip-diffusion": "training.recipes.blip_diffusion",
     "mip-adapter": "training.recipes.mip_adapter",
+    "captioned": "training.recipes.captioned",
 }
 """Module of each recipe. It defines Config, view, texts, load, small, Model, and from these TRAINING."""
 

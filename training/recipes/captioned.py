@@ -1,0 +1,113 @@
+"""Captioned pictures: plain text-to-image training, which is `LatentDiffusion` as it stands.
+
+A batch holds
+
+    keys          list of B str
+    pixel_values  [B, 3, R, R] float32 in [-1, 1]
+    input_ids     [B, L] int64; of samples whose caption is dropped the empty caption
+    skipped       list of str, a line for each sample that could not be read
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from pydantic import Field
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from schemas.samples.base import SampleRecord
+from training.diffusion import STABLE_DIFFUSION, LatentDiffusion, Parts, load_stable_diffusion
+from training.drops import Drop, Drops, DropTable, draw
+from training.geometry import crop_height, decode, open_jpeg
+from training.loop import RunConfig
+from training.recipe import HUB_RUN, SAMPLE_RUN, Training
+from training.shards import Pixels, Raw
+from training.small import seeded, small_scheduler, small_text_encoder, small_unet
+from training.tokenizer import small_tokenizer
+
+
+class Config(RunConfig):
+    """How to train a text-to-image model on captioned pictures."""
+
+    unconditional: float = Field(default=0.1, ge=0, le=1, description="share of samples without caption")
+    augment: bool = Field(default=True, description="mirror pictures")
+    train_encoders: bool = Field(
+        default=False, description="train the text encoder: for one that starts from random weights"
+    )
+
+    def plain(self) -> Self:
+        """Without drops and mirroring."""
+        return self.model_copy(update={"unconditional": 0.0, "augment": False})
+
+
+def drop_table(config: Config) -> DropTable:
+    """The caption is dropped per sample."""
+    return {"sample": Drops(independent=(Drop(config.unconditional, frozenset({"caption"})),))}
+
+
+def texts(raw: Raw) -> list[str]:
+    """The caption."""
+    return [_record(raw).caption]
+
+
+def view(raw: Raw, rng: np.random.Generator, tokenizer: CLIPTokenizer, config: Config) -> dict[str, Tensor | Pixels]:
+    """Make one sample's values; see the module for what a batch of them holds."""
+    record = _record(raw)
+    opened = open_jpeg(raw.get("jpg", b""), record.width, record.height)
+    mirrored = config.augment and bool(rng.random() < 0.5)
+    crop = crop_height(record.width, record.height, config.resolution, mirrored=mirrored)
+    caption = "" if "caption" in draw(drop_table(config), "sample", rng) else record.caption
+    ids = tokenizer(caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
+    picture = crop.crop_picture(decode(opened, crop, [], config.reference))
+    pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+    return {"pixel_values": Pixels(pixels, -1, 1), "input_ids": torch.tensor(ids)}
+
+
+def _record(raw: Raw) -> SampleRecord:
+    return SampleRecord.model_validate_json(raw.get("json", b""))
+
+
+def load(folder: str | Path = STABLE_DIFFUSION) -> Parts:
+    """Load a model from a folder (or the hub's name of one) in Stable Diffusion 1.5's layout.
+
+    Raises:
+        ModelError: something is missing or of another kind.
+    """
+    return Parts(**load_stable_diffusion(folder))
+
+
+def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
+    """Make small untrained parts, their weights a function of `seed`, for the words of `texts`."""
+    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
+    with seeded(seed):
+        return Parts(
+            tokenizer=tokenizer,
+            text_encoder=small_text_encoder(tokenizer),
+            unet=small_unet(vae.config.latent_channels),
+            vae=vae,
+            scheduler=small_scheduler(),
+        )
+
+
+class Model(LatentDiffusion):
+    """A text-to-image model; the U-Net is trained, and the text encoder if the config says so."""
+
+    def __init__(self, parts: Parts, config: Config | None = None) -> None:
+        config = config or Config()
+        super().__init__(parts, drop_table(config))
+        self.text_encoder.requires_grad_(config.train_encoders)
+
+
+TRAINING = Training(
+    config=Config,
+    presets={"sample": SAMPLE_RUN, "hub": HUB_RUN},
+    view=view,
+    texts=texts,
+    load=load,
+    small=small,
+    model=Model,
+)
