@@ -22,6 +22,7 @@ from tests.training.runs import CONFIG, batches_of, losses, losses_of_run, new_m
 from training.checkpoint import complete_checkpoints
 from training.diffusion import Draws
 from training.loop import RunConfig, train
+from training.recipes import TRAININGS, training_of
 
 
 @pytest.fixture(scope="module")
