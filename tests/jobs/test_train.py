@@ -88,7 +88,7 @@ def test_a_trained_model_can_be_started_from(run: Run, dataset: Path, tmp_path: 
         (("fastcomposer", "--data", "nowhere.tar"), "no shard nowhere.tar: name the folder of a dataset"),
         (("fastcomposer", "--data", "DATA", "--preset", "hab"), "there is no preset 'hab', did you mean 'hub'?"),
         (("fastcomposer", "--data", "DATA", "--model", "nowhere"), "no model in nowhere: "),
-        (("fastcomposer", "--data", "DATA", "--config", "CONFIG"), "'stepz' is no field of the config, did you mean"),
+        (("fastcomposer", "--data", "DATA", "--config", "CONFIG"), "the config has no field 'stepz', did you mean"),
     ],
 )
 def test_an_error_is_one_line(run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:

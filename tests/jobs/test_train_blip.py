@@ -62,7 +62,7 @@ def test_a_trained_model_is_fine_tuned_on_a_subject(run: Run, dataset: Path, tmp
         (("fastcomposer", "--data", "DATA"), "holds no shard: expected fastcomposer-000000.tar"),
         (("blip-diffusion", "--data", "DATA", "--preset", "hab"), "there is no preset 'hab', did you mean 'hub'?"),
         (("blip-diffusion", "--data", "DATA", "--model", "no/such/folder"), "no model in no/such/folder: "),
-        (("blip-diffusion", "--data", "DATA", "--config", "CONFIG"), "'text_only' is no field of the config"),
+        (("blip-diffusion", "--data", "DATA", "--config", "CONFIG"), "the config has no field 'text_only'"),
     ],
 )
 def test_an_error_is_one_line(run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from schemas.errors import InputError, ModelError
+from schemas.errors import ConfigError, InputError, ModelError
 from tests.paths import ROOT
 from tests.training import processes
 from tests.training.models import tiny_batch, tiny_parts
@@ -22,6 +22,7 @@ from tests.training.runs import CONFIG, batches_of, losses, losses_of_run, new_m
 from training.checkpoint import complete_checkpoints
 from training.diffusion import Draws
 from training.loop import RunConfig, train
+from training.recipes import TRAININGS, training_of
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +246,17 @@ def test_training_needs_no_beam() -> None:
 def test_the_names_of_the_recipes_need_no_torch() -> None:
     script = "import sys; import training.recipes; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_each_recipe_states_its_training(name: str) -> None:
+    training = training_of(name)
+    for preset in ("sample", "hub"):
+        config = training.config(**training.presets[preset])
+        assert config.plain().plain() == config.plain()
+    assert training.presets["sample"]["resolution"] == 64
+
+
+def test_an_unknown_recipe_is_named() -> None:
+    with pytest.raises(ConfigError, match="there is no recipe 'mip-adaptor', did you mean 'mip-adapter'"):
+        training_of("mip-adaptor")

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
@@ -378,6 +379,7 @@ def test_a_broken_run_goes_on_to_the_same_numbers_and_weights(vae: Path, tmp_pat
 def test_half_precision_stays_near(vae: Path, tmp_path: Path) -> None:
     runs = []
     for precision in ("no", "bf16"):
+        AcceleratorState._reset_state()  # which keeps the first run's precision otherwise
         model = new_model(vae, merge="paper")
         config = CONFIG.model_copy(update={"steps": 2, "precision": precision})
         runs.append(list(train(model, batches_of(model.parts), config, tmp_path / precision)))
