@@ -171,6 +171,12 @@ def test_a_scaled_subject_stays_where_it_is_unless_it_would_leave_the_picture(
     assert placed_by(asked, 2.0, 0.9, 0.9, 0.9, box=box) == (Placement("", 2.0, shift), placed)
 
 
+def test_a_subject_grows_no_higher_than_the_picture() -> None:
+    asked = Composition(scale=(9.0, 9.0), move=True)
+    placed = placed_by(asked, 9.0, 0.0, 0.0, 0.9, box=(10, 20, 5, 30))
+    assert placed == (Placement("", 2.0, (-7, -5)), (0, 0, 10, 60))
+
+
 @pytest.mark.parametrize("box", [(0, 20, 10, 10), (10, 0, 10, 10), (30, 20, 10, 10), (10, 50, 10, 10)])
 def test_a_subject_at_any_of_the_four_edges_is_neither_scaled_nor_moved(box: tuple[int, int, int, int]) -> None:
     asked = Composition(scale=(0.5, 2.0), move=True)
