@@ -77,7 +77,7 @@ def test_masks_and_points_are_moved_by_the_same_numbers(cropped: tuple[Crop, tup
     assume(min(abs(edges[:, None] - centres).min() for edges in (across, down)) > 1e-6)
     expected = np.zeros((crop.side, crop.side), bool)
     for row, column in np.ndindex(*expected.shape):
-        y, x = source_of(down, centres[row]), source_of(across, centres[column])
+        y, x = source_of(down, float(centres[row])), source_of(across, float(centres[column]))
         expected[row, column] = y is not None and x is not None and mask[y, x]
     np.testing.assert_array_equal(crop.crop_mask(mask), expected)
 
@@ -95,7 +95,7 @@ def test_a_cropped_box_frames_the_cropped_mask(cropped: tuple[Crop, tuple[int, i
     shown = crop.crop_mask(mask)
     if shown.any():  # a pixel is shown where its centre lies in the box
         found = box_of(shown)
-        assert (found[0], found[1]) == (pytest.approx(left, abs=0.501), pytest.approx(top, abs=0.501))
+        assert found[:2] == pytest.approx((left, top), abs=0.501)
         assert found[0] + found[2] == pytest.approx(left + across, abs=0.501)
         assert found[1] + found[3] == pytest.approx(top + down, abs=0.501)
     else:
