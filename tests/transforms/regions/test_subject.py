@@ -80,8 +80,8 @@ def test_a_refusal_names_the_subject_and_the_bound() -> None:
         "small-subject: the largest is dog (2.0%), the smallest allowed is 3.0%": segmented(("dog", cells(2))),
         "large-subject: it is dog (71.0%), the largest allowed is 70.0%": segmented(("dog", cells(71))),
         "person-subject: it is woman (30.0%)": segmented(("woman", LARGE)),
-        "person-subject: it is my wife (30.0%)": told(("my wife", LARGE)),
-        "many-subjects: two dogs (30.0%) is more than one": told(("two dogs", LARGE)),
+        "person-subject: it is my wife (30.0%)": captioned(("my wife", LARGE)),
+        "many-subjects: two dogs (30.0%) is more than one": captioned(("two dogs", LARGE)),
         "many-subjects: dog (30.0%) and cat (24.0%)": segmented(("cat", LOW), ("dog", LARGE)),
     }
     assert [str(refused(example)) for example in cases.values()] == list(cases)
@@ -179,26 +179,26 @@ def test_a_phrase_of_many_is_no_single_subject() -> None:
 
 
 def test_things_that_come_in_pairs_are_one_and_copies_of_a_phrase_are_many() -> None:
-    jeans = replace(told(("blue jeans", LARGE)), phrases=(phrase("blue jeans", root="jean"),))
+    jeans = replace(captioned(("blue jeans", LARGE)), phrases=(phrase("blue jeans", root="jean"),))
     assert find_subject(jeans, FILTERS, 0.5).subject
-    assert find_subject(told(("the Dog", LARGE)), FILTERS, 0.5).subject
+    assert find_subject(captioned(("the Dog", LARGE)), FILTERS, 0.5).subject
     # "two dogs", written out: both copies come from the same words.
     copies = (Phrase("a dog", 0, 5, "dog", (0, 8)), Phrase("a dog", 10, 15, "dog", (0, 8)))
-    written_out = replace(told(("a dog", LARGE), ("a dog", SMALL)), phrases=copies)
+    written_out = replace(captioned(("a dog", LARGE), ("a dog", SMALL)), phrases=copies)
     assert refusal(written_out) is Reason.MANY_SUBJECTS
 
 
 def test_a_second_piece_of_half_the_size_is_another_thing() -> None:
     piece = patch(slice(0, 2), slice(0, 5))
-    assert refusal(told(("a dog", piece + patch(slice(5, 6), slice(0, 5))))) is Reason.MANY_SUBJECTS
-    assert find_subject(told(("a dog", piece + patch(slice(5, 6), slice(0, 4)))), FILTERS, 0.5).subject
+    assert refusal(captioned(("a dog", piece + patch(slice(5, 6), slice(0, 5))))) is Reason.MANY_SUBJECTS
+    assert find_subject(captioned(("a dog", piece + patch(slice(5, 6), slice(0, 4)))), FILTERS, 0.5).subject
     crumbs = patch(slice(5, 6), slice(0, 4)) + patch(slice(7, 8), slice(0, 4))  # together, but not each
-    assert find_subject(told(("a dog", piece + crumbs)), FILTERS, 0.5).subject
+    assert find_subject(captioned(("a dog", piece + crumbs)), FILTERS, 0.5).subject
 
 
 def test_a_confidence_at_the_level_counts() -> None:
-    assert find_subject(told(("a dog", LARGE * 0.5)), FILTERS, 0.5).subject
-    assert refusal(told(("a dog", LARGE * 0.49))) is Reason.NO_SUBJECT
+    assert find_subject(captioned(("a dog", LARGE * 0.5)), FILTERS, 0.5).subject
+    assert refusal(captioned(("a dog", LARGE * 0.49))) is Reason.NO_SUBJECT
 
 
 def test_of_several_pieces_the_largest_is_the_subject() -> None:
@@ -212,7 +212,7 @@ def test_of_several_pieces_the_largest_is_the_subject() -> None:
 
 def test_the_largest_piece_need_not_be_the_first_one() -> None:
     crumb = patch(slice(0, 1), slice(9, 10))
-    subject = find_subject(told(("a dog", crumb + LOW)), FILTERS, 0.5).subject
+    subject = find_subject(captioned(("a dog", crumb + LOW)), FILTERS, 0.5).subject
     assert subject is not None
     np.testing.assert_array_equal(subject.heatmap, LOW)
 
@@ -261,7 +261,7 @@ def test_the_transforms_turn_pictures_into_rejects() -> None:
     assert batch.records[0] == find_subject(dog, FILTERS, 0.5)
     assert isinstance(batch.records[1], Reject)
     assert (batch.records[1].stage, batch.records[1].reason) == ("subject", Reason.PERSON_SUBJECT)
-    unsure = told(("a dog", LARGE * 0.5))  # the level where none is given
+    unsure = captioned(("a dog", LARGE * 0.5))  # the level where none is given
     (batch,) = apply(ChooseSubject(FILTERS), [Batch(0, (unsure,))])
     assert batch.records[0] == find_subject(unsure, FILTERS, 0.5)
     small = make_example("small", size=(16, 11))
