@@ -109,6 +109,49 @@ def test_where_all_unknown_pixels_are_neighbours_the_factor_is_that_of_the_matri
     np.testing.assert_allclose(result, np.linalg.solve(shifted, vector), rtol=2e-3)
 
 
+def incomplete_factor(matrix: Floats, before: NDArray[np.int32]) -> Floats:
+    """L of an incomplete Cholesky factorization that keeps the entries of `before`, by its definition."""
+    lower = np.zeros_like(matrix)
+    for i in range(len(matrix)):
+        for j in sorted(set(before[i]) - {i}):
+            lower[i, j] = (matrix[i, j] - lower[i, :j] @ lower[j, :j]) / lower[j, j]
+        lower[i, i] = np.sqrt(matrix[i, i] - lower[i, :i] @ lower[i, :i])
+    return lower
+
+
+@pytest.mark.parametrize("size", [(20, 20), (17, 31)])
+def test_elsewhere_the_factor_is_the_incomplete_one_of_its_definition(size: tuple[int, int]) -> None:
+    equations = system(noisy(np.random.default_rng(0), *size), banded(*size, 2))
+    count = len(equations.right)
+    lower, pivots = np.empty((count, 12), np.float32), np.empty(count, np.float32)
+    assert _factor(equations.rows, equations.before, 0.05, lower, pivots)
+    expected = incomplete_factor(equations.dense + 0.05 * np.diag(np.diag(equations.dense)), equations.before)
+    found = np.diag(1 / pivots.astype(float))
+    for i, k in np.ndindex(count, 12):
+        if equations.before[i, k] != i:
+            found[i, equations.before[i, k]] = lower[i, k]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    vector = np.random.default_rng(1).normal(size=count)
+    result = np.full(count, 7, np.float32)
+    _precondition((lower, pivots, equations.before), vector, result)
+    solved = np.linalg.solve(expected @ expected.T, vector)
+    np.testing.assert_allclose(result, solved, atol=1e-3 * np.abs(solved).max())
+
+
+def test_some_thirty_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = []
+
+    def count_products(*arrays: Floats) -> None:
+        products.append(arrays)
+        _apply(*arrays)
+
+    monkeypatch.setattr("transforms.matting.laplacian._apply", count_products)
+    for size in (40, 160):
+        products.clear()
+        closed_form_alpha(noisy(np.random.default_rng(0), size, size), banded(size, size, size // 8))
+        assert 5 < len(products) < 60
+
+
 def test_a_matrix_that_has_no_factor_is_said_to_have_none() -> None:
     rows = np.zeros((2, 13))
     rows[:, 12] = 1
