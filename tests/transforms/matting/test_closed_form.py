@@ -152,6 +152,20 @@ def test_some_thirty_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 5 < len(products) < 60
 
 
+def test_where_the_factor_fails_it_is_tried_with_a_larger_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, trimap = noisy(np.random.default_rng(0), 40, 40), banded(40, 40)
+    expected = closed_form_alpha(image, trimap)
+    shifts = []
+
+    def fail_twice(rows: Floats, before: NDArray[np.int32], shift: float, *filled: NDArray[np.float32]) -> bool:
+        shifts.append(shift)
+        return len(shifts) > 2 and bool(_factor(rows, before, shift, *filled))
+
+    monkeypatch.setattr("transforms.matting.laplacian._factor", fail_twice)
+    np.testing.assert_allclose(closed_form_alpha(image, trimap), expected, atol=0.01)
+    assert shifts == pytest.approx([0.016, 0.064, 0.256])
+
+
 def test_a_matrix_that_has_no_factor_is_said_to_have_none() -> None:
     rows = np.zeros((2, 13))
     rows[:, 12] = 1
