@@ -346,7 +346,7 @@ def test_holes_islands_and_bands_of_one_pixel() -> None:
         (
             np.zeros((4, 4, 3), np.float32),
             np.zeros((4, 4), np.uint8),
-            r"the image must be .* it is \[4, 4, 3\] float32",
+            r"the image must be .* it is .* float32",
         ),
         (np.zeros((4, 4, 3)), np.zeros((4, 5), np.uint8), r"the trimap must be \[4, 4\] uint8, it is \[4, 5\]"),
         (np.zeros((4, 4, 3)), np.zeros((4, 4)), r"the trimap must be .* it is \[4, 4\] float64"),
