@@ -33,6 +33,19 @@ NAMES = (
 )
 """All benchmarks, in the order of their sections."""
 README = Path(__file__).parent / "README.md"
+FRONT = README.parents[1] / "README.md"
+"""The project's own README; its few figures are copied from the sections."""
+HEADLINE = {
+    ("accuracy", "parser, treebank dev: noun phrase f1"): "noun phrases of real English (F1, a treebank's dev set)",
+    ("accuracy", "segments, scenes: pq"): "panoptic quality of the sample segmenter on unseen scenes",
+    ("accuracy", "links, scenes: precision"): "phrases tied to the right object (precision, unseen scenes)",
+    ("mattes", "mean error of alpha"): "error of a matte's alpha, on a scale from 0 to 1 (unseen scenes)",
+    (
+        "matting",
+        "PyMatting's time over ours, median",
+    ): "times as fast as PyMatting, matting by the same equations (median)",
+}
+"""The figures of the project's README: benchmark and row, and what they are called there."""
 LIBRARIES = ("apache-beam", "numpy", "torch", "transformers", "diffusers")
 HEAD = """# Benchmarks
 
@@ -67,7 +80,11 @@ def report(name: str, summary: str, rows: Sequence[Row], *, write: bool, path: P
         options = [option for option in sys.argv[1:] if option != "--write"]
         command = shlex.join(["python", "-m", f"benchmarks.{name}", *options])
         text = path.read_text(encoding="utf-8") if path.exists() else HEAD
-        path.write_text(replace_section(text, name, section(name, summary, command, rows)), encoding="utf-8")
+        text = replace_section(text, name, section(name, summary, command, rows))
+        path.write_text(text, encoding="utf-8")
+        if path == README:
+            front = replace_headline(FRONT.read_text(encoding="utf-8"), text)
+            FRONT.write_text(front, encoding="utf-8")
 
 
 def section(name: str, summary: str, command: str, rows: Sequence[Row]) -> str:
@@ -94,6 +111,22 @@ def replace_section(text: str, name: str, content: str) -> str:
     head = text.split("<!-- ", maxsplit=1)[0].rstrip()
     ordered = [f"<!-- {key} -->\n{sections[key]}\n<!-- /{key} -->" for key in NAMES if key in sections]
     return "\n\n".join([head, *ordered]) + "\n"
+
+
+def replace_headline(front: str, text: str) -> str:
+    """Fill the table between `<!-- figures -->` and `<!-- /figures -->` of `front` from the sections of `text`.
+
+    A figure whose benchmark has no section is left out.
+    """
+    lines = ["| | |", "| --- | --- |"]
+    for (name, row), title in HEADLINE.items():
+        found = re.search(
+            rf"<!-- {name} -->.*?^\| {re.escape(row)} \| (.*?) \|.*?<!-- /{name} -->", text, re.DOTALL | re.MULTILINE
+        )
+        if found:
+            lines.append(f"| {title} | {found[1]} |")
+    table = "\n".join(lines)
+    return re.sub(r"(<!-- figures -->\n).*?(\n<!-- /figures -->)", rf"\g<1>{table}\g<2>", front, flags=re.DOTALL)
 
 
 def machine() -> str:

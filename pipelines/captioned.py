@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from pipelines.recipe import BuildConfig, Recipe
 
 if TYPE_CHECKING:
-    from transforms.models.presets import Models
     from transforms.listing import Listing
+    from transforms.models.presets import Models
     from transforms.step import Step
 
 

@@ -112,4 +112,6 @@ def _runs(counts: str) -> list[int]:
             value -= (bits & 16) << (shift - 4)
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
+    if shift:
+        raise ValueError("the string of run lengths breaks off within a number")
     return runs

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import HEAD, NAMES, Row, machine, replace_section, report, section
+from benchmarks.tables import HEAD, HEADLINE, NAMES, Row, machine, replace_headline, replace_section, report, section
 
 ROWS = [Row("frames per second", "12.5", "at least 10"), Row("a | b", "3")]
 
@@ -66,3 +66,19 @@ def test_every_benchmark_of_the_list_is_a_module(name: str) -> None:
 def test_every_module_is_in_the_list() -> None:
     modules = {path.stem for path in Path(__file__).parents[2].joinpath("benchmarks").glob("*.py")}
     assert modules - {"__init__", "__main__", "memory", "tables"} == set(NAMES)
+
+
+def test_the_project_s_readme_shows_figures_of_the_sections() -> None:
+    text = HEAD
+    for (name, row), number in zip(HEADLINE, ("0.892", "0.814", "0.994"), strict=False):
+        rows = [Row("another row", "9"), Row(row, number)]
+        old = text.partition(f"<!-- {name} -->\n")[2].partition("\n<!-- /")[0]
+        text = replace_section(text, name, old + "\n" + section(name, "What.", "command", rows))
+    titles = list(HEADLINE.values())
+    front = "# Title\n\n<!-- figures -->\nold\n<!-- /figures -->\n\nMore.\n"
+    filled = replace_headline(front, text)
+    assert filled == (
+        "# Title\n\n<!-- figures -->\n| | |\n| --- | --- |\n"
+        f"| {titles[0]} | 0.892 |\n| {titles[1]} | 0.814 |\n| {titles[2]} | 0.994 |\n<!-- /figures -->\n\nMore.\n"
+    )
+    assert replace_headline(filled, text) == filled

@@ -18,13 +18,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_scene_has_picture_caption_truth_and_alphas(folder: Path) -> None:
+    named = []
     for index in range(6):
         key = f"{index:06d}"
         truth = json.loads((folder / "truth" / f"{key}.json").read_text())
         assert (folder / "images" / f"{key}.txt").read_text() == truth["caption"]
         with Image.open(folder / "images" / f"{key}.jpg") as image:
             assert image.size == (96, 96)
+        assert truth["objects"]
         for thing in truth["objects"]:
+            named.append(thing["phrase"] is not None)
             alpha = np.asarray(Image.open(folder / "truth" / thing["alpha"]))
             assert alpha.shape == (96, 96)
             assert np.array_equal(Mask.from_json(thing["segmentation"]).to_array(), alpha >= 128)
@@ -32,6 +35,7 @@ def test_every_scene_has_picture_caption_truth_and_alphas(folder: Path) -> None:
                 assert truth["caption"][thing["start"] : thing["end"]] == thing["phrase"]
             else:
                 assert thing["start"] is thing["end"] is None
+    assert set(named) == {True, False}  # objects that a caption names, and objects that it leaves out
 
 
 def test_the_files_hold_the_scene_of_the_same_number(folder: Path) -> None:

@@ -118,7 +118,9 @@ def test_the_matte_is_that_of_the_largest_object(dataset: Path) -> None:
 
 
 def test_the_input_shows_the_subject_where_the_record_says(dataset: Path) -> None:
-    for record, sample in samples_of(dataset):
+    found = samples_of(dataset)
+    assert len(found) >= 4
+    for record, sample in found:
         target, shown = (decode_image(sample.members[f"{name}.jpg"]).astype(int) for name in ("target", "input"))
         assert shown.shape == target.shape
         x, y, w, h = record.bbox

@@ -3,11 +3,14 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
@@ -25,6 +28,8 @@ from tests.grounding import write_detector
 from tests.pictures import Member, tar
 from tests.recipes import plan
 from transforms.listing import list_source
+from transforms.models import detector
+from transforms.models.detector import Detections
 from transforms.models.presets import SAMPLE, resolve
 from transforms.scenes import Scene
 
@@ -160,18 +165,53 @@ def test_two_workers_and_a_second_run_write_the_same_bytes(dataset: Path, source
     assert digests(tmp_path) == digests(dataset)
 
 
-def test_a_detector_s_boxes_are_filled_from_the_source_s_masks(source: Path, tmp_path: Path) -> None:
+def true_detections(scenes: list[Scene]) -> Callable[..., list[Detections]]:
+    """A detector that finds what it is asked for: the true boxes, half a pixel wider on each side."""
+
+    def scene_like(picture: NDArray[np.uint8]) -> Scene:
+        return min(scenes, key=lambda scene: float(np.abs(scene.image.astype(float) - picture).mean()))
+
+    def detect(_: object, pictures: Sequence[NDArray[np.uint8]], texts: Sequence[Sequence[str]]) -> list[Detections]:
+        found = []
+        for picture, phrases in zip(pictures, texts, strict=True):
+            scene = scene_like(picture)
+            boxes = [Mask.from_array(thing.mask).bbox for thing in scene.objects]
+            corners = [(x - 0.5, y - 0.5, x + w + 0.5, y + h + 0.5) for x, y, w, h in boxes]
+            named = [scene.caption[slice(*thing.phrase)] if thing.phrase else "" for thing in scene.objects]
+            scores = [[0.9 if name == phrase else 0.0 for name in named] for phrase in phrases]
+            found.append(Detections(np.clip(corners, 0, len(picture)).astype(np.float32), np.array(scores, np.float32)))
+        return found
+
+    return detect
+
+
+def test_a_detector_s_boxes_are_filled_from_the_source_s_masks(
+    source: Path, scenes: list[Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_detector(tmp_path / "detector")
     models = resolve("sample", {"detector": str(tmp_path / "detector")})
-    asked = MipAdapterConfig(**{**WIDE, "box_threshold": 0.0, "min_score": 0.0})
+    asked = MipAdapterConfig(**{**WIDE, "box_threshold": 0.5})
     settled, kinds = plan("mip-adapter", asked, models, list_source(str(source)))
     assert settled.grounding == "detector"
     assert kinds == {"parser", "clip", "detector"}
+    monkeypatch.setattr(detector, "detect_phrases", true_detections(scenes))
     info = build(Request("mip-adapter", str(source), str(tmp_path / "out"), asked, models, limit=8), QUIET)
     assert info.counts.read == 8
     assert info.models["detector"].revision.startswith("sha256:")
-    # Random boxes: what matters is that each picture met the gates and none broke.
-    assert set(info.counts.rejects) <= {"gates", "best"}
+    records = records_of(tmp_path / "out")
+    assert len(records) >= 3
+    for key, record in records.items():
+        scene = scenes[int(key.removeprefix("sa_"))]
+        truth = {Mask.from_array(thing.mask): thing.phrase for thing in scene.objects}
+        assert len(record.objects) >= 2
+        for one in record.objects:
+            mask = one.segmentation.to_mask()
+            assert truth.get(mask) is not None  # pixel for pixel one of the source's masks
+            x, y, w, h = mask.bbox
+            left, top, width, height = one.bbox  # the detector's box: it reaches past the mask, the picture allowing
+            assert (left, top) == (max(x - 1, 0), max(y - 1, 0))
+            assert (left + width, top + height) == (min(x + w + 1, 128), min(y + h + 1, 128))
+            assert one.score == 0.9
 
 
 def test_what_contradicts_itself_is_refused_before_anything_runs(source: Path) -> None:

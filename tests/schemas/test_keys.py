@@ -1,6 +1,6 @@
 from hypothesis import given
 
-from schemas.keys import KEY_PATTERN, clean_key
+from schemas.keys import KEY_PATTERN, clean_key, rng_of
 from tests.strategies import raw_keys
 
 
@@ -62,3 +62,23 @@ def test_a_cleaned_key_is_the_same_in_every_release() -> None:
 def test_a_file_name_that_is_no_utf8_has_a_key() -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     assert KEY_PATTERN.fullmatch(clean_key(name))
+
+
+def test_a_cleaned_key_has_no_underscore_at_its_ends_and_may_be_the_hash_alone() -> None:
+    assert clean_key("_a.b_").startswith("a_b-")
+    assert clean_key("X.X").startswith("X_X-")
+    assert clean_key("é b..c/") == "b_c-" + clean_key("é b..c/")[-16:]
+    assert clean_key("") == "e3b0c44298fc1c14"  # SHA-256 of nothing
+    assert len(clean_key("x" * 201)) == 200
+
+
+def test_random_numbers_are_the_same_in_every_release() -> None:
+    """A dataset is built again from its seed: other numbers would be other bytes."""
+    rng = rng_of(7, "composite", "dog")
+    assert int(rng.integers(2**32)) == 2293121679
+
+
+def test_random_numbers_depend_on_seed_stage_and_key_and_on_where_one_ends() -> None:
+    given_to = [(7, "ab", "c"), (7, "a", "bc"), (8, "ab", "c"), (7, "ab", "d"), (7, "ac", "c"), (7, "c", "ab")]
+    assert len({rng_of(*names).integers(2**62) for names in given_to}) == len(given_to)
+    assert rng_of(7, "ab", "c").random() == rng_of(7, "ab", "c").random()

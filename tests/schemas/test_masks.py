@@ -98,10 +98,40 @@ def test_runs_that_leave_pixels_over_or_overflow_are_refused(mask: NDArray[np.bo
         Mask((mask.shape[0], mask.shape[1]), compress(counts)).check()
 
 
-@pytest.mark.parametrize("counts", ["", "é", " ", compress([-2, 8])])
-def test_what_is_no_string_of_runs_is_refused(counts: str) -> None:
-    with pytest.raises(ValueError, match=r"its runs cover [06] pixels|not a character of COCO's run lengths"):
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ("", "its runs cover 0 pixels of a picture of 3 x 2"),
+        ("é", "'é' is not a character of COCO's run lengths"),
+        ("/", "'/' is not a character of COCO's run lengths"),  # the character before "0"
+        ("p", "'p' is not a character of COCO's run lengths"),  # the character after "o", the last one
+        (compress([-2, 8]), "its runs cover 6 pixels of a picture of 3 x 2"),
+        (compress([2, 4]) + "P", "the string of run lengths breaks off within a number"),
+    ],
+)
+def test_what_is_no_string_of_runs_is_refused(counts: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
         Mask((2, 3), counts).check()
+
+
+@pytest.mark.parametrize(
+    ("mask", "counts"),
+    [
+        (np.ones((2, 3), bool), "06"),  # a first run of no zeros
+        (np.zeros((31, 1), bool), "o0"),  # the last character there is: 31, and more to follow
+        (np.zeros((0, 0), bool), ""),
+    ],
+)
+def test_the_ends_of_what_a_string_of_runs_may_hold_pass(mask: NDArray[np.bool_], counts: str) -> None:
+    Mask((mask.shape[0], mask.shape[1]), counts).check()
+    if mask.size:
+        assert Mask.from_array(mask).counts == counts
+
+
+def test_counts_may_be_bytes_and_sizes_numpy_s_numbers() -> None:
+    mask = Mask.from_json({"size": np.array([2, 3]), "counts": b"06"})
+    assert mask == Mask((2, 3), "06")
+    assert [type(side) for side in mask.size] == [int, int]
 
 
 def test_polygons_are_filled() -> None:
@@ -112,12 +142,30 @@ def test_polygons_are_filled() -> None:
     np.testing.assert_array_equal(mask.to_array(), expected)
 
 
-@pytest.mark.parametrize("polygon", [[], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, float("inf")]])
-def test_what_is_no_polygon_is_refused(polygon: list[float]) -> None:
-    with pytest.raises(ValueError, match="a polygon needs three corners"):
-        Mask.from_polygons([polygon], (24, 32))
+TRIANGLE = [0.0, 0.0, 8.0, 0.0, 0.0, 8.0]
+
+
+def test_a_triangle_is_a_polygon() -> None:
+    assert Mask.from_polygons([TRIANGLE], (24, 32)).area == pytest.approx(32, abs=4)  # half of 8 x 8
+
+
+@pytest.mark.parametrize(
+    "polygons",
+    [
+        [],
+        [[]],
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5]],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [[1, 2, 3, 4, 5, float("inf")]],
+        [TRIANGLE, [1.0, 2.0, 3.0, 4.0]],
+    ],
+)
+def test_what_is_no_polygon_is_refused(polygons: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match=r"^a polygon needs three corners or more, each of two finite numbers$"):
+        Mask.from_polygons(polygons, (24, 32))
 
 
 def test_masks_of_two_sizes_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match=r"masks of \(2, 3\) and \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"^masks of \(2, 3\) and \(3, 2\)"):
         intersection_over_union(Mask.from_array(np.ones((2, 3), bool)), Mask.from_array(np.ones((3, 2), bool)))

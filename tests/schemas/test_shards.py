@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 import subprocess
@@ -70,8 +71,13 @@ def test_gnu_tar_lists_a_shard_without_complaint(tmp_path: Path) -> None:
 
 
 def test_two_samples_of_one_key_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match="two samples have the key 'a'"):
-        tar_of([Sample("a", {"jpg": b"1"}), Sample("a", {"jpg": b"2"})])
+    with pytest.raises(InputError, match=r"^two samples have the key 'b': keys must differ, rename one of the inputs$"):
+        tar_of([Sample("a", {"jpg": b"1"}), Sample("b", {"jpg": b"1"}), Sample("b", {"jpg": b"2"})])
+
+
+def test_samples_out_of_order_are_a_mistake_of_the_caller() -> None:
+    with pytest.raises(AssertionError, match=r"^a after b: sort the samples"):
+        tar_of([Sample("b", {"jpg": b"1"}), Sample("a", {"jpg": b"2"})])
 
 
 def test_a_tar_that_was_cut_off_is_not_read_as_if_it_were_whole() -> None:
@@ -80,10 +86,27 @@ def test_a_tar_that_was_cut_off_is_not_read_as_if_it_were_whole() -> None:
         list(read_tar(io.BytesIO(tar[:2000])))
 
 
+def test_a_compressed_tar_is_no_shard() -> None:
+    """Its offsets would point into the compressed bytes."""
+    tar, _ = tar_of([Sample("a", {"jpg": b"1"})])
+    with pytest.raises(tarfile.TarError):
+        list(read_tar(io.BytesIO(gzip.compress(tar))))
+
+
+def test_what_is_no_file_in_a_foreign_tar_holds_nothing() -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        folder = tarfile.TarInfo("a.folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    ((_, sample),) = read_tar(io.BytesIO(stream.getvalue()))
+    assert sample == Sample("a", {"folder": b""})
+
+
 @pytest.mark.parametrize("names", [[], ["a", "b"]])
 def test_a_fragment_that_is_not_one_sample_is_refused(names: list[str]) -> None:
     tar, _ = tar_of([Sample(name, {"jpg": b"1"}) for name in names])
-    with pytest.raises(ValueError, match=f"expected one sample, found \\[.*{'.*'.join(names)}"):
+    with pytest.raises(ValueError, match=f"^expected one sample, found \\[.*{'.*'.join(names)}"):
         read_sample(tar)
 
 

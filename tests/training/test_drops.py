@@ -56,3 +56,15 @@ def test_a_granularity_without_drops_drops_nothing_and_draws_nothing() -> None:
 def test_never_and_always(p: float, dropped: frozenset[str]) -> None:
     for drops in (Drops(exclusive=(Drop(p, frozenset("a")),)), Drops(independent=(Drop(p, frozenset("a")),))):
         assert shares({"sample": drops}, 500) == {dropped: 1.0}
+
+
+class Lowest:
+    """Stands for a generator that draws the lowest number there is."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+def test_what_has_probability_0_never_happens() -> None:
+    for drops in (Drops(exclusive=(Drop(0.0, frozenset("a")),)), Drops(independent=(Drop(0.0, frozenset("a")),))):
+        assert draw({"sample": drops}, "sample", Lowest()) == frozenset()  # type: ignore[arg-type]

@@ -95,8 +95,11 @@ def test_the_article_fits(noun: str, color: str, texture: str, seed: int) -> Non
     assert article == ("an" if following[0] in "aeiou" else "a")
 
 
-def test_backgrounds_are_muted() -> None:
-    background = paint_background(np.random.default_rng(0), 64, 64)
-    assert background.shape == (64, 64, 3)
+@pytest.mark.parametrize("seed", range(12))
+def test_backgrounds_are_muted_and_textured(seed: int) -> None:
+    background = paint_background(np.random.default_rng(seed), 64, 48)
+    assert background.shape == (64, 48, 3)
     assert background.min() >= 0
     assert background.max() <= 255
+    assert np.ptp(background, axis=2).max() < 80  # grey enough: a pure colour has 255
+    assert background.std(axis=(0, 1)).min() > 2

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,17 @@ from pymatting import cf_laplacian, estimate_alpha_cf
 from scipy import ndimage
 
 from transforms.matting.closed_form import closed_form_alpha, estimate_foreground
-from transforms.matting.laplacian import _assemble, _touched
+from transforms.matting.laplacian import (
+    _apply,
+    _assemble,
+    _coarse,
+    _factor,
+    _gather,
+    _neighbours,
+    _precondition,
+    _spread,
+    _touched,
+)
 from transforms.scenes import make_scene
 
 Floats = NDArray[np.float64]
@@ -30,28 +42,149 @@ def levels(trimap: NDArray[np.uint8]) -> Floats:
     return np.where(trimap == 128, 0.5, trimap / 255)
 
 
-@pytest.mark.parametrize(("height", "width"), [(20, 20), (17, 31), (64, 40)])
-def test_the_matrix_is_the_matting_laplacian_of_the_unknown_pixels(height: int, width: int) -> None:
-    """The peer builds it for the whole picture."""
-    image, trimap = noisy(np.random.default_rng(0), height, width), banded(height, width)
+@dataclass(frozen=True)
+class System:
+    """The equations of the N unknown pixels of a picture, as the solver holds them and as a dense matrix."""
+
+    rows: Floats
+    right: Floats
+    before: NDArray[np.int32]
+    places: NDArray[np.int32]
+    colours: NDArray[np.float32]
+    dense: Floats
+
+
+def system(image: Floats, trimap: NDArray[np.uint8]) -> System:
     unknown = trimap == 128
-    whole = cf_laplacian(image, epsilon=1e-7).toarray()
-    expected = whole[unknown.ravel()][:, unknown.ravel()]
     count = int(unknown.sum())
-    numbers = np.full((height + 4, width + 4), -1, np.int32)
+    places = np.argwhere(unknown).astype(np.int32)
+    numbers = np.full((trimap.shape[0] + 4, trimap.shape[1] + 4), -1, np.int32)
     numbers[2:-2, 2:-2][unknown] = np.arange(count)
     rows, right = _assemble(image, trimap, numbers, _touched(unknown), count)
     dense = np.zeros((count, count))
-    for i, (y, x) in enumerate(np.argwhere(unknown)):
+    for i, (y, x) in enumerate(places):
         for k in range(13):
             j = numbers[y + k // 5, x + k % 5]
             if j >= 0:
                 dense[i, j] = dense[j, i] = rows[i, k]
             else:
                 assert rows[i, k] == 0
-    np.testing.assert_allclose(dense, expected, atol=1e-7)
-    known = ~unknown.ravel()
-    np.testing.assert_allclose(right, -whole[unknown.ravel()][:, known] @ levels(trimap).ravel()[known], atol=1e-7)
+    colours = image[unknown].astype(np.float32)
+    return System(rows, right, _neighbours(numbers, places), places, colours, dense)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 20), (17, 31), (64, 40)])
+def test_the_matrix_is_the_matting_laplacian_of_the_unknown_pixels(height: int, width: int) -> None:
+    """The peer builds it for the whole picture."""
+    image, trimap = noisy(np.random.default_rng(0), height, width), banded(height, width)
+    unknown = (trimap == 128).ravel()
+    whole = cf_laplacian(image, epsilon=1e-7).toarray()
+    equations = system(image, trimap)
+    np.testing.assert_allclose(equations.dense, whole[unknown][:, unknown], atol=1e-7)
+    expected = -whole[unknown][:, ~unknown] @ levels(trimap).ravel()[~unknown]
+    np.testing.assert_allclose(equations.right, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [(20, 20), (17, 31)])
+def test_applying_the_rows_is_a_product_with_the_matrix(size: tuple[int, int]) -> None:
+    equations = system(noisy(np.random.default_rng(0), *size), banded(*size))
+    vector = np.random.default_rng(1).normal(size=len(equations.right))
+    result = np.full_like(vector, np.nan)
+    _apply(equations.rows, equations.before, vector, result)
+    np.testing.assert_allclose(result, equations.dense @ vector, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.016, 0.5])
+def test_where_all_unknown_pixels_are_neighbours_the_factor_is_that_of_the_matrix(shift: float) -> None:
+    """In a block of 3 x 3 no product of the factor falls outside its pattern: nothing is neglected."""
+    trimap = np.where(np.arange(12) < 6, 255, np.zeros((12, 1))).astype(np.uint8)
+    trimap[4:7, 5:8] = 128
+    equations = system(noisy(np.random.default_rng(0), 12, 12), trimap)
+    lower, pivots = np.empty((9, 12), np.float32), np.empty(9, np.float32)
+    assert _factor(equations.rows, equations.before, shift, lower, pivots)
+    vector = np.random.default_rng(1).normal(size=9)
+    result = np.full(9, 7, np.float32)
+    _precondition((lower, pivots, equations.before), vector, result)
+    shifted = equations.dense + shift * np.diag(np.diag(equations.dense))
+    np.testing.assert_allclose(result, np.linalg.solve(shifted, vector), rtol=2e-3)
+
+
+def incomplete_factor(matrix: Floats, before: NDArray[np.int32]) -> Floats:
+    """L of an incomplete Cholesky factorization that keeps the entries of `before`, by its definition."""
+    lower = np.zeros_like(matrix)
+    for i in range(len(matrix)):
+        for j in sorted(set(before[i]) - {i}):
+            lower[i, j] = (matrix[i, j] - lower[i, :j] @ lower[j, :j]) / lower[j, j]
+        lower[i, i] = np.sqrt(matrix[i, i] - lower[i, :i] @ lower[i, :i])
+    return lower
+
+
+@pytest.mark.parametrize("size", [(20, 20), (17, 31)])
+def test_elsewhere_the_factor_is_the_incomplete_one_of_its_definition(size: tuple[int, int]) -> None:
+    equations = system(noisy(np.random.default_rng(0), *size), banded(*size, 2))
+    count = len(equations.right)
+    lower, pivots = np.empty((count, 12), np.float32), np.empty(count, np.float32)
+    assert _factor(equations.rows, equations.before, 0.05, lower, pivots)
+    expected = incomplete_factor(equations.dense + 0.05 * np.diag(np.diag(equations.dense)), equations.before)
+    found = np.diag(1 / pivots.astype(float))
+    for i, k in np.ndindex(count, 12):
+        if equations.before[i, k] != i:
+            found[i, equations.before[i, k]] = lower[i, k]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    vector = np.random.default_rng(1).normal(size=count)
+    result = np.full(count, 7, np.float32)
+    _precondition((lower, pivots, equations.before), vector, result)
+    solved = np.linalg.solve(expected @ expected.T, vector)
+    np.testing.assert_allclose(result, solved, atol=1e-3 * np.abs(solved).max())
+
+
+def test_some_thirty_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = []
+
+    def count_products(*arrays: Floats) -> None:
+        products.append(arrays)
+        _apply(*arrays)
+
+    monkeypatch.setattr("transforms.matting.laplacian._apply", count_products)
+    for size in (40, 160):
+        products.clear()
+        closed_form_alpha(noisy(np.random.default_rng(0), size, size), banded(size, size, size // 8))
+        assert 5 < len(products) < 60
+
+
+def test_a_matrix_that_has_no_factor_is_said_to_have_none() -> None:
+    rows = np.zeros((2, 13))
+    rows[:, 12] = 1
+    rows[1, 11] = -2  # the pixel to the left; [[1, -2], [-2, 1]] has a negative eigenvalue
+    before = np.tile(np.arange(2, dtype=np.int32)[:, None], (1, 12))
+    before[1, 11] = 0
+    lower, pivots = np.empty((2, 12), np.float32), np.empty(2, np.float32)
+    assert not _factor(rows, before, 0.0, lower, pivots)
+    assert _factor(rows, before, 1.1, lower, pivots)  # [[2.1, -2], [-2, 2.1]] has none
+    np.testing.assert_allclose(1 / pivots**2, [2.1, 2.1 - 4 / 2.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(20, 20), (17, 31), (9, 40)])
+def test_the_coarse_matrix_is_the_restriction_to_blocks_that_are_affine_in_colour(size: tuple[int, int]) -> None:
+    equations = system(noisy(np.random.default_rng(0), *size), banded(*size, 2))
+    block, colours, solve = _coarse(equations.places, equations.colours, equations.rows, equations.before)
+    cells = [tuple(place) for place in equations.places // 8]
+    assert sorted(set(zip(cells, block.tolist(), strict=True))) == [
+        (cell, number) for number, cell in enumerate(sorted(set(cells)))
+    ]
+    basis = np.zeros((len(cells), 4 * len(set(cells))))  # alphas of 1, red, green and blue of each block
+    for i, number in enumerate(block):
+        basis[i, 4 * number : 4 * number + 4] = 1, *colours[i]
+    vector = np.random.default_rng(1).normal(size=len(cells))
+    sums = np.full(basis.shape[1], np.nan)
+    _gather(block, colours, vector, sums)
+    np.testing.assert_allclose(sums, basis.T @ vector, atol=1e-9)
+    numbers = np.random.default_rng(2).normal(size=basis.shape[1])
+    result = np.ones(len(cells))
+    _spread(block, colours, numbers, result)
+    np.testing.assert_allclose(result, 1 + basis @ numbers, atol=1e-9)
+    restricted = basis.T @ equations.dense @ basis
+    np.testing.assert_allclose(restricted @ solve(sums), sums, atol=1e-5 * np.abs(sums).max())
 
 
 def laplacian(image: Floats) -> Floats:

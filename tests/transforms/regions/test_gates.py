@@ -119,6 +119,26 @@ def test_of_two_boxes_that_overlap_the_better_one_stays() -> None:
     assert passing(across, replace(GATES, overlap=0.79)) == ([0], {Reason.OVERLAPPING_OBJECTS: 1})
 
 
+BOXES = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(1, 20), st.integers(1, 20))
+OPEN = Gates(min_area=-1, max_area=2, min_aspect=0, max_aspect=99, fill=0, crowd=99)
+
+
+@given(BOXES, BOXES, st.sampled_from([0.0, 0.25, 0.5, 0.8, 1.0]))
+def test_boxes_overlap_by_the_pixels_that_they_share(a: BBox, b: BBox, overlap: float) -> None:
+    shared = int((filled(a) & filled(b)).sum())
+    kept, refused = passing([thing(a), thing(b)], replace(OPEN, overlap=overlap))
+    if shared > overlap * min(a[2] * a[3], b[2] * b[3]):
+        assert (kept, refused) == ([0], {Reason.OVERLAPPING_OBJECTS: 1})
+    else:
+        assert (kept, refused) == ([0, 1], {})
+
+
+def test_the_gates_are_the_published_ones_unless_told() -> None:
+    """MIP-Adapter's constants: score, area, aspect, fill, labels in a box, overlap."""
+    published = Gates(0.3, 0.08, 0.7, 0.3, 3.0, 0.6, 5, 0.8, None)
+    assert Gates() == published
+
+
 def test_what_is_refused_itself_refuses_nobody() -> None:
     hollow = thing(LEFT, score=0.9, mask=filled(LEFT, 0.5))
     kept, refused = passing([hollow, thing(LEFT, score=0.5)], GATES)

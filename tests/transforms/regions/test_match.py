@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from schemas.errors import RecordError
-from schemas.rejects import Reason
+from schemas.rejects import Reason, Reject
+from tests.beam import apply
 from tests.examples import with_similarity
-from transforms.regions.match import greedy_match, match_phrases
+from transforms.batch import Batch
+from transforms.regions.match import MatchPhrases, greedy_match, match_phrases
 
 MATRICES = hnp.arrays(
     np.float64,
@@ -87,3 +89,14 @@ def test_a_phrase_without_segments_is_no_match() -> None:
 def test_a_similarity_that_is_no_number_is_no_match() -> None:
     with pytest.raises(RecordError, match="no-match: the best similarity is"):
         match_phrases(with_similarity([[float("nan")]]), 0.5)
+
+
+def test_the_transform_matches_each_example_by_itself() -> None:
+    good, bad = with_similarity([[0.1, 0.9]]), with_similarity([[0.1, 0.2]])
+    (batch,) = apply(MatchPhrases(0.5), [Batch(3, (good, bad))])
+    assert batch.shard == 3
+    assert batch.records[0] == match_phrases(good, 0.5)
+    reject = batch.records[1]
+    assert isinstance(reject, Reject)
+    assert (reject.stage, reject.reason) == ("matches", Reason.NO_MATCH)
+    assert reject.detail == "the best similarity is 0.200, the threshold 0.500"

@@ -84,8 +84,17 @@ def test_small_segments_are_left_out() -> None:
     assert [one.label for one in kept.segments] == ["b", "c"]
 
 
+def test_an_empty_segment_is_left_out_whatever_the_bound() -> None:
+    kept = keep_segments(make_example(size=(100, 10)), [segment("a", 0), segment("b", 1)], min_area=0.0)
+    assert [one.label for one in kept.segments] == ["b"]
+
+
 @pytest.mark.parametrize(
-    ("found", "detail"), [((), "none found"), ((segment("a", 1),), r"1 found, all smaller than 1\.00% of the picture")]
+    ("found", "detail"),
+    [
+        ((), "^no-segment: none found$"),
+        ((segment("a", 1),), r"^no-segment: 1 found, all smaller than 1\.00% of the pic"),
+    ],
 )
 def test_nothing_left_is_a_reject(found: tuple[Segment, ...], detail: str) -> None:
     with pytest.raises(RecordError, match=detail) as caught:
@@ -96,10 +105,17 @@ def test_nothing_left_is_a_reject(found: tuple[Segment, ...], detail: str) -> No
 def test_annotated_examples_need_no_model() -> None:
     good = replace(make_example("good", size=(100, 10)), segments=(segment("dog", 50),))
     bare = make_example("bare", size=(100, 10))
-    (batch,) = apply(SegmentPictures(None, 0.01), [Batch(2, (good, bare))])
+    speck = replace(make_example("speck", size=(100, 10)), segments=(segment("dog", 9),))
+    (batch,) = apply(SegmentPictures(None, 0.01), [Batch(2, (good, bare, speck))])
     assert batch.records[0] == good
-    assert isinstance(batch.records[1], Reject)
-    assert batch.records[1].reason == Reason.NO_SEGMENT
+    rejects = batch.records[1:]
+    assert all(isinstance(reject, Reject) for reject in rejects)
+    assert [(reject.key, reject.stage, reject.reason) for reject in rejects if isinstance(reject, Reject)] == [
+        ("bare", "segments", Reason.NO_SEGMENT),
+        ("speck", "segments", Reason.NO_SEGMENT),
+    ]
+    (batch,) = apply(SegmentPictures(None), [Batch(2, (speck,))])
+    assert batch.records == (speck,)  # without a bound all stay
 
 
 def test_the_transform_runs_the_model(scenes: list[Scene]) -> None:

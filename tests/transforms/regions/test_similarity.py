@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from schemas.errors import ModelError
 from schemas.example import Example, Segment
@@ -13,10 +16,19 @@ from schemas.masks import Mask
 from tests.beam import apply
 from tests.clip import save_random_clip
 from tests.examples import make_example, phrase
+from tests.pictures import encode
+from tests.strategies import masks
 from transforms.batch import Batch
 from transforms.models.clip import Clip, embed_images, embed_texts, load_clip
 from transforms.models.presets import PRESETS
-from transforms.regions.similarity import FILL, ScoreSimilarity, add_clip_similarity, add_label_similarity, masked_crop
+from transforms.regions.similarity import (
+    FILL,
+    ScoreSimilarity,
+    Similarity,
+    add_clip_similarity,
+    add_label_similarity,
+    masked_crop,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +65,21 @@ def test_a_masked_crop_by_hand() -> None:
     assert (crop[2] == FILL).all()
 
 
+@given(masks(), st.integers(0, 99))
+def test_a_crop_is_the_segment_alone_in_the_middle_of_a_square(mask: NDArray[np.bool_], seed: int) -> None:
+    assume(mask.any())
+    image = np.random.default_rng(seed).integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
+    places = np.argwhere(mask)
+    corner, size = places.min(0), np.ptp(places, axis=0) + 1
+    expected = np.full((size.max(), size.max(), 3), (122, 116, 104))  # 255 times the mean that CLIP subtracts
+    for place in places:
+        y, x = place - corner + (size.max() - size) // 2
+        expected[y, x] = image[tuple(place)]
+    np.testing.assert_array_equal(masked_crop(image, mask), expected)
+
+
 def test_an_empty_mask_has_no_crop() -> None:
-    with pytest.raises(ValueError, match="an empty mask has no crop"):
+    with pytest.raises(ValueError, match=r"^an empty mask has no crop$"):
         masked_crop(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), bool))
 
 
@@ -78,6 +103,10 @@ def test_the_product_with_the_label_never_makes_two_wrongs_right(clip: Clip) -> 
     expected = np.maximum(plain.similarity, 0) * np.maximum(label, 0)[:, None]
     assert np.allclose(product.similarity, expected, atol=2e-4)
     assert product.similarity[1] == pytest.approx(np.maximum(plain.similarity[1], 0), abs=2e-4)
+    # A label that no phrase has is embedded too.
+    dog = annotated("a", ("a dog",), ((0, 4), (6, 12)))
+    (alone,) = add_clip_similarity(clip, [dog], with_labels=True)
+    assert alone.similarity[0] == pytest.approx(product.similarity[0], abs=2e-4)
 
 
 def test_embeddings_are_unit_rows_and_nothing_embeds_to_nothing(clip: Clip) -> None:
@@ -95,11 +124,26 @@ def test_labels_need_no_model() -> None:
 
 
 @pytest.mark.parametrize("similarity", ["clip", "clip-label", "label"])
-def test_the_transform_fills_the_field(similarity: str, checkpoint: str) -> None:
-    (batch,) = apply(ScoreSimilarity(similarity, checkpoint), [Batch(0, (annotated("a", ("a thing",), ((0, 4),)),))])
+def test_the_transform_compares_as_it_is_asked_to(similarity: Similarity, checkpoint: str, clip: Clip) -> None:
+    example = annotated("a", ("a dog", "a thing"), ((0, 4), (5, 9)))
+    example = replace(example, image=encode(example.pixels()), _pixels=None)  # decoded pixels do not travel
+    (batch,) = apply(ScoreSimilarity(similarity, checkpoint), [Batch(0, (example,))])
+    expected = {
+        "clip": add_clip_similarity(clip, [example], with_labels=False)[0],
+        "clip-label": add_clip_similarity(clip, [example], with_labels=True)[0],
+        "label": add_label_similarity(example),
+    }
     (record,) = batch.records
-    assert isinstance(record, Example)
-    assert np.shape(record.similarity) == (1, 1)
+    assert record == expected[similarity]
+    assert len({other.similarity for other in expected.values()}) == 3
+    assert [stage for stage, _ in batch.seconds] == ["similarity"]
+
+
+def test_similarities_have_four_decimals(clip: Clip) -> None:
+    (scored,) = add_clip_similarity(clip, [annotated("a", ("a dog", "a cat"), ((0, 4), (6, 12)))], with_labels=False)
+    values = [score for row in scored.similarity for score in row]
+    assert [round(value, 4) for value in values] == values
+    assert any(round(value, 3) != value for value in values)
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path: Path) -> None:

@@ -2,14 +2,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas.errors import RecordError
-from schemas.example import Box, Example, Segment
+from schemas.example import Box, Example, Phrase, Segment
 from schemas.masks import Mask
-from schemas.rejects import Reason
+from schemas.rejects import Reason, Reject
+from tests.beam import apply
 from tests.examples import make_example, phrase
-from transforms.regions.subject import Filters, check_size, find_subject, is_person
+from transforms.batch import Batch
+from transforms.regions.subject import (
+    ChooseSubject,
+    DropSmallPictures,
+    Filters,
+    candidates_of_boxes,
+    check_size,
+    find_subject,
+    is_person,
+)
 
 FILTERS = Filters(min_side=8, min_area=0.03, max_area=0.7, rival=0.5)
 
@@ -48,9 +60,57 @@ def framed(*boxes: tuple[str, tuple[int, int, int, int], bool]) -> Example:
 
 
 def refusal(example: Example, filters: Filters = FILTERS) -> Reason:
+    return refused(example, filters).reason
+
+
+def refused(example: Example, filters: Filters = FILTERS) -> RecordError:
     with pytest.raises(RecordError) as caught:
         find_subject(example, filters, 0.5)
-    return caught.value.reason
+    return caught.value
+
+
+def cells(count: int) -> NDArray[np.float32]:
+    """The first `count` cells of a grid of 10 x 10."""
+    return (np.arange(100) < count).reshape(10, 10).astype(np.float32)
+
+
+def test_a_refusal_names_the_subject_and_the_bound() -> None:
+    cases = {
+        "no-subject: nothing in the picture could be its subject": segmented(stuff="grass"),
+        "small-subject: the largest is dog (2.0%), the smallest allowed is 3.0%": segmented(("dog", cells(2))),
+        "large-subject: it is dog (71.0%), the largest allowed is 70.0%": segmented(("dog", cells(71))),
+        "person-subject: it is woman (30.0%)": segmented(("woman", LARGE)),
+        "person-subject: it is my wife (30.0%)": captioned(("my wife", LARGE)),
+        "many-subjects: two dogs (30.0%) is more than one": captioned(("two dogs", LARGE)),
+        "many-subjects: dog (30.0%) and cat (24.0%)": segmented(("cat", LOW), ("dog", LARGE)),
+    }
+    assert [str(refused(example)) for example in cases.values()] == list(cases)
+
+
+def test_without_filters_any_size_is_a_subject_and_people_and_rivals_are_none() -> None:
+    assert find_subject(segmented(("dog", cells(1))), Filters(), 0.5).subject
+    assert find_subject(segmented(("dog", cells(100))), Filters(), 0.5).subject
+    assert refusal(segmented(("woman", cells(1))), Filters()) is Reason.PERSON_SUBJECT
+    rival = patch(slice(9, 10), slice(0, 3))
+    assert refusal(segmented(("dog", cells(6)), ("cat", rival)), Filters()) is Reason.MANY_SUBJECTS
+    assert find_subject(segmented(("dog", cells(7)), ("cat", rival)), Filters(), 0.5).subject
+    assert check_size(make_example(size=(1, 1)), Filters().min_side)
+
+
+def test_a_part_lies_in_the_subject_by_more_than_four_fifths() -> None:
+    dog = cells(30)  # the first three rows
+    inside = dog.copy()
+    inside.flat[:14] = 0  # 16 of its cells
+    outside = patch(slice(5, 6), slice(0, 4))
+    assert refusal(segmented(("dog", dog), ("coat", inside + outside))) is Reason.MANY_SUBJECTS  # 16 of 20
+    outside[5, 3] = 0
+    assert find_subject(segmented(("dog", dog), ("coat", inside + outside)), FILTERS, 0.5).subject  # 16 of 19
+
+
+def test_of_two_equally_large_parts_of_one_thing_the_first_is_the_subject() -> None:
+    found = find_subject(segmented(("dog", LARGE), ("puppy", LARGE)), FILTERS, 0.5).subject
+    assert found is not None
+    assert found.text == "dog"
 
 
 def test_the_largest_thing_is_the_subject_and_stuff_is_none() -> None:
@@ -85,7 +145,9 @@ def test_subjects_that_are_too_small_or_too_large_are_refused(rows: int, columns
         assert refusal(example) is reason
 
 
-@pytest.mark.parametrize("label", ["person", "Human face", "woman", "Boy", "crowd", "hand"])
+@pytest.mark.parametrize(
+    "label", ["person", "Human face", "Human body", "woman", "Boy", "crowd", "hand", "men", "class", "face", "skin"]
+)
 def test_people_and_their_parts_are_refused_by_label(label: str) -> None:
     example = segmented((label, LARGE))
     assert refusal(example) is Reason.PERSON_SUBJECT
@@ -116,6 +178,29 @@ def test_a_phrase_of_many_is_no_single_subject() -> None:
     assert refusal(pair) is Reason.MANY_SUBJECTS  # in two places
 
 
+def test_things_that_come_in_pairs_are_one_and_copies_of_a_phrase_are_many() -> None:
+    jeans = replace(captioned(("blue jeans", LARGE)), phrases=(phrase("blue jeans", root="jean"),))
+    assert find_subject(jeans, FILTERS, 0.5).subject
+    assert find_subject(captioned(("the Dog", LARGE)), FILTERS, 0.5).subject
+    # "two dogs", written out: both copies come from the same words.
+    copies = (Phrase("a dog", 0, 5, "dog", (0, 8)), Phrase("a dog", 10, 15, "dog", (0, 8)))
+    written_out = replace(captioned(("a dog", LARGE), ("a dog", SMALL)), phrases=copies)
+    assert refusal(written_out) is Reason.MANY_SUBJECTS
+
+
+def test_a_second_piece_of_half_the_size_is_another_thing() -> None:
+    piece = patch(slice(0, 2), slice(0, 5))
+    assert refusal(captioned(("a dog", piece + patch(slice(5, 6), slice(0, 5))))) is Reason.MANY_SUBJECTS
+    assert find_subject(captioned(("a dog", piece + patch(slice(5, 6), slice(0, 4)))), FILTERS, 0.5).subject
+    crumbs = patch(slice(5, 6), slice(0, 4)) + patch(slice(7, 8), slice(0, 4))  # together, but not each
+    assert find_subject(captioned(("a dog", piece + crumbs)), FILTERS, 0.5).subject
+
+
+def test_a_confidence_at_the_level_counts() -> None:
+    assert find_subject(captioned(("a dog", LARGE * 0.5)), FILTERS, 0.5).subject
+    assert refusal(captioned(("a dog", LARGE * 0.49))) is Reason.NO_SUBJECT
+
+
 def test_of_several_pieces_the_largest_is_the_subject() -> None:
     haze = patch(slice(5, 6), slice(0, 6), 0.3) + patch(slice(8, 9), slice(9, 10), 0.3)
     soft = LARGE + patch(slice(9, 10), slice(9, 10)) + haze
@@ -123,6 +208,13 @@ def test_of_several_pieces_the_largest_is_the_subject() -> None:
     assert subject is not None
     expected = LARGE + patch(slice(5, 6), slice(0, 6), 0.3)  # the crumb goes, with the haze around it
     np.testing.assert_array_equal(subject.heatmap, expected)
+
+
+def test_the_largest_piece_need_not_be_the_first_one() -> None:
+    crumb = patch(slice(0, 1), slice(9, 10))
+    subject = find_subject(captioned(("a dog", crumb + LOW)), FILTERS, 0.5).subject
+    assert subject is not None
+    np.testing.assert_array_equal(subject.heatmap, LOW)
 
 
 def test_boxes_count_by_their_area_and_a_group_is_no_subject() -> None:
@@ -138,9 +230,42 @@ def test_boxes_count_by_their_area_and_a_group_is_no_subject() -> None:
     assert refusal(framed(("Human face", (0, 0, 50, 40), True))) is Reason.PERSON_SUBJECT
 
 
+GRIDS = st.sampled_from([(8, 8), (16, 8), (64, 32)])
+
+
+@given(GRIDS, st.integers(0, 30), st.integers(0, 62), st.integers(1, 33), st.integers(1, 65))
+def test_a_box_covers_the_cells_that_its_pixels_touch(grid: tuple[int, int], y: int, x: int, h: int, w: int) -> None:
+    height, width = 32, 64
+    h, w = min(h, height - y), min(w, width - x)
+    (candidate,) = candidates_of_boxes([Box("Dog", (x, y, w, h))], (height, width), np.ones((1, *grid), np.float32))
+    down, across = height / grid[0], width / grid[1]
+    expected = np.zeros(grid, bool)
+    for row, column in np.ndindex(*grid):
+        is_beside = row * down >= y + h or (row + 1) * down <= y
+        expected[row, column] = not is_beside and column * across < x + w and (column + 1) * across > x
+    np.testing.assert_array_equal(candidate.region(), expected)
+    assert candidate.area == pytest.approx(expected.mean())
+
+
 def test_the_smallest_side_of_a_picture_is_checked() -> None:
     example = make_example(size=(16, 12))
     assert check_size(example, 12) is example
-    with pytest.raises(RecordError, match="16 x 12 pixels, the shorter side must have 13") as caught:
+    with pytest.raises(RecordError, match=r"^small-image: 16 x 12 pixels, the shorter side must have 13$") as caught:
         check_size(example, 13)
     assert caught.value.reason is Reason.SMALL_IMAGE
+
+
+def test_the_transforms_turn_pictures_into_rejects() -> None:
+    dog, woman = segmented(("dog", LARGE)), segmented(("woman", LARGE))
+    (batch,) = apply(ChooseSubject(FILTERS), [Batch(0, (dog, woman))])
+    assert batch.records[0] == find_subject(dog, FILTERS, 0.5)
+    assert isinstance(batch.records[1], Reject)
+    assert (batch.records[1].stage, batch.records[1].reason) == ("subject", Reason.PERSON_SUBJECT)
+    unsure = captioned(("a dog", LARGE * 0.5))  # the level where none is given
+    (batch,) = apply(ChooseSubject(FILTERS), [Batch(0, (unsure,))])
+    assert batch.records[0] == find_subject(unsure, FILTERS, 0.5)
+    small = make_example("small", size=(16, 11))
+    (batch,) = apply(DropSmallPictures(12), [Batch(0, (make_example(), small))])
+    assert batch.records[0] == make_example()
+    assert isinstance(batch.records[1], Reject)
+    assert (batch.records[1].stage, batch.records[1].reason) == ("size", Reason.SMALL_IMAGE)

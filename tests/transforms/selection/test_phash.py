@@ -76,3 +76,4 @@ def test_the_transform_fills_the_field() -> None:
     example = Example("k", jpeg, 32, 24, "a dog", make_example().source, "a dog")
     (batch,) = apply(HashPictures(), [Batch(0, (example,))])
     assert batch.records[0].phash == phash_of(decode_image(jpeg)) != 0
+    assert [stage for stage, _ in batch.seconds] == ["look"]

@@ -91,7 +91,8 @@ def test_the_order_of_objects_does_not_matter(seed: int, count: int, order: list
 
 @pytest.mark.parametrize(("texts", "images"), [(0, 0), (2, 1)])
 def test_what_is_no_set_of_objects_is_refused(texts: int, images: int) -> None:
-    with pytest.raises(ValueError, match=rf"shape \({texts}, 2\) and \({images}, 2\): one of each per object"):
+    message = rf"^embeddings of shape \({texts}, 2\) and \({images}, 2\): one of each per object is needed$"
+    with pytest.raises(ValueError, match=message):
         object_quality(np.ones((texts, 2)), np.ones((images, 2)))
 
 
@@ -107,6 +108,20 @@ def test_examples_are_scored_together_and_each_by_its_own(clip: Clip) -> None:
         assert example.quality.total == pytest.approx(expected.total, abs=2e-4)
         for one, text, image in zip(example.objects, texts, images, strict=True):
             assert one.similarity == pytest.approx(float(text @ image), abs=2e-4)
+
+
+def test_scores_are_stored_with_four_decimals(clip: Clip) -> None:
+    examples = [annotated("k" * n, *((f"a thing number {i}", i, i + 3) for i in range(n))) for n in range(2, 8)]
+    for example in add_quality(clip, examples):
+        assert example.quality is not None
+        stored = [example.quality.single, example.quality.pair, example.quality.total]
+        texts = embed_texts(clip, [phrase.text for phrase in example.phrases])
+        images = embed_images(clip, [masked_crop(example.pixels(), item.mask.to_array()) for item in example.objects])
+        exact = object_quality(texts, images)
+        # Half a step of the fourth decimal, and what a batch of another size changes.
+        assert stored == pytest.approx([exact.single, exact.pair, exact.total], abs=6e-5)
+        stored += [item.similarity for item in example.objects]
+        assert stored == [round(value, 4) for value in stored]
 
 
 def test_what_is_scored_agrees_with_what_the_record_states(clip: Clip) -> None:

@@ -182,3 +182,8 @@ def test_without_marks_the_best_are_the_best_of_all() -> None:
     assert (
         sorted((one for _, one in results), key=rank) == sorted(all_of, key=lambda one: (-one.quality, one.key))[:500]
     )
+
+
+def test_by_default_pictures_that_differ_in_three_bits_are_near_duplicates() -> None:
+    given = [Candidate(0, "a", 0.9, 0), Candidate(0, "b", 0.8, 0b111), Candidate(0, "c", 0.7, 0b1111 << 10)]
+    assert {one.key: one.better for one in apply(MarkNearDuplicates(), given)} == {"a": "", "b": "a", "c": ""}
