@@ -94,10 +94,8 @@ class Config(RunConfig):
     batch: int = Field(default=4, gt=0, description="samples per process and micro-batch")
     steps: int = Field(default=12_000, gt=0, description="optimizer steps")
     learning_rate: float = Field(default=1e-4, gt=0, description="of AdamW, constant")
-    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0; published: 0")
-    max_objects: int = Field(
-        default=2, gt=0, description="objects of a sample, those of highest score; the published: 2"
-    )
+    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0 (published: 0)")
+    max_objects: int = Field(default=2, gt=0, description="objects of a sample, those of highest score (published: 2)")
     image_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without references")
     text_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without caption")
     both_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without either")

@@ -1,4 +1,4 @@
-"""The table of formats, and the command that is made from it."""
+"""The table of formats, and the command that is generated from it."""
 
 import json
 from pathlib import Path
