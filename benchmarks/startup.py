@@ -3,7 +3,8 @@
     python -m benchmarks.startup
 
 Each row is the median of three fresh processes, user and system time, over the median of importing Beam in the same
-run: ratios can be compared between machines, seconds cannot.
+run: ratios can be compared between machines, seconds cannot. A run before them lets Python keep the compiled modules,
+as an installation has them.
 """
 
 import os
@@ -69,6 +70,7 @@ def processor_seconds(command: Sequence[str], *, fails: bool = False) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if fails != (done.returncode != 0):
@@ -81,6 +83,8 @@ def measure(folder: Path) -> list[Row]:
     listed = cases(folder)
     beam: list[float] = []
     seconds: dict[str, list[float]] = {case.name: [] for case in listed}
+    for command, fails in [(BEAM, False), *(((*COMMAND, *case.arguments), case.fails) for case in listed)]:
+        processor_seconds(command, fails=fails)
     for _ in range(RUNS):  # in turns, so that a busy moment of the machine affects all of them
         beam.append(processor_seconds(BEAM))
         for case in listed:

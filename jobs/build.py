@@ -146,11 +146,7 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     Raises:
         ConfigError: Beam has no such option; Beam itself would ignore it.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
-    for group in PipelineOptions.__subclasses__():
-        group._add_argparse_args(parser)
-    _, unknown = parser.parse_known_args(arguments)
-    if unknown:
+    if unknown := unknown_options(arguments):
         raise ConfigError(
             f"Beam has no option {' '.join(unknown)}: what follows -- is for Beam, as in -- --runner=NAME"
         )
@@ -159,6 +155,16 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     if standard.runner in (None, "DirectRunner"):
         standard.runner = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
     return options
+
+
+def unknown_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that no options of Beam's take; asking all of them costs a tenth of importing Beam."""
+    if not arguments:
+        return []
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for group in PipelineOptions.__subclasses__():
+        group._add_argparse_args(parser)
+    return parser.parse_known_args(arguments)[1]
 
 
 def is_local(options: PipelineOptions) -> bool:
