@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -38,11 +38,15 @@ def fields_of(config: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
     """Yield name, default, possible values and meaning (with its unit) of each field."""
     for name, field in config.model_fields.items():
         default = "none" if field.default is None else str(field.default)
+        if isinstance(field.default, tuple):
+            default = str(list(field.default))
         yield name, default or '""', values_of(field), field.description or ""
 
 
 def values_of(field: FieldInfo) -> str:
-    """Return the choices of a field, or the name of its type with its bounds."""
+    """Return the choices of a field, or the name of its type with its bounds; a list as it is written in YAML."""
+    if get_origin(field.annotation) is tuple:
+        return f"[{', '.join(getattr(kind, '__name__', '...') for kind in get_args(field.annotation))}]"
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
     texts = [text for kind in kinds for text in (get_args(kind) or (kind,)) if isinstance(text, str)]
     if texts:
