@@ -74,7 +74,6 @@ setup(
             "hypothesis>=6.140",
             "inflect>=7.5",
             "megatron-energon>=7.0",
-            "mutmut>=3.8",
             "mypy>=2.0",
             "playwright>=1.60",
             "pre-commit>=4.0",

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -38,23 +39,26 @@ def fields_of(config: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
     """Yield name, default, possible values and meaning (with its unit) of each field."""
     for name, field in config.model_fields.items():
         default = "none" if field.default is None else str(field.default)
-        if isinstance(field.default, tuple):
-            default = str(list(field.default))
         yield name, default or '""', values_of(field), field.description or ""
 
 
 def values_of(field: FieldInfo) -> str:
-    """Return the choices of a field, or the name of its type with its bounds; a list as it is written in YAML."""
-    if get_origin(field.annotation) is tuple:
-        return f"[{', '.join(getattr(kind, '__name__', '...') for kind in get_args(field.annotation))}]"
-    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
-    texts = [text for kind in kinds for text in (get_args(kind) or (kind,)) if isinstance(text, str)]
-    if texts:
-        return " | ".join(texts)
+    """Return the choices of a field, or its type with its bounds; that it may be none shows in its meaning."""
+    kinds = [kind for kind in _alternatives(field.annotation) if kind is not type(None)]
+    names = [
+        " | ".join(map(str, get_args(kind)))
+        if get_origin(kind) is Literal
+        else str(kind)
+        if get_origin(kind)
+        else getattr(kind, "__name__", str(kind))
+        for kind in kinds
+    ]
     bounds = " ".join(f"{sign} {value:g}" for sign, value in _bounds(field.metadata))
-    names = getattr(field.annotation, "__name__", "") if not get_args(field.annotation) else str(field.annotation)
-    name = " | ".join(kind.__name__ for kind in kinds if isinstance(kind, type)) or names
-    return f"{name} {bounds}".strip()
+    return f"{' | '.join(names)} {bounds}".strip()
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401 - of any field
+    return get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
 
 
 def _bounds(metadata: list[Any]) -> Iterator[tuple[str, float]]:

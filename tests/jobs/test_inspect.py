@@ -193,7 +193,7 @@ def test_counts_that_do_not_hold_are_named(output: Path, changes: dict[str, Any]
 
 
 def test_a_recipe_of_another_version_is_named() -> None:
-    with pytest.raises(InputError, match=f"recipe is 'telepathy', known are {', '.join(FORMATS)}: update"):
+    with pytest.raises(InputError, match=rf"recipe is 'telepathy', known are {', '.join(FORMATS)}: update"):
         format_of("telepathy")
 
 

@@ -8,13 +8,11 @@ A batch holds
     skipped       list of str, a line for each sample that could not be read
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from pydantic import Field
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -26,8 +24,7 @@ from training.geometry import crop_height, decode, open_jpeg
 from training.loop import RunConfig
 from training.recipe import HUB_RUN, SAMPLE_RUN, Training
 from training.shards import Pixels, Raw
-from training.small import seeded, small_scheduler, small_text_encoder, small_unet
-from training.tokenizer import small_tokenizer
+from training.small import small_parts
 
 
 class Config(RunConfig):
@@ -80,19 +77,6 @@ def load(folder: str | Path = STABLE_DIFFUSION) -> Parts:
     return Parts(**load_stable_diffusion(folder))
 
 
-def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
-    """Make small untrained parts, their weights a function of `seed`, for the words of `texts`."""
-    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
-    with seeded(seed):
-        return Parts(
-            tokenizer=tokenizer,
-            text_encoder=small_text_encoder(tokenizer),
-            unet=small_unet(vae.config.latent_channels),
-            vae=vae,
-            scheduler=small_scheduler(),
-        )
-
-
 class Model(LatentDiffusion):
     """A text-to-image model; the U-Net is trained, and the text encoder if the config says so."""
 
@@ -108,6 +92,6 @@ TRAINING = Training(
     view=view,
     texts=texts,
     load=load,
-    small=small,
+    small=small_parts,
     model=Model,
 )
