@@ -142,7 +142,7 @@ def evaluate(sam: Sam, count: int = 64) -> float:
 def refine(coarse: dict[str, Tensor], sam: Sam) -> None:
     """Load weights of a SAM whose patches are twice as large into `sam`.
 
-    A pixel of a patch gets the summed weight of the four pixels that it stands for; embeddings of positions and of
+    A pixel of a patch gets the summed weight of the four pixels that it replaces; embeddings of positions and of
     distances are interpolated.
 
     Args:

@@ -35,7 +35,7 @@ def overlap(a: list[int], b: list[int]) -> float:
 
 
 def choose_start(rng: np.random.Generator, low: int, high: int, length: int, side: int) -> int | None:
-    """A random start of a window of `side` in `length` that holds [low, high); None where there is none."""
+    """A random start of a window of `side` in `length` that holds [low, high); None if there is none."""
     starts = range(max(0, high - side), min(low, length - side) + 1)
     return int(rng.choice(starts)) if starts else None
 
