@@ -1,4 +1,4 @@
-"""Does the localization loss keep subjects apart? A small FastComposer model, trained with it and without.
+"""Does the localization loss keep subjects separate? A small FastComposer model, trained with it and without.
 
     python -m benchmarks.localization [--steps 1100] [--seeds 3]
 

@@ -3,7 +3,7 @@
     python -m benchmarks.object_quality [--count 1000] [--write]
 
 Half of the pictures are good: their objects are different things, each with its own phrase of the caption. In a quarter
-every object has the phrase of another one in the picture ("wrong phrases"). In a quarter an object stands beside its
+every object has the phrase of another one in the picture ("wrong phrases"). In a quarter an object is beside its
 own copy, both with the right phrase ("twins"). The figures are the mean quality of each kind, and the share of the good
 pictures that is in the better half of all by the total quality and by each of its two parts. In the hard set only one
 object of a picture with wrong phrases has a wrong one, taken from another scene.

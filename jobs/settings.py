@@ -94,7 +94,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _parse_setting(kind: type[BaseModel], setting: str) -> tuple[str, Any]:
-    """Split FIELD=VALUE, and read the value as the field's type: as it stands, else as none, else as YAML."""
+    """Split FIELD=VALUE, and read the value as the field's type: as text, else as none, else as YAML."""
     name, equals, text = setting.partition("=")
     name = name.strip().replace("-", "_")
     if not equals or not name:

@@ -142,7 +142,7 @@ class Example:
     a grid over the picture; in a picture with `boxes`, for each label of a box. `trimap` (0, 128, 255) and `alpha` are
     8-bit PNGs of the picture's size, `composite` is a JPEG of the subject on another background, as `placement` states.
 
-    `objects` stand in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
+    `objects` are in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
     """
 
     key: str

@@ -372,7 +372,7 @@ class _Log:
             self.board.add_image("samples", sheet, done)
 
 
-def _tensorboard(folder: Path, start: int) -> Any:  # noqa: ANN401 - a SummaryWriter, where there is one
+def _tensorboard(folder: Path, start: int) -> Any:  # noqa: ANN401 - a SummaryWriter
     """Open a TensorBoard log that continues at step `start`; None if tensorboard is not installed."""
     if find_spec("tensorboard") is None:
         return None

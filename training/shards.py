@@ -65,14 +65,14 @@ class LoadConfig(StrictModel):
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pixels in the form in which they travel between processes, and the range they stand for.
+    """Pixels as they are passed between processes, and the range that they represent.
 
     Bytes take a quarter of the memory of floats: copying floats would take a third of a worker's time.
 
     Attributes:
         values: uint8 from 0 to 255, or bool, of any shape.
-        low: the float that 0 or False stands for.
-        high: the float that 255 or True stands for.
+        low: the float that 0 or False represents.
+        high: the float that 255 or True represents.
     """
 
     values: Tensor

@@ -10,8 +10,8 @@ Starting from the published IP-Adapter, only the layers beside the cross-attenti
 references, and the predictor. A model that starts from random weights also trains its projection, its U-Net and its
 encoders.
 
-As in the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes, a reference stands
-on white, and its text is the one word that names the object.
+As in the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes, references have
+a white background, and the text of each is the single word that names its object.
 
 A batch holds
 

@@ -256,7 +256,7 @@ def test_only_a_finished_dataset_of_the_recipe_is_exported(tmp_path: Path) -> No
     write_dataset(tmp_path / "data", [[SQUARE]], overwrite=True)
     info = json.loads((tmp_path / "data" / "dataset.json").read_text())
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(info | {"recipe": "mip-adapter"}))
-    with pytest.raises(InputError, match="holds a mip-adapter dataset: this format is made from fastcomposer"):
+    with pytest.raises(InputError, match="holds a mip-adapter dataset: this format takes fastcomposer"):
         export_coco(str(tmp_path / "data"), tmp_path / "out")
 
 

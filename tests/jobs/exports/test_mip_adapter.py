@@ -35,7 +35,7 @@ def overlap(a: list[int], b: list[int]) -> float:
 
 
 def choose_start(rng: np.random.Generator, low: int, high: int, length: int, side: int) -> int | None:
-    """A random start of a window of `side` in `length` that holds [low, high); None where there is none."""
+    """A random start of a window of `side` in `length` that holds [low, high); None if there is none."""
     starts = range(max(0, high - side), min(low, length - side) + 1)
     return int(rng.choice(starts)) if starts else None
 
@@ -318,7 +318,7 @@ def test_the_json_is_ascii_and_the_pickle_holds_nothing_but_strings(tmp_path: Pa
 
 def test_only_a_mip_adapter_dataset_is_exported(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", [[example("a")]])
-    with pytest.raises(InputError, match="holds a fastcomposer dataset: this format is made from mip-adapter datasets"):
+    with pytest.raises(InputError, match="holds a fastcomposer dataset: this format takes mip-adapter datasets"):
         export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

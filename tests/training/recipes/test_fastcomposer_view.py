@@ -299,7 +299,7 @@ def with_subject(**fields: object) -> Callable[[dict[str, Any]], Any]:
         (with_picture(lambda _: huge_jpeg()), "huge"),
         (with_record(height=20), "40 x 40 pixels, its record says 40 x 20"),
         (with_record(width=0), "40 x 40 pixels, its record says 0 x 40"),
-        (with_subject(start=3, end=13), "'a red ball' does not stand at 3 to 13 of the caption"),
+        (with_subject(start=3, end=13), "'a red ball' is not the text at 3 to 13 of the caption"),
         (with_subject(segmentation={"size": [20, 20], "counts": "P6"}), "mask of 'a red ball' has 20 x 20 pixels"),
         (with_subject(segmentation={"size": [40, 40], "counts": "aPT1"}), "Invalid RLE"),
         (with_subject(segmentation={"size": [40, 40], "counts": "0Pb1"}), "has 1600 pixels, its record says 400"),

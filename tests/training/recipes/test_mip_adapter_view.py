@@ -294,7 +294,7 @@ def in_object(**fields: object) -> Callable[[dict[str, Any]], Any]:
         (lambda raw: raw.pop("jpg"), "no JPEG"),
         (lambda raw: raw.pop("json"), "Invalid JSON"),
         (lambda raw: raw.update(jpg=raw["jpg"][: len(raw["jpg"]) // 2]), "truncated"),
-        (in_object(text="a cat"), "'a cat' does not stand at 0 to 10 of the caption"),
+        (in_object(text="a cat"), "'a cat' is not the text at 0 to 10 of the caption"),
         (in_object(area=3), "a mask has 252 pixels, its record says 3"),
         (
             in_object(segmentation={"size": [20, 60], "counts": "0"}),
