@@ -188,6 +188,14 @@ def test_the_window_nearest_to_the_middle_by_hand(
     assert window_of(*size, box) == window
 
 
+def test_windows_start_at_whole_pixels_and_stay_in_the_picture() -> None:
+    """A window of 4 pixels of 10 holds the box from 5.5 to 6.5 if it starts at 3, 4 or 5."""
+    rng = np.random.default_rng(0)
+    assert {window_of(10, 4, (5.5, 0, 1, 4), rng) for _ in range(50)} == {(3, 0, 4), (4, 0, 4), (5, 0, 4)}
+    for box, left in (((90, -50, 2, 1), 6), ((-90, 50, 2, 1), 0)):  # outside the picture
+        assert window_of(10, 4, box) == window_of(10, 4, box, rng) == (left, 0, 4)
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.data())
 def test_every_window_that_holds_the_box_is_drawn_and_no_other(width: int, height: int, data: st.DataObject) -> None:
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
@@ -217,7 +225,7 @@ JPEG = encode(scene(192, 256), "JPEG")
         (32, [], 64, (64, 48)),
         (24, [], 64, (32, 24)),
         (24, [(0, 0, 128, 10)], 64, (128, 96)),  # a reference of 64 pixels from a box of 128
-        (24, [(0, 0, 256, 9), (0, 0, 20, 64)], 64, (256, 192)),  # the smallest box needs the full size
+        (24, [(0, 0, 256, 9), (200, 128, 20, 64)], 64, (256, 192)),  # the smallest box needs the full size
     ],
 )
 def test_a_jpeg_is_decoded_no_larger_than_is_needed(

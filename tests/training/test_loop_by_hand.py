@@ -445,4 +445,5 @@ def test_settings_outside_their_range_are_refused(field: str, value: float | str
 
 
 def test_the_least_settings_are_accepted() -> None:
-    RunConfig(steps=1, accumulation=1, warmup=0, weight_decay=0, average=0, checkpoint_every=1, keep=1, sample_every=1)
+    RunConfig(steps=1, accumulation=1, learning_rate=1e-9, warmup=0, weight_decay=0, clip=1e-9, average=0)
+    RunConfig(checkpoint_every=1, keep=1, sample_every=1)
