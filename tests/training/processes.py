@@ -1,7 +1,7 @@
-"""Run functions in processes that start quickly: they are forked from a server that has already
-imported torch, diffusers and the small models.
+"""Run functions in processes that start quickly.
 
-The server is a separate process, so threads, autograd state and modules of the test process do not reach them.
+They are forked from a server that has already imported torch, diffusers and the small models. The server is a separate
+process, so threads, autograd state and modules of the test process do not reach them.
 """
 
 import multiprocessing

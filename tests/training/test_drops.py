@@ -58,13 +58,13 @@ def test_probabilities_of_zero_and_one(p: float, dropped: frozenset[str]) -> Non
         assert shares({"sample": drops}, 500) == {dropped: 1.0}
 
 
-class Lowest:
-    """Stands for a generator that draws the lowest number there is."""
+class Zeros:
+    """A stand-in for a generator that always draws the smallest number."""
 
     def random(self) -> float:
         return 0.0
 
 
-def test_what_has_probability_0_never_happens() -> None:
+def test_a_drop_with_probability_0_never_happens() -> None:
     for drops in (Drops(exclusive=(Drop(0.0, frozenset("a")),)), Drops(independent=(Drop(0.0, frozenset("a")),))):
-        assert draw({"sample": drops}, "sample", Lowest()) == frozenset()  # type: ignore[arg-type]
+        assert draw({"sample": drops}, "sample", Zeros()) == frozenset()  # type: ignore[arg-type]

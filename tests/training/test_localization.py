@@ -156,6 +156,9 @@ def test_the_layers_chosen_in_stable_diffusion_match_the_paper() -> None:
     assert all(name.endswith(".attn2") for name in layers)
     assert len(localized_layers(unet, blocks=1)) == 1
     assert len(localized_layers(unet, blocks=99)) == 16
+    localize(unet)
+    recording = [processor.layer for processor in unet.attn_processors.values() if processor.layer]
+    assert sorted(recording) == sorted(layers)
 
 
 def test_the_output_of_the_unet_is_unchanged_and_the_probabilities_are_recorded(vae: Path) -> None:
@@ -223,9 +226,11 @@ def test_an_unsupported_attention_layer_is_refused(vae: Path) -> None:
     unet = tiny_parts(vae).unet
     layer = dict(unet.named_modules())[localized_layers(unet)[0]]
     layer.group_norm = torch.nn.GroupNorm(1, 48)
-    with pytest.raises(ModelError, match=r"down_blocks.0.* has a group_norm"):
+    with pytest.raises(
+        ModelError, match=r"^layer down_blocks\.0\..* has a group_norm: its attention cannot be localized$"
+    ):
         localize(unet)
     layer.group_norm = None
     layer.to_out[0] = torch.nn.Identity()
-    with pytest.raises(ModelError, match="has a Identity for its output"):
+    with pytest.raises(ModelError, match=r"^layer .* has a Identity for its output: "):
         localize(unet)

@@ -1,8 +1,10 @@
 """The training loop with a model of a single weight, for which every number can be worked out by hand."""
 
+import contextlib
 import itertools
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -20,6 +23,7 @@ from torch import Tensor
 
 import training.loop
 from schemas.errors import InputError, ModelError
+from tests.training import processes
 from training.checkpoint import complete_checkpoints
 from training.diffusion import Batch, Draws
 from training.loop import NOT_LOSSES, RunConfig, check_run, to_device, train
@@ -40,9 +44,11 @@ class Line(torch.nn.Module):
         self.unet: Any = SimpleNamespace(enable_gradient_checkpointing=lambda: self.calls.append("checkpointing"))
         self.calls: list[str] = []
         self.numbers: list[float] = []
+        self.autocast: list[bool] = []
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         del draws
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
         loss = batch["slope"] * self.weight
         return {"loss": loss, "doubled": 2 * loss}
 
@@ -53,6 +59,7 @@ class Line(torch.nn.Module):
 
     def sample(self, batch: Batch, noise: Tensor) -> Tensor:
         """Pictures of 2 x 2 pixels: red is the weight, green the noise."""
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
         pictures = torch.zeros(len(batch["keys"]), 3, 2, 2)
         pictures[:, 0], pictures[:, 1] = self.weight.detach(), noise
         return pictures
@@ -170,6 +177,46 @@ def test_metrics_are_means_over_micro_batches(tmp_path: Path, monkeypatch: pytes
 def test_without_skipped_samples_there_is_no_list_of_them(tmp_path: Path) -> None:
     run(tmp_path / "run")
     assert not (tmp_path / "run" / "skipped.txt").exists()
+
+
+def test_processes_exchange_gradients_only_after_the_last_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the first two of three micro-batches is computed within `no_sync`."""
+    model = Line()
+    computed: list[int] = []
+
+    @contextlib.contextmanager
+    def no_sync(_accelerator: Accelerator, _model: object) -> Iterator[None]:
+        computed.append(len(model.autocast))
+        yield
+        computed.append(len(model.autocast))
+
+    monkeypatch.setattr(Accelerator, "no_sync", no_sync)
+    list(train(model, slopes(1.0), CONFIG.model_copy(update={"steps": 1, "accumulation": 3}), tmp_path / "run"))
+    assert computed == [0, 1, 1, 2]
+
+
+def train_in_one_of_two_processes(output: Path) -> None:
+    """Train with a slope of 1 in the first process and of 3 in the second; then with a slope of NaN in the second."""
+    rank = int(os.environ["RANK"])
+    sound = batch_of(1.0 + 2 * rank, [f"key{rank}"], [f"damaged{rank}"])
+    model = Line()
+    list(train(model, lambda _: itertools.repeat(sound), CONFIG.model_copy(update={"clip": 100.0}), output / "run"))
+    assert model.numbers == [np.random.default_rng([5, step, 0, rank]).random() for step in range(2)]
+    damaged = {**sound, "slope": [1.0, math.nan][rank]}
+    with pytest.raises(ModelError, match=r"step 0 is not finite; .* The samples of this step: key0, key1"):
+        list(train(Line(), lambda _: itertools.repeat(damaged), CONFIG, output / "damaged"))
+
+
+def test_two_processes_average_their_losses_and_gradients(tmp_path: Path) -> None:
+    """After the first step the weight is -0.1 in both, so the losses are -0.1 and -0.3."""
+    processes.run_together(2, tmp_path / "rendezvous", train_in_one_of_two_processes, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == pytest.approx([0.0, -0.2])
+    assert [line["gradient_norm"] for line in lines] == pytest.approx([2.0, 2.0])
+    assert [line["skipped"] for line in lines] == [2, 2]
+    assert (tmp_path / "run" / "skipped.txt").read_text() == "damaged0\ndamaged1\n" * 2
 
 
 def test_each_micro_batch_draws_from_seed_step_and_its_number(tmp_path: Path) -> None:
@@ -293,6 +340,14 @@ def test_gradient_checkpointing_is_switched_on_only_if_asked_for(tmp_path: Path)
         assert model.calls == ["checkpointing"] * wanted
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_steps_and_sample_pictures_are_computed_in_the_precision_asked_for(tmp_path: Path, precision: str) -> None:
+    model = Line()
+    config = CONFIG.model_copy(update={"precision": precision})
+    list(train(model, slopes(1.0), config, tmp_path / "run", show=sheet_batch()))
+    assert model.autocast == [precision == "bf16"] * 3  # two steps and a picture
+
+
 class Root(Line):
     """The loss is the root of the weight: 0 at the weight 0, where its gradient is infinite."""
 
@@ -311,7 +366,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_before_its_step(tmp_path: Path) -> None:
     model = Line()
     config = CONFIG.model_copy(update={"steps": 3, "checkpoint_every": 1})
-    with pytest.raises(ModelError, match=rf"at step 2 .* is {tmp_path}/run/checkpoints/00000002\."):
+    message = rf"at step 2 is not finite; the last good checkpoint is {tmp_path}/run/checkpoints/00000002\. The samples"
+    with pytest.raises(ModelError, match=message):
         list(train(model, slopes(1.0, 1.0, math.nan), config, tmp_path / "run"))
     assert model.weight.item() == pytest.approx(-0.2)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
@@ -336,7 +392,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_only_some_fields_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"steps": 1, "keep": 2, "seed": 3, "data": "a"}))
     check_run(tmp_path, {"steps": 2, "keep": 3, "sample_every": 4, "checkpoint_every": 5, "seed": 3}, resume=True)
-    message = r"cannot be resumed as another run: batch was None, now 8, data was a, now b$"
+    message = rf"^{tmp_path} cannot be resumed as another run: batch was None, now 8, data was a, now b$"
     with pytest.raises(InputError, match=message):
         check_run(tmp_path, {"seed": 3, "data": "b", "batch": 8}, resume=True)
     with pytest.raises(InputError, match="holds a run already: give --resume"):
@@ -360,6 +416,12 @@ def test_the_tensors_of_a_batch_are_moved_to_the_device() -> None:
     assert moved["keys"] == ["a"]
 
 
+def test_the_defaults_are_those_of_the_published_script_of_fastcomposer() -> None:
+    config = RunConfig()
+    assert (config.steps, config.accumulation, config.batch, config.seed) == (150_000, 1, 16, 42)
+    assert (config.learning_rate, config.weight_decay, config.clip) == (1e-5, 0.01, 1.0)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -371,15 +433,17 @@ def test_the_tensors_of_a_batch_are_moved_to_the_device() -> None:
         ("clip", 0.0),
         ("average", -0.1),
         ("average", 1.0),
+        ("precision", "fp16"),
         ("checkpoint_every", 0),
         ("keep", 0),
         ("sample_every", 0),
     ],
 )
-def test_settings_outside_their_range_are_refused(field: str, value: float) -> None:
+def test_settings_outside_their_range_are_refused(field: str, value: float | str) -> None:
     with pytest.raises(ValidationError, match=rf"(?s){field}\n"):
         RunConfig(**{field: value})  # type: ignore[arg-type]
 
 
 def test_the_least_settings_are_accepted() -> None:
-    RunConfig(steps=1, accumulation=1, warmup=0, weight_decay=0, average=0, checkpoint_every=1, keep=1, sample_every=1)
+    RunConfig(steps=1, accumulation=1, learning_rate=1e-9, warmup=0, weight_decay=0, clip=1e-9, average=0)
+    RunConfig(checkpoint_every=1, keep=1, sample_every=1)

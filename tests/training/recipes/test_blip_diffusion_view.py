@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from schemas.errors import InputError
 from schemas.example import Example, Placement
@@ -149,47 +147,6 @@ def test_the_batch_has_the_documented_tensors(dataset: Path) -> None:
     ):
         assert read.tolist() == [True] * 3 + [False] * 13
         assert ids[1] == number(text)
-
-
-@pytest.mark.parametrize(
-    ("size", "box", "window"),
-    [
-        ((60, 40), (25, 5, 10, 10), (10, 0, 40)),  # in the central window
-        ((60, 40), (0, 5, 10, 10), (0, 0, 40)),  # at the left edge
-        ((60, 40), (8, 5, 10, 10), (8, 0, 40)),  # not in the central window, which is moved as far as needed
-        ((60, 40), (48, 5, 12, 10), (20, 0, 40)),
-        ((40, 60), (5, 45, 10, 10), (0, 15, 40)),
-        ((100, 40), (10, 0, 60, 40), (30, 0, 40)),  # longer than the window: the central window lies within it
-        ((100, 40), (0, 0, 60, 40), (20, 0, 40)),  # longer than the window, and beside the centre
-        ((40, 40), (0, 0, 40, 40), (0, 0, 40)),
-    ],
-)
-def test_the_window_holds_the_subject(
-    size: tuple[int, int], box: tuple[int, int, int, int], window: tuple[int, int, int]
-) -> None:
-    assert window_of(*size, box) == window
-
-
-@given(st.data())
-def test_no_window_of_that_size_is_nearer_the_middle_or_shows_more_of_the_subject(data: st.DataObject) -> None:
-    width, height = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
-    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
-    left, top, side = window_of(width, height, (x, y, w, h))
-
-    def rank(a: int, b: int) -> tuple[int, float]:
-        across, down = (
-            min(c + e, start + side) - max(c, start)
-            for c, e, start in ((x, w, a), (y, h, b))
-        )  # fmt: skip
-        return -across * down, abs(a - (width - side) / 2) + abs(b - (height - side) / 2)
-
-    everywhere = itertools.product(range(width - side + 1), range(height - side + 1))
-    best = min(rank(a, b) for a, b in everywhere)
-    shown, distance = rank(left, top)
-    assert side == min(width, height)
-    assert shown == best[0]
-    assert distance == pytest.approx(best[1])
 
 
 def test_target_and_input_show_the_window_around_their_subject() -> None:

@@ -80,16 +80,6 @@ def test_a_picture_decoded_at_a_reduced_size_is_aligned_with_the_full_size(
     assert inner.max() <= 12
 
 
-def test_a_picture_is_decoded_as_large_as_its_references_need() -> None:
-    jpeg = raw_of(example("key", [box_mask(640, 640, (0, 0, 80, 60))], spans=[(0, 10)]))["jpg"]
-    square = crop_height(640, 640, 64, mirrored=False)
-    sizes = [
-        decode(open_jpeg(jpeg, 640, 640), square, boxes, 40).width
-        for boxes in ([], [(0, 0, 320, 100)], [(0, 0, 80, 60)], [(0, 0, 320, 9), (0, 0, 30, 30)])
-    ]
-    assert sizes == [80, 80, 320, 640]
-
-
 def test_wide_pictures_are_cropped_and_tall_pictures_padded() -> None:
     whole = np.ones((40, 80), bool)
     wide = view_of(example("key", [whole], spans=[(0, 10)]), CONFIG.plain())

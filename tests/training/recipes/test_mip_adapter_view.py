@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from schemas.example import Example
 from schemas.samples.mip_adapter import FORMAT, Record
@@ -17,7 +15,6 @@ from schemas.shards import Sample, write_tar
 from tests.training.batches import equal_batches
 from tests.training.objects import TWO, example, raw_of, write_objects
 from training.drops import draw
-from training.geometry import crop_window, window_of
 from training.recipes.mip_adapter import Config, drop_table, highest_scores, name_tokens, texts, view
 from training.shards import Batch, batches, find_shards, make_batch, read_texts, to_floats
 from training.tokenizer import small_tokenizer
@@ -175,35 +172,6 @@ def test_picture_mask_and_box_get_the_same_geometry(size: tuple[int, int]) -> No
         lefts.add(round(float(columns.min())))
     assert mirrored == {True, False}
     assert (len(lefts) > 3) == (width > height)
-
-
-@given(st.data())
-def test_every_window_that_holds_the_box_is_drawn_and_no_other(data: st.DataObject) -> None:
-    width, height = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
-    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
-    side = min(width, height)
-
-    def fits(start: int, low: int, extent: int) -> bool:
-        inside = start <= low and low + extent <= start + side
-        return inside or (low <= start and start + side <= low + extent)
-
-    expected = {
-        (a, b, side)
-        for a, b in itertools.product(range(width - side + 1), range(height - side + 1))
-        if fits(a, x, w) and fits(b, y, h)
-    }
-    drawn = {window_of(width, height, (x, y, w, h), np.random.default_rng(seed)) for seed in range(80)}
-    assert drawn == expected
-
-
-def test_a_box_in_a_window_by_hand() -> None:
-    """The window has 20 pixels from (10, 5) on and is scaled to 40."""
-    crop = crop_window(100, (10, 5, 20), 40, mirrored=False)
-    assert crop.crop_box((12, 10, 4, 6)) == (4, 10, 8, 12)
-    assert crop.crop_box((5, 0, 10, 10)) == (0, 0, 10, 10)
-    assert crop.crop_box((0, 0, 10, 100)) == (0, 0, 0, 40)
-    assert crop_window(100, (10, 5, 20), 40, mirrored=True).crop_box((12, 10, 4, 6)) == (28, 10, 8, 12)
 
 
 def test_an_object_outside_the_window_is_left_out() -> None:
