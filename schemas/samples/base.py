@@ -152,10 +152,6 @@ class SampleFormat:
         """Return the sample of an example; raises as `pack` does."""
         return self.pack(example)[0]
 
-    def row_of(self, example: Example) -> Row:
-        """Return an example's row of the index; raises as `pack` does."""
-        return self.pack(example)[1]
-
     def problems_of(self, sample: Sample, row: Row) -> list[str]:
         """Return what is wrong with a sample whose row of the index is `row`; an empty list if it is right."""
         try:

@@ -176,7 +176,7 @@ def test_a_recipe_with_a_card_keeps_it_and_others_have_the_default() -> None:
 
 def test_hashes_of_the_index_are_not_drawn() -> None:
     card = default_card(FORMATS["mip-adapter"])
-    scored = FORMATS["mip-adapter"].row_of(example_of_objects("k"))
+    scored = FORMATS["mip-adapter"].pack(example_of_objects("k"))[1]
     columns = FORMATS["mip-adapter"].columns
     index = pa.Table.from_pylist([{name: scored[name] for name in columns.names}], schema=columns)
     values, contents = card.sections(index, DatasetInfo.model_construct())

@@ -29,7 +29,7 @@ def matted() -> Example:
 
 def row_of(example: Example) -> dict[str, Any]:
     told = {"caption": example.caption, "width": 60, "height": 40, "source": example.source.uri, "license": ""}
-    return told | FORMAT.row_of(example)
+    return told | FORMAT.pack(example)[1]
 
 
 def test_the_json_is_the_one_that_the_contract_lays_down() -> None:

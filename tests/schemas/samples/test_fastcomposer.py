@@ -27,7 +27,7 @@ def sample_and_row(**changes: object) -> tuple[Sample, dict[str, Any]]:
         "height": 48,
         "source": made.source.uri,
         "license": "CC0",
-        **FORMAT.row_of(made),
+        **FORMAT.pack(made)[1],
     }
     sample = FORMAT.sample_of(made)
     return Sample(
@@ -155,8 +155,8 @@ def test_a_picture_that_cannot_be_decoded_is_said() -> None:
 
 
 def test_the_index_has_the_columns_that_a_row_fills() -> None:
-    assert set(FORMAT.row_of(example("a"))) == set(FORMAT.index_columns.names) - {"shard", "offset", "size", "crc32"}
-    row = FORMAT.row_of(example("a", PAIR, extra_segments=2))
+    assert set(FORMAT.pack(example("a"))[1]) == set(FORMAT.index_columns.names) - {"shard", "offset", "size", "crc32"}
+    row = FORMAT.pack(example("a", PAIR, extra_segments=2))[1]
     assert {name: row[name] for name in FORMAT.columns.names} == {
         "phrases": 2,
         "subjects": 2,
