@@ -126,6 +126,8 @@ def test_half_precision_is_summed_in_single() -> None:
 def test_layers_have_the_aspect_ratio_of_the_picture() -> None:
     attention, masks, valid = random_case(1, (1, 1, 2, 6, 1))
     assert localization_loss(attention, masks, valid).item() == pytest.approx(formula(attention, masks, valid))
+    strip = localization_loss(torch.tensor([0.2, 0.4]).view(1, 1, 2, 1), torch.ones(1, 1, 1, 16), torch.ones(1, 1) > 0)
+    assert strip.item() == pytest.approx(-0.3, abs=1e-4)  # 1 x 2 pixels, though half a row would be nearer in shape
     with pytest.raises(ValueError, match="a layer of 7 pixels cannot have the shape of masks of 4 x 4 pixels"):
         localization_loss(torch.rand(1, 1, 7, 1), torch.rand(1, 1, 4, 4), torch.ones(1, 1, dtype=torch.bool))
 
