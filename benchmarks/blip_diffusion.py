@@ -77,7 +77,7 @@ def write_pairs(folder: Path, examples: list[Example]) -> Path:
     """Write one shard."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "blip-diffusion-000000.tar").open("wb") as stream:
-        write_tar(stream, map(FORMAT.sample_of, examples))
+        write_tar(stream, (FORMAT.pack(example)[0] for example in examples))
     return folder
 
 

@@ -63,7 +63,7 @@ def example(
 
 def raw_of(record: Example) -> dict[str, Any]:
     """The sample of an example, in the form in which webdataset reads it."""
-    return {"__key__": record.key, **FORMAT.sample_of(record).members}
+    return {"__key__": record.key, **FORMAT.pack(record)[0].members}
 
 
 def write_objects(folder: Path, sizes: Sequence[int]) -> Path:

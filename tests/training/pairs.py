@@ -69,7 +69,7 @@ def pair(
 
 def raw_of(record: Example) -> dict[str, Any]:
     """The sample of a pair, in the form in which webdataset reads it."""
-    return {"__key__": record.key, **FORMAT.sample_of(record).members}
+    return {"__key__": record.key, **FORMAT.pack(record)[0].members}
 
 
 def write_pairs(folder: Path, sizes: Sequence[int]) -> Path:
@@ -80,7 +80,7 @@ def write_pairs(folder: Path, sizes: Sequence[int]) -> Path:
         chosen = [next(numbers) for _ in range(size)]
         pairs = [pair(f"key{i:03d}", subject="cup" if i % 2 else "ball") for i in chosen]
         with (folder / f"blip-diffusion-{shard:06d}.tar").open("wb") as tar:
-            write_tar(tar, map(FORMAT.sample_of, pairs))
+            write_tar(tar, (FORMAT.pack(pair)[0] for pair in pairs))
     return folder
 
 

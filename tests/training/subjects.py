@@ -60,7 +60,7 @@ def box_mask(height: int, width: int, box: tuple[int, int, int, int]) -> NDArray
 
 
 def raw_of(record: Example) -> dict[str, Any]:
-    sample = FORMAT.sample_of(record)
+    sample = FORMAT.pack(record)[0]
     return {"__key__": record.key, **sample.members}
 
 
@@ -69,7 +69,7 @@ def write_shards(folder: Path, sizes: Sequence[int]) -> Path:
     number = itertools.count()
     for shard, size in enumerate(sizes):
         mask = box_mask(40, 40, (4, 4, 20, 20))
-        samples = [FORMAT.sample_of(example(f"key{next(number):03d}", [mask, ~mask])) for _ in range(size)]
+        samples = [FORMAT.pack(example(f"key{next(number):03d}", [mask, ~mask]))[0] for _ in range(size)]
         with (folder / f"fastcomposer-{shard:06d}.tar").open("wb") as tar:
             write_tar(tar, samples)
     return folder

@@ -106,7 +106,7 @@ def test_shuffling_keeps_every_sample() -> None:
 def write_damaged(folder: Path, damaged: Sequence[int], count: int) -> Path:
     folder.mkdir()
     mask = box_mask(40, 40, (4, 4, 20, 20))
-    samples = [FORMAT.sample_of(example(f"key{i:03d}", [mask, ~mask])) for i in range(count)]
+    samples = [FORMAT.pack(example(f"key{i:03d}", [mask, ~mask]))[0] for i in range(count)]
     for i in damaged:
         samples[i] = Sample(samples[i].key, {**samples[i].members, "jpg": b"none"})
     with (folder / "fastcomposer-000000.tar").open("wb") as tar:
@@ -130,7 +130,7 @@ def test_a_batch_without_readable_samples_is_replaced_by_the_next(tmp_path: Path
 
 def test_a_damaged_record_has_no_caption(tmp_path: Path) -> None:
     mask = box_mask(40, 40, (4, 4, 20, 20))
-    samples = [FORMAT.sample_of(example(f"key{i}", [mask, ~mask])) for i in range(3)]
+    samples = [FORMAT.pack(example(f"key{i}", [mask, ~mask]))[0] for i in range(3)]
     samples[1] = Sample("key1", {**samples[1].members, "json": b'{"key": "key1"}'})
     (tmp_path / "fc").mkdir()
     with (tmp_path / "fc" / "fastcomposer-000000.tar").open("wb") as tar:

@@ -189,7 +189,7 @@ def test_one_picture_is_shown_larger_than_several() -> None:
     large = replace(example("k1"), image=jpeg(900, 600), width=900, height=600)
     sizes = [
         [decode_image(base64.b64decode(shown["address"].partition(",")[2])).shape[1] for shown in card["pictures"]]
-        for card in (fill(sample_format, sample_format.sample_of(large)) for sample_format in (PLAIN, SKETCHES))
+        for card in (fill(sample_format, sample_format.pack(large)[0]) for sample_format in (PLAIN, SKETCHES))
     ]
     assert sizes == [[640], [400, 400]]
 

@@ -80,7 +80,7 @@ def test_a_dataset_without_samples_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_card_ties_each_phrase_to_its_object() -> None:
-    card = fill(FORMAT.sample_of(example_of_objects("k", scores=(0.71, 0.82), similarity=-0.001)))
+    card = fill(FORMAT.pack(example_of_objects("k", scores=(0.71, 0.82), similarity=-0.001))[0])
     first, second = card["regions"]
     assert (card["drawing"], first["frame"], second["frame"]) == (
         (1280, 960),
@@ -101,7 +101,7 @@ def test_a_card_ties_each_phrase_to_its_object() -> None:
 def test_two_objects_of_one_phrase_share_its_place_in_the_caption() -> None:
     example = example_of_objects("k")
     twins = replace(example, objects=tuple(replace(thing, phrase=0) for thing in example.objects))
-    card = fill(FORMAT.sample_of(twins))
+    card = fill(FORMAT.pack(twins)[0])
     assert len(card["regions"]) == 2
     assert "".join(piece["text"] for piece in card["pieces"]) == example.caption
     assert [piece["region"] for piece in card["pieces"] if piece["region"] is not None] == [0]

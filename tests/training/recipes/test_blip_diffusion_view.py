@@ -237,7 +237,7 @@ def test_a_damaged_sample_is_reported_and_left_out_of_the_batch(
 
 
 def test_texts_are_read_as_in_the_template_and_damaged_records_skipped(tmp_path: Path) -> None:
-    samples = [FORMAT.sample_of(pair(f"key{i}", caption=f"{i} balls")) for i in range(4)]
+    samples = [FORMAT.pack(pair(f"key{i}", caption=f"{i} balls"))[0] for i in range(4)]
     samples[1] = Sample("key1", {**samples[1].members, "json": b"{"})
     with (tmp_path / "blip-diffusion-000000.tar").open("wb") as tar:
         write_tar(tar, samples)

@@ -12,7 +12,6 @@ from torchvision.transforms.v2 import ElasticTransform
 
 from schemas.example import Example
 from schemas.samples.fastcomposer import FORMAT, Record
-from schemas.shards import Sample
 from tests.training.batches import equal_batches
 from tests.training.subjects import CONFIG, TOKENIZER, box_mask, example, pixels_of, raw_of, take, write_shards
 from training.geometry import crop_height, decode, open_jpeg
@@ -325,5 +324,5 @@ def test_a_wrong_box_changes_nothing() -> None:
 
 
 def test_written_members_are_what_the_loader_reads() -> None:
-    assert set(FORMAT.sample_of(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])).members) == {"jpg", "json"}
-    assert isinstance(FORMAT.sample_of(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)])), Sample)
+    sample, _ = FORMAT.pack(example("key", [np.ones((8, 8), bool)], spans=[(0, 10)]))
+    assert set(sample.members) == {"jpg", "json"}

@@ -284,7 +284,7 @@ def test_a_damaged_sample_is_reported_and_left_out_of_the_batch(
 
 
 def test_captions_and_names_are_read_and_damaged_records_skipped(tmp_path: Path) -> None:
-    samples = [FORMAT.sample_of(example(f"key{i}", [BALL] if i else TWO)) for i in range(4)]
+    samples = [FORMAT.pack(example(f"key{i}", [BALL] if i else TWO))[0] for i in range(4)]
     samples[1] = Sample("key1", {**samples[1].members, "json": b"{"})
     with (tmp_path / "mip-adapter-000000.tar").open("wb") as tar:
         write_tar(tar, samples)
