@@ -140,7 +140,8 @@ def recipes(
     check_recipe(name)
     from training.recipes import training_of
 
-    show_fields(name, training_of(name).config, out)
+    training = training_of(name)
+    show_fields(name, training.config, training.presets, out)
 
 
 @app.command()
@@ -318,7 +319,8 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 
     recipe = next((argument for argument in arguments if argument in RECIPES), None)
     known = RECIPES[recipe].config.model_fields if recipe and name == "build" else None
-    return expand_field_options(arguments, [*options, "--help"], known)
+    owners = {field: owner for owner, other in RECIPES.items() for field in other.config.model_fields}
+    return expand_field_options(arguments, [*options, "--help"], known, owners)
 
 
 def main() -> None:

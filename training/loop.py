@@ -186,6 +186,8 @@ def check_run(output: Path, intended: Mapping[str, Any], resume: bool) -> None:
             raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
         before = json.loads(note.read_text(encoding="utf-8"))
         changed = sorted(name for name in intended if before.get(name) != intended[name] and name not in MAY_CHANGE)
+        if "recipe" in changed:
+            changed = ["recipe"]
         if changed:
             difference = ", ".join(f"{name} was {before.get(name)}, now {intended[name]}" for name in changed)
             raise InputError(f"{output} cannot be resumed as another run: {difference}")

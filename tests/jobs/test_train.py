@@ -88,6 +88,10 @@ def test_training_can_start_from_a_trained_model(run: Run, dataset: Path, tmp_pa
         (("fastcomposer", "--data", "nowhere.tar"), "no shard nowhere.tar: name the folder of a dataset"),
         (("fastcomposer", "--data", "DATA", "--preset", "hab"), "there is no preset 'hab', did you mean 'hub'?"),
         (("fastcomposer", "--data", "DATA", "--model", "nowhere"), "no model in nowhere: "),
+        (
+            ("fastcomposer", "--data", "DATA", "--model", "/nowhere"),
+            "no model in /nowhere: there is no such folder",
+        ),
         (("fastcomposer", "--data", "DATA", "--config", "CONFIG"), "the config has no field 'stepz', did you mean"),
     ],
 )

@@ -38,8 +38,9 @@ def test_points_are_plotted_at_their_values() -> None:
     assert line is not None
     low, high = TOP + HEIGHT * 10.5 / 11, TOP + HEIGHT * 0.5 / 11
     assert line.get("points") == f"{LEFT + WIDTH / 5:.1f},{low:.1f} {LEFT + WIDTH:.1f},{high:.1f}"
-    texts = [element.text for element in plot.findall("text")]
-    assert texts == ["title", "10.5", "-0.5", "0", "step 5"]
+    texts = {(element.text, float(element.get("y") or 0)) for element in plot.findall("text")}
+    below = float(TOP + HEIGHT + 18)
+    assert texts == {("title", TOP - 10.0), ("0", low + 4), ("10", high + 4), ("0", below), ("step 5", below)}
 
 
 def test_long_runs_are_plotted_as_means() -> None:

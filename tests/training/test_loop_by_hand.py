@@ -375,7 +375,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_its_step(tmp_path: Path)
 
 def test_a_run_cannot_be_resumed_with_fewer_steps_than_it_has_made(tmp_path: Path) -> None:
     run(tmp_path / "run")
-    with pytest.raises(InputError, match=r"run has made 2 steps: it cannot be resumed with --steps 1$"):
+    with pytest.raises(InputError, match=r"run has finished 2 steps: it cannot be resumed with --steps 1$"):
         run(tmp_path / "run", CONFIG.model_copy(update={"steps": 1}), resume=True)
     assert run(tmp_path / "run", resume=True) == []
 
@@ -406,7 +406,7 @@ def test_only_a_new_or_empty_folder_is_used_for_a_new_run(tmp_path: Path) -> Non
     (tmp_path / "b.txt").touch()
     (tmp_path / "a.txt").touch()
     for resume in (False, True):
-        with pytest.raises(InputError, match=r"holds files that are not a run of Subjectloom's, a\.txt for one"):
+        with pytest.raises(InputError, match=r"holds files that do not belong to a training run, such as a\.txt"):
             check_run(tmp_path, {}, resume)
 
 
