@@ -190,8 +190,7 @@ def _earlier_job(output: str, names: list[str]) -> Job | None:
         return _read_job(output)
     if names:
         raise InputError(
-            f"{output} holds files that are not a dataset of Subjectloom's, {names[0]} for one: "
-            "name a new or an empty folder"
+            f"{output} holds files that do not belong to a dataset, such as {names[0]}: name a new or an empty folder"
         )
     return None
 
@@ -243,7 +242,7 @@ def _read_parts(
     if missing:
         raise SubjectloomError(
             f"{len(missing)} of {len(fingerprints)} shards in {output} are not finished, "
-            f"{shard_name(sample_format.recipe, min(missing))} for one: run again with --resume"
+            f"such as {shard_name(sample_format.recipe, min(missing))}: run again with --resume"
         )
     parts, rows = [], []
     for shard in sorted(fingerprints):

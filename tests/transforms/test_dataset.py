@@ -99,7 +99,7 @@ def test_a_dataset_with_a_missing_or_an_outdated_shard_is_not_finished(tmp_path:
     commit(tmp_path, 0, "a")
     commit(tmp_path, 1, "b", fingerprint="old")
     with pytest.raises(
-        SubjectloomError, match=r"2 of 3 shards in .* are not finished, fastcomposer-000001.tar for one"
+        SubjectloomError, match=r"2 of 3 shards in .* are not finished, such as fastcomposer-000001.tar"
     ):
         finish_dataset(str(tmp_path), JOB, {shard: f"print-{shard}" for shard in range(3)}, FORMAT)
 
@@ -156,9 +156,7 @@ def test_an_interrupted_run_is_refused_and_both_ways_out_are_named(tmp_path: Pat
 @pytest.mark.parametrize(("overwrite", "resume"), [(False, False), (True, False), (False, True)])
 def test_a_folder_with_other_files_is_never_touched(tmp_path: Path, overwrite: bool, resume: bool) -> None:
     (tmp_path / "fastcomposer-000000.tar").write_bytes(b"whose is it?")
-    with pytest.raises(
-        InputError, match=r"files that are not a dataset of Subjectloom's, fastcomposer-000000.tar for one"
-    ):
+    with pytest.raises(InputError, match=r"files that do not belong to a dataset, such as fastcomposer-000000.tar"):
         prepare_output(str(tmp_path), JOB, overwrite=overwrite, resume=resume)
     assert list_files(str(tmp_path)) == ["fastcomposer-000000.tar"]
 
