@@ -1,6 +1,7 @@
 """The dependency parser: a spaCy pipeline, from a folder (the sample preset) or an installed package."""
 
 import importlib.util
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,16 @@ from transforms.text.parses import Parse, Token
 if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc
+    from spacy.tokens import Token as SpacyToken
 
 PIPE_BATCH = 64
 """Captions that go through the network in one batch."""
 
 REQUIRED = {"dependencies": ("parser",), "parts of speech": ("morphologizer", "attribute_ruler")}
 """What the rules for phrases need, and the components of which at least one must provide it."""
+
+_CAPITALS = re.compile(r"[A-Z]{2,}s")
+"""Plurals of abbreviations, whatever their part of speech: "SUVs"."""
 
 
 @dataclass(eq=False)
@@ -104,7 +109,7 @@ def _to_parse(doc: "Doc") -> Parse:
             text=token.text,
             start=token.idx,
             end=token.idx + len(token.text),
-            lemma=_lemma(token.text, token.lemma_, token.pos_, number := "".join(token.morph.get("Number"))),
+            lemma=_lemma(doc, token, number := "".join(token.morph.get("Number"))),
             pos=token.pos_,
             dep=token.dep_,
             head=token.head.i,
@@ -116,8 +121,14 @@ def _to_parse(doc: "Doc") -> Parse:
     return Parse(doc.text, tokens, chunks)
 
 
-def _lemma(text: str, lemma: str, pos: str, number: str) -> str:
-    if lemma:
-        return lemma.lower()
-    plural = number == "Plur" and pos in ("NOUN", "PROPN")
-    return (singular(text.lower()) if plural else None) or text.lower()
+def _lemma(doc: "Doc", token: "SpacyToken", number: str) -> str:
+    text, lemma = token.text, token.lemma_.lower()
+    is_plural = number == "Plur" and token.pos_ in ("NOUN", "PROPN")
+    if lemma or not (is_plural or _CAPITALS.fullmatch(text)):
+        return lemma or text.lower()
+    i = token.i
+    is_second_part = i > 1 and doc[i - 1].text == "-" and doc[i - 2].idx + len(doc[i - 2]) + 1 == token.idx
+    # "talkies" alone could be of "talky", "walkie-talkies" is not.
+    word = f"{doc[i - 2].text}-{text}" if is_second_part else text
+    base = singular(word.lower()) or word.lower()
+    return base.rpartition("-")[2] if is_second_part else base

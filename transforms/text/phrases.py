@@ -4,6 +4,7 @@ A phrase is a candidate subject: something that could be visible in the picture.
 rules below, each a table or a function, drop those that name no thing and join those that together name one.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from schemas.rejects import Reason
 from transforms.batch import Batch, advance
 from transforms.step import Step
 from transforms.text.parses import Parse, Token, word_set
-from transforms.text.plurals import expand_plurals
+from transforms.text.plurals import COUNTS, expand_plurals
 
 if TYPE_CHECKING:
     from transforms.models.parser import Parser
@@ -58,6 +59,9 @@ NEGATIONS = frozenset(("no", "not", "without", "neither", "nor"))
 PRONOUNS = frozenset(("PRON", "DET"))
 """Parts of speech of heads that name nothing by themselves: "it", "this"."""
 
+CAPITALS = re.compile(r"[^\W\d_]*[A-Z]\w*[A-Z]\w*s")
+"""Plurals with inner capitals: "TVs", "MacBooks"."""
+
 DEFINITE = frozenset(("the", "this", "that", "these", "those"))
 BREAKS = frozenset(".!?;:|()[]{}<>")
 """Punctuation that no noun phrase contains: a chunk that does, as of two lines, is cut to what follows it."""
@@ -74,30 +78,66 @@ class Chunk:
 
 def find_phrases(parse: Parse) -> tuple[Phrase, ...]:
     """The caption's phrases that may name something visible, in order; `text == caption[start:end]`."""
-    chunks = [trimmed for start, end in parse.chunks if (trimmed := _trim(parse, start, end))]
+    chunks = [trimmed for chunk in _whole_words(parse) if (trimmed := _trim(parse, chunk))]
     chunks = _join_measures(parse, chunks)
     opening = _opening(parse, chunks)
     chunks = [c for c in chunks if c != opening and _is_thing(parse, c)]
     return tuple(_phrase(parse, chunk) for chunk in _first_mentions(parse, chunks))
 
 
-def _trim(parse: Parse, start: int, end: int) -> Chunk | None:
+def _whole_words(parse: Parse) -> list[Chunk]:
+    """The parse's base noun phrases, with the words that a parser tends to cut or to miss.
+
+    Numbered capitals ("two TVs") are phrases even where the parser takes them for numbers or adverbs, and no phrase
+    ends within a word ("a passer | -by").
+    """
+    found = list(parse.chunks)
+    covered = {i for start, end in found for i in range(start, end)}
+    for i, token in enumerate(parse.tokens[1:], start=1):
+        if parse.word(i - 1) in COUNTS and CAPITALS.fullmatch(token.text) and not covered & {i - 1, i}:
+            found.append((i - 1, i + 1))
+    chunks: list[Chunk] = []
+    for start, end in sorted(found):
+        word_end = _end_of_word(parse, end)
+        is_split = any(s < word_end < e for s, e in found)
+        if not chunks or start >= chunks[-1].end:
+            chunks.append(Chunk(start, end if is_split else word_end, end - 1))
+    return chunks
+
+
+def _end_of_word(parse: Parse, end: int) -> int:
+    """The end of the word whose part ends before token `end`: after "by" for "passers" of "passers-by"."""
+    while end + 1 < len(parse.tokens):
+        last, hyphen, following = parse.tokens[end - 1 : end + 2]
+        if hyphen.text != "-" or last.end != hyphen.start or hyphen.end != following.start:
+            break
+        end += 2
+    return end
+
+
+def _trim(parse: Parse, chunk: Chunk) -> Chunk | None:
     """Remove leading tokens that do not belong to a phrase, as quotes, "both", "just"; None if no word is left."""
     tokens = parse.tokens
-    for i in range(start, end - 1):
+    start = chunk.start
+    for i in range(start, chunk.root):
         if tokens[i].text in BREAKS or "\n" in tokens[i].text:
             start = i + 1
-    while start < end - 1 and _is_leading(tokens[start], tokens[start + 1]):
+    while start < chunk.root and _is_leading(tokens[start], tokens[start + 1]):
         start += 1
-    head = tokens[end - 1]
-    return Chunk(start, end, end - 1) if any(c.isalnum() for c in head.text) else None
+    has_word = any(c.isalnum() for c in tokens[chunk.root].text)
+    return replace(chunk, start=start) if has_word else None
 
 
 def _is_leading(token: Token, following: Token) -> bool:
     if token.text.lower() in NEGATIONS:
         return False
     bare = not any(c.isalnum() for c in token.text)
-    return bare or token.dep == "preconj" or token.pos == "CCONJ" or (token.pos == "ADV" and following.pos == "DET")
+    return (
+        bare
+        or token.dep == "preconj"
+        or token.pos == "CCONJ"
+        or (token.pos == "ADV" and following.pos in ("DET", "NUM"))
+    )
 
 
 def _join_measures(parse: Parse, chunks: Sequence[Chunk]) -> list[Chunk]:
