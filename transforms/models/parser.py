@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from schemas.errors import ModelError
 from transforms.text.inflection import singular
+from transforms.text.markup import readable
 from transforms.text.parses import Parse, Token
 
 if TYPE_CHECKING:
@@ -98,27 +99,30 @@ def _uses_torch(checkpoint: str) -> bool:
 
 def parse_captions(parser: Parser, captions: Sequence[str]) -> list[Parse]:
     """Parse captions, in order. Offsets count the characters (code points) of the caption."""
+    texts = [readable(caption) for caption in captions]
     # Outside a memory zone spaCy keeps every word that it ever saw: memory would grow over millions of captions.
     with parser.lock, parser.nlp.memory_zone():
-        return [_to_parse(doc) for doc in parser.nlp.pipe(captions, batch_size=PIPE_BATCH)]
+        docs = parser.nlp.pipe((text for text, _ in texts), batch_size=PIPE_BATCH)
+        return [_to_parse(*parsed) for parsed in zip(docs, captions, (origins for _, origins in texts), strict=True)]
 
 
-def _to_parse(doc: "Doc") -> Parse:
+def _to_parse(doc: "Doc", caption: str, origins: Sequence[int]) -> Parse:
+    ends = [origins[token.idx + len(token.text)] for token in doc]
     tokens = tuple(
         Token(
-            text=token.text,
-            start=token.idx,
-            end=token.idx + len(token.text),
+            text=caption[origins[token.idx] : end],
+            start=origins[token.idx],
+            end=end,
             lemma=_lemma(doc, token, number := "".join(token.morph.get("Number"))),
             pos=token.pos_,
             dep=token.dep_,
             head=token.head.i,
             number=number,
         )
-        for token in doc
+        for token, end in zip(doc, ends, strict=True)
     )
     chunks = tuple((chunk.start, chunk.end) for chunk in doc.noun_chunks) if len(doc) else ()
-    return Parse(doc.text, tokens, chunks)
+    return Parse(caption, tokens, chunks)
 
 
 def _lemma(doc: "Doc", token: "SpacyToken", number: str) -> str:

@@ -11,6 +11,7 @@ from schemas.example import Example, Source
 from schemas.images import to_stored_jpeg
 from schemas.rejects import Reason, Reject
 from transforms.batch import Outcome
+from transforms.text.markup import undo_markup
 
 STAGE = "read"
 
@@ -135,7 +136,7 @@ def to_example(key: str, image: bytes | None, caption: object, source: Source) -
 
 
 def clean_caption(caption: object) -> str:
-    """Return a caption as it is stored: UTF-8 decoded, on one line.
+    """Return a caption as it is stored: UTF-8 decoded, without HTML's entities and tags, on one line.
 
     Control characters (including NUL) count as spaces, and each run of spaces and line breaks becomes one space: text
     encoders read them that way, and a parser would take a line break for a word. The rest stays as it is.
@@ -151,6 +152,7 @@ def clean_caption(caption: object) -> str:
         text.encode("utf-8")  # JSON may contain half a surrogate pair, which cannot be encoded
     except UnicodeError as error:
         raise RecordError(Reason.UNDECODABLE_CAPTION, f"the caption is not valid UTF-8: {error}") from error
+    text = undo_markup(text)
     text = " ".join("".join(" " if _is_control(c) else c for c in text).split())
     if not any(c.isprintable() and c != " " for c in text):
         raise RecordError(Reason.EMPTY_CAPTION, "the caption holds no visible character")
