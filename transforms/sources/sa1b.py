@@ -28,6 +28,7 @@ from transforms.batch import Outcome
 from transforms.files import exists, join, open_file, read_file
 from transforms.sources.coco_masks import check_size, decode_segmentation, mismatch
 from transforms.sources.files import File
+from transforms.sources.parquet import is_text, values_of
 from transforms.sources.records import Chunk, attempt, to_example
 from transforms.sources.webdataset import Tar, TarSample, picture_of, prefixes, take_tars
 
@@ -211,18 +212,18 @@ def _check_table(path: str) -> None:
         raise InputError(f"{path}: the captions cannot be read: {error}") from error
     for name in ("key", "caption"):
         kind = schema.field(name).type if name in schema.names else None
-        if kind not in (pa.string(), pa.large_string()):
+        if kind is None or not is_text(kind):
             problem = f"column {name} holds {kind}, not text" if kind else f"there is no column {name}"
             raise InputError(f"{path}: {problem}: captions are read from the columns key (sa_1) and caption")
 
 
 @lru_cache(maxsize=1)
-def _read_captions(path: str, stamp: str) -> dict[str, str | None]:  # noqa: ARG001 - another file under the same path
-    """Read all captions, by picture; of several captions of a picture, the first."""
+def _read_captions(path: str, stamp: str) -> dict[str, str | bytes | None]:  # noqa: ARG001 - another file, same path
+    """Read all captions, by picture; of several captions of a picture, the first. One that is not UTF-8 is bytes."""
     try:
         with open_file(path) as stream:
             table = pq.read_table(stream, columns=["key", "caption"])
     except (OSError, pa.ArrowException) as error:
         raise RecordError(Reason.UNREADABLE_FILE, f"the captions in {path} cannot be read: {error}") from error
-    rows = zip(reversed(table["key"].to_pylist()), reversed(table["caption"].to_pylist()), strict=True)
+    rows = zip(reversed(values_of(table["key"])), reversed(values_of(table["caption"])), strict=True)
     return dict(rows)
