@@ -26,7 +26,7 @@ from schemas.example import Example, Segment, Source
 from schemas.rejects import Reason, Reject
 from transforms.batch import Outcome
 from transforms.files import exists, join, open_file, read_file
-from transforms.sources.coco_masks import check_size, decode_segmentation, mismatch
+from transforms.sources.coco_masks import check_left_out, check_size, decode_segmentation, mismatch
 from transforms.sources.files import File
 from transforms.sources.parquet import is_text, values_of
 from transforms.sources.records import Chunk, attempt, to_example
@@ -175,14 +175,16 @@ def read_annotation(content: bytes) -> tuple[tuple[int, int], list[Any]]:
 def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[Segment, ...]:
     """Return a segment per annotation whose mask is not empty; its score is `predicted_iou`, clipped to [0, 1].
 
+    Annotations that are malformed, or whose mask is of another size, are left out.
+
     Args:
         annotations: those of the JSON.
         size: (height, width) of the picture in pixels.
 
     Raises:
-        RecordError: MISMATCHED_ANNOTATION, a mask is malformed or of another size.
+        RecordError: MISMATCHED_ANNOTATION, there are annotations, and none of them can be used.
     """
-    segments = []
+    segments, left_out = [], []
     for number, annotation in enumerate(annotations):
         try:
             mask = decode_segmentation(annotation["segmentation"], size)
@@ -190,9 +192,11 @@ def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[Segm
             if math.isnan(score):
                 raise ValueError("its predicted_iou is no number")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise mismatch(f"annotation {number} is malformed: {type(error).__name__} {error}") from error
+            left_out.append(f"annotation {number} is malformed: {type(error).__name__} {error}")
+            continue
         if mask.area:
             segments.append(Segment(LABEL, min(max(score, 0.0), 1.0), mask))
+    check_left_out(left_out, len(segments))
     return tuple(segments)
 
 

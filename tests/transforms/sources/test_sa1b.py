@@ -206,11 +206,17 @@ def test_an_annotation_that_does_not_fit_is_a_reject(tmp_path: Path, case: str) 
         ({"predicted_iou": float("nan")}, "its predicted_iou is no number"),
     ],
 )
-def test_a_malformed_mask_is_a_reject(tmp_path: Path, change: dict[str, Any], detail: str) -> None:
+def test_a_malformed_annotation_costs_itself_and_its_picture_only_if_it_is_alone(
+    tmp_path: Path, change: dict[str, Any], detail: str
+) -> None:
     content = annotation(RING, DOG)
     content["annotations"][1] |= change
+    record = one(tmp_path, ("sa_1.jpg", JPEG), ("sa_1.json", json.dumps(content)))
+    assert isinstance(record, Example)
+    assert [segment.mask for segment in record.segments] == [Mask.from_array(RING)]
+    del content["annotations"][0]
     found = why(one(tmp_path, ("sa_1.jpg", JPEG), ("sa_1.json", json.dumps(content))))
-    assert found.startswith("annotation 1 is malformed: ")
+    assert found.startswith("annotation 0 is malformed: ")
     assert detail in found
 
 
