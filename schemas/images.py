@@ -101,6 +101,15 @@ def to_stored_jpeg(data: bytes) -> tuple[bytes, NDArray[np.uint8]]:
     return stored, decode_image(stored)
 
 
+def is_turned(data: bytes) -> bool:
+    """Whether the EXIF orientation of a picture file rotates or mirrors it; a broken or unknown one does not."""
+    try:
+        with _quiet(), Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS) as picture:
+            return picture.getexif().get(ExifTags.Base.Orientation, 1) in _UPRIGHT
+    except Exception:  # as in `_upright`
+        return False
+
+
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
     """Encode [H, W, 3] uint8 RGB as shards store pictures: quality 95, colour at full resolution."""
     return _to_jpeg(Image.fromarray(pixels))
