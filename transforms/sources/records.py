@@ -10,7 +10,7 @@ from schemas.errors import RecordError
 from schemas.example import Example, Source
 from schemas.images import to_stored_jpeg
 from schemas.rejects import Reason, Reject
-from transforms.batch import Outcome
+from transforms.batch import Outcome, check_blame, reject_of
 from transforms.text.markup import undo_markup
 
 STAGE = "read"
@@ -73,7 +73,7 @@ class Entry(Protocol):
         """Read it.
 
         Raises:
-            RecordError or OSError: that failed.
+            Exception: that failed, see `attempt`.
         """
 
 
@@ -109,15 +109,18 @@ def refuse(key: str, uri: str, reason: Reason, detail: str) -> Reject:
 
 
 def attempt(key: str, uri: str, load: Callable[[], Example]) -> Outcome:
-    """Return the example that `load` returns, or a reject if it raises: a bad record never stops a job."""
+    """Return the example that `load` returns, or a reject if it raises: a bad record never stops a job.
+
+    Raises:
+        SubjectloomError: no record is the cause, see `check_blame`.
+    """
     try:
         return load()
-    except RecordError as error:
-        return refuse(key, uri, error.reason, error.detail)
-    except MemoryError as error:
-        return refuse(key, uri, Reason.OUT_OF_MEMORY, f"while the picture was decoded: {error}")
     except OSError as error:
         return refuse(key, uri, Reason.UNREADABLE_FILE, str(error))
+    except Exception as error:  # decoders and parsers raise a dozen types for what no specification allows
+        check_blame(error, STAGE)
+        return reject_of(key, uri, STAGE, error)
 
 
 def to_example(key: str, image: bytes | None, caption: object, source: Source) -> Example:

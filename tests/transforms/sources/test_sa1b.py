@@ -206,11 +206,17 @@ def test_an_annotation_that_does_not_fit_is_a_reject(tmp_path: Path, case: str) 
         ({"predicted_iou": float("nan")}, "its predicted_iou is no number"),
     ],
 )
-def test_a_malformed_mask_is_a_reject(tmp_path: Path, change: dict[str, Any], detail: str) -> None:
+def test_a_malformed_annotation_costs_itself_and_its_picture_only_if_it_is_alone(
+    tmp_path: Path, change: dict[str, Any], detail: str
+) -> None:
     content = annotation(RING, DOG)
     content["annotations"][1] |= change
+    record = one(tmp_path, ("sa_1.jpg", JPEG), ("sa_1.json", json.dumps(content)))
+    assert isinstance(record, Example)
+    assert [segment.mask for segment in record.segments] == [Mask.from_array(RING)]
+    del content["annotations"][0]
     found = why(one(tmp_path, ("sa_1.jpg", JPEG), ("sa_1.json", json.dumps(content))))
-    assert found.startswith("annotation 1 is malformed: ")
+    assert found.startswith("annotation 0 is malformed: ")
     assert detail in found
 
 
@@ -267,6 +273,23 @@ def test_captions_may_stand_beside_the_tars(tmp_path: Path, named: str, place: s
         ("sa_2", "a cat"),
         ("sa_3", Reason.MISSING_CAPTION),
     ]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_caption_beside_that_is_not_utf8_costs_its_picture_alone(tmp_path: Path, kind: pa.DataType) -> None:
+    write(tmp_path, {"sa_0.tar": tar(members("sa_1", "sa_2", captions=False))})
+    captions = pa.array([b"a dog", "a café".encode("latin-1"), b"no"]).cast(pa.large_binary())
+    keys = pa.array([b"sa_1", b"sa_2", b"sa_\xe9"]).cast(pa.large_binary())
+    columns = {name: column.view(pa.large_string()) for name, column in (("key", keys), ("caption", captions))}
+    pq.write_table(pa.table({"key": columns["key"], "caption": columns["caption"].cast(kind)}), tmp_path / "c.parquet")
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [("sa_1", "a dog"), ("sa_2", Reason.UNDECODABLE_CAPTION)]
+
+
+def test_captions_beside_may_be_views(tmp_path: Path) -> None:
+    write(tmp_path, {"sa_0.tar": tar(members("sa_1", captions=False))})
+    table = pa.table({"key": pa.array(["sa_1"], pa.string_view()), "caption": pa.array(["a dog"], pa.string_view())})
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [("sa_1", "a dog")]
 
 
 def test_a_picture_without_a_caption_may_get_one_later(tmp_path: Path) -> None:
