@@ -23,7 +23,7 @@ from schemas.rejects import Reason, Reject
 from transforms.files import read_file
 from transforms.sources.coco_masks import InstancesTruth, PanopticTruth, check_size, hashable, is_set, mismatch
 from transforms.sources.files import File
-from transforms.sources.records import Entry, refuse, to_example
+from transforms.sources.records import Entry, is_empty, refuse, to_example
 
 Json = dict[str, Any]
 
@@ -172,7 +172,10 @@ class _Tables:
     def _caption(self, image_id: int, picture: File | None) -> str | File | None:
         if image_id in self.captions:
             return self.captions[image_id]
-        return self._find(posixpath.splitext(picture.path)[0] + ".txt", [""]) if picture else None
+        if not picture:
+            return None
+        stem = posixpath.splitext(picture.path)[0]
+        return self._find(f"{stem}.txt", [""]) or self._find(f"{stem}.caption", [""])
 
     def _find(self, name: str, folders: list[str]) -> File | None:
         paths = (posixpath.normpath(posixpath.join(folder, name)) for folder in folders)
@@ -213,7 +216,8 @@ def _read_tables(file: File, kind: str, by_path: Mapping[str, File]) -> _Tables:
         captions: dict[int, str] = {}
         caption_file = _beside(file, "captions" + _name(file).removeprefix(kind), by_path)
         for caption in sorted(caption_file["annotations"], key=lambda c: c["id"]) if caption_file else []:
-            captions.setdefault(caption["image_id"], caption["caption"])
+            if not is_empty(caption["caption"]):
+                captions.setdefault(caption["image_id"], caption["caption"])
         return _Tables(
             file=file,
             kind=kind,

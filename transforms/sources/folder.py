@@ -1,16 +1,25 @@
-"""A folder of pictures with a .txt or .json caption beside each.
+"""A folder of pictures with captions beside them.
 
     animals/dog.jpg   animals/dog.txt    a brown dog on a lawn
     animals/cat.png   animals/cat.json   {"caption": "a black cat", "license": "CC0", "url": "https://..."}
+    animals/metadata.jsonl               {"file_name": "owl.jpg", "text": "an owl"}
 
-The key is the path without its extension, cleaned by `clean_key`. With both a .txt and a .json, the caption is that of
-the .txt, licence and address are those of the .json.
+The key is the path without its extension, cleaned by `clean_key`. A caption is looked for in the .txt, kohya's
+.caption, the .json (`caption`, then `text`) and Hugging Face's metadata.jsonl or metadata.csv, and the first that is
+not empty is taken; licence and address are those of the .json, else of the metadata. A file may be named after the
+picture with its extension ("dog.jpg.json").
 """
 
-from collections.abc import Iterator, Sequence
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from schemas.example import Example, Source
+from schemas.errors import RecordError
+from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.files import read_file
@@ -19,6 +28,7 @@ from transforms.sources.records import (
     IMAGE_EXTENSIONS,
     Entry,
     caption_of,
+    first_caption,
     parse_metadata,
     refuse,
     source_of,
@@ -26,17 +36,20 @@ from transforms.sources.records import (
 )
 
 _PICTURES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-_CAPTIONS = (".txt", ".json")
+_TEXTS = (".txt", ".caption")
+_CAPTIONS = (*_TEXTS, ".json")
+_METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file and the files of its caption."""
+    """A picture file, the files of its caption, and its row of a metadata file as JSON ("" if there is none)."""
 
     key: str
     image: File
-    txt: File | None
+    texts: tuple[File, ...]
     json: File | None
+    metadata: str = ""
 
     @property
     def uri(self) -> str:
@@ -45,19 +58,17 @@ class Picture:
 
     @property
     def stamp(self) -> str:
-        """The stamps of its files."""
-        return " ".join(file.stamp for file in (self.image, self.txt, self.json) if file)
+        """The stamps of its files, and its metadata."""
+        files = (self.image, *self.texts, self.json)
+        return " ".join([*(file.stamp for file in files if file), *([self.metadata] if self.metadata else [])])
 
     def load(self) -> Example:
         """Read the files."""
-        caption: object = None
-        source = Source(self.uri)
-        if self.json:
-            fields = parse_metadata(read_file(self.json.path))
-            caption, source = caption_of(fields), source_of(fields, self.uri)
-        if self.txt:
-            caption = read_file(self.txt.path)
-        return to_example(self.key, read_file(self.image.path), caption, source)
+        row = json.loads(self.metadata or "{}")
+        fields = parse_metadata(read_file(self.json.path)) if self.json else {}
+        texts = [read_file(file.path) for file in self.texts]
+        caption = first_caption(*texts, caption_of(fields), caption_of(row))
+        return to_example(self.key, read_file(self.image.path), caption, source_of(row | fields, self.uri))
 
 
 def is_picture(file: File) -> bool:
@@ -76,12 +87,20 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
         An entry per picture; a reject for the second picture of one key, and for a caption without a picture.
     """
     captions = {(file.stem, kind): file for file in beside for kind in _CAPTIONS if file.has_extension((kind,))}
-    pictured = {file.stem for file in beside if is_picture(file)}
-    return list(_pair(files, captions, pictured))
+    metadata = [file for file in beside if posixpath.basename(file.name) in _METADATA]
+    rows = {name: row for file in metadata for name, row in _read_rows(file) if not isinstance(row, Reject)}
+    pictures = {file.name for file in beside if is_picture(file)}
+    return list(_pair(files, captions, rows, pictures))
 
 
-def _pair(files: Sequence[File], captions: dict[tuple[str, str], File], pictured: set[str]) -> Iterator[Entry | Reject]:
+def _pair(
+    files: Sequence[File],
+    captions: Mapping[tuple[str, str], File],
+    rows: Mapping[str, dict[str, Any]],
+    pictures: set[str],
+) -> Iterator[Entry | Reject]:
     first: dict[str, File] = {}
+    stems = pictures | {posixpath.splitext(name)[0] for name in pictures}
     for file in files:
         key = clean_key(file.stem)
         if is_picture(file):
@@ -90,13 +109,60 @@ def _pair(files: Sequence[File], captions: dict[tuple[str, str], File], pictured
                 yield refuse(key, file.uri, Reason.DUPLICATE_KEY, detail)
             else:
                 first[key] = file
-                yield Picture(key, file, captions.get((file.stem, ".txt")), captions.get((file.stem, ".json")))
-        elif _is_orphan(file, captions, pictured):
+                texts, described = _beside(file, captions)
+                row = json.dumps(rows[file.name], ensure_ascii=False) if file.name in rows else ""
+                yield Picture(key, file, texts, described, row)
+        elif posixpath.basename(file.name) in _METADATA:
+            yield from (
+                row if isinstance(row, Reject) else _without_picture(name, file)
+                for name, row in _read_rows(file)
+                if isinstance(row, Reject) or name not in pictures
+            )
+        elif _is_orphan(file, captions, stems):
             yield refuse(key, file.uri, Reason.MISSING_IMAGE, f"no picture stands beside {file.name}")
 
 
-def _is_orphan(file: File, captions: dict[tuple[str, str], File], pictured: set[str]) -> bool:
-    """Whether `file` is a caption without a picture; of a .txt and a .json with one name, only the .txt counts."""
-    if not file.has_extension(_CAPTIONS) or file.stem in pictured:
+def _beside(picture: File, captions: Mapping[tuple[str, str], File]) -> tuple[tuple[File, ...], File | None]:
+    """The texts and the JSON of a picture; those named after it without its extension first."""
+    found = {
+        kind: [captions[name, kind] for name in (picture.stem, picture.name) if (name, kind) in captions]
+        for kind in _CAPTIONS
+    }
+    return tuple(file for kind in _TEXTS for file in found[kind]), next(iter(found[".json"]), None)
+
+
+def _read_rows(file: File) -> list[tuple[str, dict[str, Any] | Reject]]:
+    """The rows of a metadata file by the names of their pictures; a line that is no row is a reject."""
+    try:
+        text = read_file(file.path).decode("utf-8-sig")
+        lines: list[Any] = (
+            list(csv.DictReader(io.StringIO(text)))
+            if file.has_extension((".csv",))
+            else [line for line in text.splitlines() if line.strip()]
+        )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return [("", refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, f"{file.name}: {error}"))]
+    rows: list[tuple[str, dict[str, Any] | Reject]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse_metadata(line.encode()) if isinstance(line, str) else line
+            name = posixpath.join(posixpath.dirname(file.name), row["file_name"])
+            rows.append((posixpath.normpath(name), row))
+        except (RecordError, KeyError, TypeError, AttributeError) as error:
+            detail = f"row {number} of {file.name} has no file_name or is no JSON object: {error}"
+            key = clean_key(f"{file.name}-{number}")
+            rows.append(("", refuse(key, file.uri, Reason.UNDECODABLE_CAPTION, detail)))
+    return rows
+
+
+def _without_picture(name: str, metadata: File) -> Reject:
+    detail = f"{metadata.name} describes {name}, which is not there"
+    return refuse(clean_key(posixpath.splitext(name)[0]), metadata.uri, Reason.MISSING_IMAGE, detail)
+
+
+def _is_orphan(file: File, captions: Mapping[tuple[str, str], File], stems: set[str]) -> bool:
+    """Whether `file` is a caption without a picture; of several with one name, only the first kind counts."""
+    if not file.has_extension(_CAPTIONS) or file.stem in stems:
         return False
-    return file.has_extension((".txt",)) or (file.stem, ".txt") not in captions
+    kinds = [kind for kind in _CAPTIONS if (file.stem, kind) in captions]
+    return not kinds or file.has_extension((kinds[0],))

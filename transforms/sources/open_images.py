@@ -3,7 +3,7 @@
     train-annotations-bbox.csv    ImageID, LabelName, XMin, XMax, YMin, YMax (shares of the picture), IsGroupOf, ...
     class-descriptions-boxable.csv    /m/0cmf2,Airplane
     train-images-boxable-with-rotation.csv    ImageID, OriginalURL, License, ... (not needed)
-    0001eeaf4aed83f9.jpg ...      anywhere in the folder; a .txt beside one is its caption
+    0001eeaf4aed83f9.jpg ...      anywhere in the folder; a .txt or .caption beside one is its caption
 
 The pictures are those that are there, not all that the CSVs list: these name millions, of which users download a part.
 A picture without a box is read too. The format: https://storage.googleapis.com/openimages/web/download_v7.html
@@ -113,7 +113,7 @@ def list_framed(files: Sequence[File], annotations: Sequence[File]) -> list[Entr
         InputError: a CSV cannot be read or lacks a column, or there is no file with the names of the labels.
     """
     pictures = {posixpath.basename(file.stem): file for file in files if is_picture(file)}
-    captions = {file.stem: file for file in files if file.has_extension((".txt",))}
+    captions = {file.stem: file for kind in (".caption", ".txt") for file in files if file.has_extension((kind,))}
     names = _read_names(files)
     sources = _read_sources(files, pictures)
     frames: dict[str, list[Frame]] = defaultdict(list)

@@ -1,9 +1,9 @@
 """Parquet files with pictures: a column of encoded images and a column of captions.
 
 The first column whose name is in `IMAGE_COLUMNS` and whose type is bytes is taken, or the struct {"bytes", "path"} of
-Hugging Face `datasets`; the first in `CAPTION_COLUMNS` that is text, and where it is null the next one. All of Arrow's
-types of text and bytes are read (large, views, dictionaries). Without a key column, the key of a row is the file's name
-and the row's number.
+Hugging Face `datasets`; the first in `CAPTION_COLUMNS` that is text, and where it is null or empty the next one.
+All of Arrow's types of text and bytes are read (large, views, dictionaries). Without a key column, the key of a row is
+the file's name and the row's number.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from schemas.rejects import Reason, Reject
 from transforms.batch import Outcome, check_blame
 from transforms.files import open_file
 from transforms.sources.files import File
-from transforms.sources.records import STAGE, Chunk, Group, Item, attempt, refuse, source_of, to_example
+from transforms.sources.records import STAGE, Chunk, Group, Item, attempt, first_caption, refuse, source_of, to_example
 
 IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "text")
@@ -38,7 +38,7 @@ ROWS_PER_READ = 16
 class Columns:
     """The names of the columns that are read; `key`, `license` and `url` are "" if the file has none.
 
-    `other_captions` are asked, in their order, for a caption that is null.
+    `other_captions` are asked, in their order, for a caption that is null or empty.
     """
 
     image: str
@@ -118,7 +118,7 @@ class Rows:
         if isinstance(image, pa.StructScalar):
             image = image["bytes"] if image.is_valid else None
         captions = (value_of(row[name]) for name in (self.columns.caption, *self.columns.other_captions))
-        caption = next((caption for caption in captions if caption is not None), None)
+        caption = first_caption(*captions)
         names = {"url": self.columns.url, "license": self.columns.license}
         fields = {field: _name(value_of(row[name])) for field, name in names.items() if name}
         return to_example(key, image and value_of(image), caption, source_of(fields, uri))

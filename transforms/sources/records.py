@@ -124,18 +124,34 @@ def attempt(key: str, uri: str, load: Callable[[], Example]) -> Outcome:
 
 
 def to_example(key: str, image: bytes | None, caption: object, source: Source) -> Example:
-    """Make an example of the bytes of a picture file and its caption; None as the caption becomes "".
+    """Make an example of the bytes of a picture file and its caption; a missing or empty caption becomes "".
 
     Raises:
         RecordError: the picture is missing, or the picture or the caption cannot be used.
     """
     if image is None:
         raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the caption")
-    text = "" if caption is None else clean_caption(caption)
+    text = "" if is_empty(caption) else clean_caption(caption)
     jpeg, pixels = to_stored_jpeg(image)
     height, width, _ = pixels.shape
     source = Source(_encodable(source.uri), _encodable(source.license))
     return Example(key, jpeg, width, height, text, source, source_caption=text, _pixels=pixels)
+
+
+def first_caption(*captions: object) -> object:
+    """The first of several captions that is not empty; None if all are."""
+    return next((caption for caption in captions if not is_empty(caption)), None)
+
+
+def is_empty(caption: object) -> bool:
+    """Whether a caption is missing: None, NaN as pandas writes it, or a text without a visible character."""
+    if isinstance(caption, (str, bytes)):
+        try:
+            clean_caption(caption)
+        except RecordError as error:
+            return error.reason is Reason.EMPTY_CAPTION
+        return False
+    return caption is None or caption != caption  # noqa: PLR0124 - NaN
 
 
 def clean_caption(caption: object) -> str:
@@ -183,7 +199,7 @@ def parse_metadata(data: bytes) -> dict[str, Any]:
 
 def caption_of(fields: dict[str, Any]) -> object:
     """The caption in a metadata object: its `caption`, else its `text`."""
-    return fields.get("caption", fields.get("text"))
+    return first_caption(fields.get("caption"), fields.get("text"))
 
 
 def source_of(fields: dict[str, Any], uri: str) -> Source:

@@ -29,7 +29,7 @@ from transforms.files import exists, join, open_file, read_file
 from transforms.sources.coco_masks import check_left_out, check_size, decode_segmentation, mismatch
 from transforms.sources.files import File
 from transforms.sources.parquet import is_text, values_of
-from transforms.sources.records import Chunk, attempt, to_example
+from transforms.sources.records import Chunk, attempt, is_empty, to_example
 from transforms.sources.webdataset import Tar, TarSample, picture_of, prefixes, take_tars
 
 LABEL = "object"
@@ -148,7 +148,9 @@ def load(sample: TarSample, captions: Captions) -> Example:
     if "json" not in sample.members:
         raise mismatch("there is no annotation (.json) with the picture")
     # Only the last part of the name: a member called "../x" must not be looked up outside the folder of captions.
-    caption = sample.members["txt"] if "txt" in sample.members else captions.of(posixpath.basename(sample.uri))
+    caption: object = sample.members.get("txt")
+    if is_empty(caption):
+        caption = captions.of(posixpath.basename(sample.uri))
     example = to_example(sample.key, image, caption, Source(sample.uri))
     size, annotations = read_annotation(sample.members["json"])
     check_size(example, size)

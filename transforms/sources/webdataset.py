@@ -25,6 +25,7 @@ from transforms.sources.records import (
     Chunk,
     attempt,
     caption_of,
+    first_caption,
     parse_metadata,
     refuse,
     source_of,
@@ -118,9 +119,9 @@ class TarSample:
     members: Members
 
     def load(self) -> Example:
-        """Make its example; the caption is that of the .txt, else that of the .json."""
+        """Make its example; the caption is that of the .txt, the .caption or the .json, the first that is not empty."""
         fields = parse_metadata(self.members["json"]) if "json" in self.members else {}
-        caption = self.members.get("txt", caption_of(fields))
+        caption = first_caption(self.members.get("txt"), self.members.get("caption"), caption_of(fields))
         return to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri))
 
 

@@ -136,6 +136,7 @@ def coco_layout(root: Path) -> Path:
     (root / "val2017").mkdir()
     captions = [
         {"id": 9, "image_id": 7, "caption": "the second caption"},
+        {"id": 7, "image_id": 7, "caption": " "},
         {"id": 8, "image_id": 7, "caption": "A dog on a lawn."},
     ]
     (root / "annotations" / "panoptic_val2017.json").write_text(json.dumps(panoptic()))
@@ -158,6 +159,16 @@ def test_the_layout_of_the_published_files_is_read(tmp_path: Path, monkeypatch: 
         assert isinstance(record, Example)
         assert (record.key, record.caption, record.source.uri) == ("lawn", "A dog on a lawn.", "val2017/lawn.jpg")
         assert record.segments[0].bbox == (1, 2, 6, 4)
+
+
+def test_a_picture_whose_captions_are_empty_has_the_one_beside_it(tmp_path: Path) -> None:
+    coco_layout(tmp_path)
+    captions = {"annotations": [{"id": 1, "image_id": 7, "caption": ""}]}
+    (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps(captions))
+    (tmp_path / "val2017" / "lawn.caption").write_text("a dog")
+    record = only(tmp_path, "coco-instances")
+    assert isinstance(record, Example)
+    assert record.caption == "a dog"
 
 
 def test_categories_may_stand_in_a_file_beside(tmp_path: Path) -> None:

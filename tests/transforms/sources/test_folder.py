@@ -56,6 +56,38 @@ def test_a_txt_goes_before_a_json_that_still_gives_the_licence(tmp_path: Path) -
     assert (record.caption, record.source.license) == ("a cat", "CC0")
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.jpg": JPEG, "a.txt": "", "a.json": '{"caption": "a dog", "text": "no"}'},
+        {"a.jpg": JPEG, "a.txt": "<br>", "a.json": '{"caption": " ", "text": "a dog"}'},
+        {"a.jpg": JPEG, "a.txt": "", "a.json": '{"caption": NaN, "text": "a dog"}'},
+        {"a.jpg": JPEG, "a.caption": "a dog", "a.json": '{"text": "no"}'},
+        {"a.jpg": JPEG, "a.jpg.json": '{"caption": "a dog"}'},
+        {"a.jpg": JPEG, "a.jpg.txt": "a dog", "metadata.csv": "file_name,text\na.jpg,no\n"},
+        {"a.jpg": JPEG, "metadata.jsonl": '{"file_name": "a.jpg", "text": "a dog"}\n\n'},
+        {"a.jpg": JPEG, "metadata.csv": '\ufefffile_name,text\na.jpg,"a dog"\n'},
+        {"x/a.jpg": JPEG, "x/metadata.jsonl": '{"file_name": "./a.jpg", "caption": "a dog"}'},
+        {"x/a.jpg": JPEG, "metadata.jsonl": '{"file_name": "x/a.jpg", "text": "a dog"}'},
+    ],
+)
+def test_an_empty_caption_is_a_missing_one_and_the_next_is_asked(tmp_path: Path, files: dict[str, bytes | str]) -> None:
+    record = only(fill(tmp_path, files))
+    assert isinstance(record, Example), record
+    assert record.caption == "a dog"
+
+
+def test_metadata_bring_licence_and_address_and_each_row_is_in_the_books(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.jpg", "text": "a dog", "license": "CC0", "url": "https://a"}, {"file_name": "b.jpg"}]
+    lines = [*map(json.dumps, rows), "{", '{"text": "a cat"}']
+    records = read_all(list_source(str(fill(tmp_path, {"a.jpg": JPEG, "metadata.jsonl": "\n".join(lines)}))))
+    assert [isinstance(record, Example) for record in records] == [True, False, False, False]
+    assert isinstance(records[0], Example)
+    assert records[0].source == Source("https://a", "CC0")
+    reasons = [record.reason for record in records if isinstance(record, Reject)]
+    assert reasons == [Reason.MISSING_IMAGE, Reason.UNDECODABLE_CAPTION, Reason.UNDECODABLE_CAPTION]
+
+
 def test_every_extension_in_any_case_is_found_at_any_depth_in_the_order_of_names(tmp_path: Path) -> None:
     forms = {"a.JPG": "JPEG", "b.jpeg": "JPEG", "c.png": "PNG", "d.webp": "WEBP", "e.gif": "GIF", "f.bmp": "BMP"}
     forms |= {"g.tif": "TIFF", "sub/dir/h.TIFF": "TIFF"}
@@ -74,8 +106,8 @@ def test_every_extension_in_any_case_is_found_at_any_depth_in_the_order_of_names
         ({"a.jpg": b"\x00" * 1000, "a.txt": "a dog"}, Reason.UNDECODABLE_IMAGE),
         ({"a.jpg": JPEG}, Reason.MISSING_CAPTION),
         ({"a.jpg": JPEG, "a.json": "{}"}, Reason.MISSING_CAPTION),
-        ({"a.jpg": JPEG, "a.txt": ""}, Reason.EMPTY_CAPTION),
-        ({"a.jpg": JPEG, "a.txt": " \n\t\x00\u200b\ufeff"}, Reason.EMPTY_CAPTION),
+        ({"a.jpg": JPEG, "a.txt": ""}, Reason.MISSING_CAPTION),
+        ({"a.jpg": JPEG, "a.txt": " \n\t\x00\u200b\ufeff"}, Reason.MISSING_CAPTION),
         ({"a.jpg": JPEG, "a.txt": b"caf\xe9"}, Reason.UNDECODABLE_CAPTION),
         ({"a.jpg": JPEG, "a.json": '{"caption": ["a", "b"]}'}, Reason.UNDECODABLE_CAPTION),
         ({"a.jpg": JPEG, "a.json": '{"caption": "\\ud800"}'}, Reason.UNDECODABLE_CAPTION),

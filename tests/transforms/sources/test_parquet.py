@@ -136,11 +136,12 @@ def test_a_column_of_a_fitting_type_goes_before_one_without_any_value(tmp_path: 
     assert outcomes(read(write(tmp_path / "a.parquet", columns))) == [("a-00000000", "a dog")]
 
 
-def test_where_a_caption_is_null_the_other_column_of_captions_is_asked(tmp_path: Path) -> None:
-    columns = {"image": [JPEG] * 3, "caption": ["a dog", None, None], "text": ["a pet", "a cat", None]}
+def test_where_a_caption_is_empty_the_other_column_of_captions_is_asked(tmp_path: Path) -> None:
+    columns = {"image": [JPEG] * 4, "caption": ["a dog", None, " ", None], "text": ["a pet", "a cat", "a cow", ""]}
     assert [outcome for _, outcome in outcomes(read(write(tmp_path / "a.parquet", columns)))] == [
         "a dog",
         "a cat",
+        "a cow",
         Reason.MISSING_CAPTION,
     ]
 

@@ -299,6 +299,12 @@ def test_a_picture_without_a_caption_may_get_one_later(tmp_path: Path) -> None:
     assert outcomes(batch.records) == [("sa_1", "")]
 
 
+def test_an_empty_caption_in_the_tar_is_a_missing_one(tmp_path: Path) -> None:
+    write_table(tmp_path / "blip.parquet", ["sa_1"], ["a dog"])
+    listed = [*members("sa_1", captions=False), ("sa_1.txt", " ")]
+    assert outcomes(read(tmp_path, {"sa_0.tar": tar(listed)})) == [("sa_1", "a dog")]
+
+
 def test_captions_in_two_places_must_be_one(tmp_path: Path) -> None:
     write(tmp_path, {"sa_0.tar": tar(members("sa_1")), "captions/sa_1.txt": b"a cat"})
     write_table(tmp_path / "blip.parquet", ["sa_1"], ["a dog"])

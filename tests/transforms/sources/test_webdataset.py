@@ -47,6 +47,20 @@ def test_the_caption_may_stand_in_the_json_which_gives_licence_and_address(tmp_p
     assert (record.caption, record.source) == ("a dog", Source("https://example.org/1", "CC BY"))
 
 
+@pytest.mark.parametrize(
+    ("members", "caption"),
+    [
+        ({"txt": "", "json": '{"caption": "a dog", "text": "no"}'}, "a dog"),
+        ({"txt": "", "json": '{"caption": null, "text": "a dog"}'}, "a dog"),
+        ({"caption": "a dog", "json": '{"text": "no"}'}, "a dog"),
+        ({"txt": " "}, Reason.MISSING_CAPTION),
+    ],
+)
+def test_an_empty_caption_is_a_missing_one(tmp_path: Path, members: dict[str, str], caption: str | Reason) -> None:
+    content: list[Member] = [("1.jpg", JPEG), *((f"1.{kind}", text) for kind, text in members.items())]
+    assert outcomes(read(tmp_path, {"a.tar": tar(content)})) == [("1", caption)]
+
+
 def test_keys_end_at_the_first_dot_as_in_webdataset(tmp_path: Path) -> None:
     members: list[Member] = [
         ("x/1.jpg", JPEG),
