@@ -25,7 +25,8 @@ class Phrase:
 
     `start` and `end` are characters, end exclusive; `text == caption[start:end]`. `root` is the lemma of
     its head noun. `origin` is the span in `Example.source_caption` that it was made from: the same span
-    unless a numbered plural was expanded, when several phrases share one origin.
+    unless a numbered plural was expanded, when several phrases share one origin. `things` is how many things it
+    names at most: 1 for "a dog", 5 for "five dogs", None for "some dogs" and "a group of people".
     """
 
     text: str
@@ -33,6 +34,7 @@ class Phrase:
     end: int
     root: str
     origin: tuple[int, int]
+    things: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Match:
-    """Phrase `phrase` names segment `segment` (both indices), with similarity `score`."""
+    """Phrase `phrase` names segment `segment` (both indices), with similarity `score`.
+
+    A phrase that names several things also names the segments `others`.
+    """
 
     phrase: int
     segment: int
     score: float
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

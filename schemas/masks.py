@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 
 from schemas.boxes import BBox
 
-__all__ = ["BBox", "Mask", "intersection_over_union"]
+__all__ = ["BBox", "Mask", "intersection_over_union", "union"]
 
 MAX_OUTLINE = 2**22
 """Longest outline of polygons, and their farthest coordinate, in pixels. pycocotools takes some 40 bytes per pixel of
@@ -110,6 +110,16 @@ def intersection_over_union(a: Mask, b: Mask) -> float:
     both = int(coco.area(coco.merge([a._rle(), b._rle()], intersect=True)))
     either = a.area + b.area - both
     return both / either if either else 0.0
+
+
+def union(masks: Sequence[Mask]) -> Mask:
+    """The mask of all pixels that are in at least one of `masks`, one or more of one size; one alone stays as it is."""
+    if len(masks) == 1:
+        return masks[0]
+    if len({mask.size for mask in masks}) != 1:
+        raise ValueError("masks of several sizes, or no mask, have no union")
+    rle = coco.merge([mask._rle() for mask in masks])
+    return Mask(masks[0].size, rle["counts"].decode("ascii"))
 
 
 def _outline(corners: NDArray[np.float64]) -> float:

@@ -19,6 +19,7 @@ from schemas.example import Example, Phrase
 from schemas.rejects import Reason
 from transforms.batch import Batch, advance
 from transforms.step import Step
+from transforms.text.inflection import PAIRED, singular
 from transforms.text.parses import Parse, Token, word_set
 from transforms.text.plurals import COUNTS, expand_plurals
 
@@ -65,6 +66,20 @@ COLLECTIVES = word_set(
     array cluster pack swarm school"""
 )
 """Joined with their members ("a group of people", root "person"); kept if they stand alone."""
+
+PARTS = frozenset(("piece", "slice"))
+PAIRS = {"pair": 2, "couple": 2, "duo": 2, "trio": 3}
+"""Collectives of one thing, and of two or three."""
+
+GROUPS = word_set("family team audience crew band gang trio duo army choir orchestra class staff fleet litter")
+"""Other nouns that name several things."""
+
+SEVERAL = word_set("some many several few these those all both two three various numerous multiple")
+"""Words that make a plural of a noun without a form for it: "some sheep"."""
+
+_NUMERALS = "one two three four five six seven eight nine ten eleven twelve"
+NUMBERS = {word: i for i, word in enumerate(_NUMERALS.split(), start=1)} | {str(i): i for i in range(1, 101)}
+"""Numbers that say how many things a phrase names."""
 
 NEGATIONS = frozenset(("no", "not", "without", "neither", "nor"))
 """Words before what is absent."""
@@ -311,7 +326,35 @@ def _phrase(parse: Parse, chunk: Chunk) -> Phrase:
         end -= 1
     root = _root(parse, chunk)
     word = [i for i, char in enumerate(root) if _is_letter(char)]
-    return Phrase(parse.caption[start:end], start, end, root[word[0] : word[-1] + 1], origin=(start, end))
+    things = _count(parse, chunk)
+    return Phrase(
+        parse.caption[start:end], start, end, root[word[0] : word[-1] + 1], origin=(start, end), things=things
+    )
+
+
+def _count(parse: Parse, chunk: Chunk) -> int | None:
+    """How many things a phrase names at most; None if it does not say.
+
+    The count is that of a number ("five dogs") or of a group ("a pair of shoes", "a crowd"); else it depends on the
+    noun being a plural.
+    """
+    root = parse.tokens[chunk.root]
+    before = [token for token in parse.tokens[chunk.start : chunk.root] if token.text not in "()"]
+    texts = [token.text.lower() for token in before]
+    if root.text.lower() in PAIRED:
+        return 1
+    if "of" in texts:
+        measure = before[texts.index("of") - 1].lemma
+        if measure in COLLECTIVES:
+            return PAIRS.get(measure, 1 if measure in PARTS else None)
+    numbers = [NUMBERS.get(token.text.lower(), 0) for token in before if token.pos == "NUM"]
+    if len(numbers) == 1 and numbers[0]:
+        return numbers[0]
+    if root.lemma in COLLECTIVES | GROUPS and root.lemma not in PARTS and root.number != "Plur":
+        return PAIRS.get(root.lemma)
+    base = singular(root.text)
+    is_plural = root.number == "Plur" or (not root.number and root.pos == "NOUN" and base not in (None, root.text))
+    return None if is_plural or (base == root.text and SEVERAL.intersection(texts)) else 1
 
 
 def _is_letter(char: str) -> bool:

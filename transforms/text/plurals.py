@@ -104,7 +104,9 @@ def expand_plurals(parse: Parse, phrases: Sequence[Phrase]) -> tuple[str, tuple[
         caption += parse.caption[cursor : phrase.start]
         for i, text in enumerate(_copies(parse, phrase)):
             caption += (" AND " if text.isupper() else " and ") if i else ""
-            expanded.append(replace(phrase, text=text, start=len(caption), end=len(caption) + len(text)))
+            is_copy = text != phrase.text
+            things = 1 if is_copy else phrase.things
+            expanded.append(replace(phrase, text=text, start=len(caption), end=len(caption) + len(text), things=things))
             caption += text
         cursor = phrase.end
     return caption + parse.caption[cursor:], tuple(expanded)

@@ -90,3 +90,33 @@ def test_the_picture_itself_is_no_subject(parser: Parser, caption: str, expected
 )
 def test_a_phrase_ends_with_a_word(parser: Parser, caption: str, expected: list[tuple[str, str]]) -> None:
     assert roots_and_texts(parser, caption) == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "things"),
+    [
+        ("a group of people", None),
+        ("some elephants in a field", None),
+        ("toy animals", None),
+        ("A crowd of people", None),
+        ("a herd of sheep", None),
+        ("some sheep", None),
+        ("a lot of apples", None),
+        ("a crowd on a street", None),
+        ("a family at a table", None),
+        ("five dogs", 5),
+        ("two dogs", 2),
+        ("a couple of dogs", 2),
+        ("a pair of shoes", 2),
+        ("a dog", 1),
+        ("a sheep", 1),
+        ("the bus", 1),
+        ("a slice of pizza", 1),
+        ("a piece of cake", 1),
+        ("scissors on a table", 1),
+        ("a man in jeans", 1),
+    ],
+)
+def test_how_many_things_a_phrase_names(parser: Parser, caption: str, things: int | None) -> None:
+    (parse,) = parse_captions(parser, [caption])
+    assert find_phrases(parse)[0].things == things
