@@ -132,7 +132,7 @@ _SINGULAR = _set(
     """gas atlas canvas christmas pancreas bias alias texas kansas thermos rhinoceros cosmos chaos asbestos ethos pathos
     lens summons mars adidas vegas gallows headquarters means forceps mercedes starbucks hermes levis molasses kudos
     diabetes herpes rabies scabies cyclops triceratops sassafras descartes hercules achilles moses james charles hans
-    innings sweepstakes"""
+    thames innings sweepstakes"""
 )
 """Words in -as, -os and consonant + s that are singulars, or used as singulars."""
 

@@ -54,7 +54,8 @@ PICTURES = word_set("photo photograph picture pic image screenshot")
 SHOWS = word_set(
     """of up with showing shows show depicting depicts depict featuring features feature capturing captures displaying
     displays display presenting presents portraying portrays illustrating illustrates representing represents contains
-    containing includes including focuses showcases showcasing may might can where taken from by :"""
+    containing includes including focuses showcases showcasing may might can where taken from by
+    looks :"""
 )
 """Words between the picture and what is in it."""
 
@@ -71,7 +72,10 @@ PARTS = frozenset(("piece", "slice"))
 PAIRS = {"pair": 2, "couple": 2, "duo": 2, "trio": 3}
 """Collectives of one thing, and of two or three."""
 
-GROUPS = word_set("family team audience crew band gang trio duo army choir orchestra class staff fleet litter")
+GROUPS = word_set(
+    """family team audience crew band gang trio duo army choir orchestra class staff fleet litter cattle livestock
+    poultry police"""
+)
 """Other nouns that name several things."""
 
 SEVERAL = word_set("some many several few these those all both two three various numerous multiple")
@@ -204,7 +208,18 @@ def _trim(parse: Parse, chunk: Chunk) -> Chunk | None:
     while start < chunk.root and _is_leading(tokens[start], tokens[start + 1]):
         start += 1
     has_word = any(c.isalnum() for c in tokens[chunk.root].text)
+    if has_word and _ends_in_verb(parse, start, chunk):
+        return Chunk(start, chunk.root, chunk.root - 1)
     return replace(chunk, start=start) if has_word else None
+
+
+def _ends_in_verb(parse: Parse, start: int, chunk: Chunk) -> bool:
+    """Whether a parser took a verb for the noun: "a homeless man begs" would be one thing and several."""
+    root, before = parse.tokens[chunk.root], parse.tokens[chunk.root - 1]
+    is_plural = root.number == "Plur" and root.text.lower() not in PAIRED and chunk.end == chunk.root + 1
+    is_single = parse.word(start) in ("a", "an") and chunk.root - start >= 2
+    is_noun = before.pos in ("NOUN", "PROPN") and not before.text.endswith("ing")  # "making pizzas"
+    return is_plural and is_single and is_noun and before.lemma not in AMOUNTS | COLLECTIVES
 
 
 def _is_leading(token: Token, following: Token) -> bool:
@@ -273,7 +288,7 @@ def _is_picture(parse: Parse, chunk: Chunk, *, is_opening: bool) -> bool:
 def _is_thing(parse: Parse, chunk: Chunk) -> bool:
     """Whether a chunk may name something visible: no pronoun, nothing absent, no amount, no part of space."""
     root = parse.tokens[chunk.root]
-    if root.pos in PRONOUNS or _is_link(root.text) or root.lemma in AMOUNTS:
+    if root.pos in PRONOUNS or _is_link(root.text) or root.lemma in AMOUNTS or root.lemma in ("one", "ones"):
         return False
     if parse.word(chunk.start) in NEGATIONS or parse.word(chunk.start - 1) in NEGATIONS:
         return False

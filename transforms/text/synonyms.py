@@ -15,6 +15,7 @@ person: student teacher chef cook waiter waitress farmer cowboy jockey batter pi
 person: runner jogger swimmer dancer singer musician artist photographer tourist traveler shopper customer vendor
 person: mother father mom dad son daughter brother sister husband wife grandmother grandfather businessman someone
 person: spectator onlooker bystander skydiver climber hiker fisherman sailor pilot nurse doctor human
+person: male female passer passerby monk nun clown
 bicycle: bike cycle tandem
 car: automobile sedan suv van minivan taxi cab hatchback convertible jeep limousine coupe wagon
 motorcycle: motorbike moped scooter vespa dirtbike
@@ -93,7 +94,7 @@ book: novel textbook magazine
 clock: clocktower watch
 vase: urn
 scissors: scissor shear
-teddy bear: teddy bear plush
+teddy bear: teddy bear plush toy-animal stuffed-animal stuffed-toy
 hair drier: hairdryer blowdryer dryer
 toothbrush: toothbrush
 banner: sign poster flag billboard

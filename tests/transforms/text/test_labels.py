@@ -32,6 +32,9 @@ CATEGORIES = SHARED / "real" / "coco" / "panoptic_categories.json"
         ("the blue sky", "sky", "sky-other-merged", SAME),
         ("a woman", "woman", "person", SYNONYM),
         ("a teddy bear", "bear", "bear", 0),
+        ("toy animals", "animal", "teddy bear", SYNONYM),
+        ("a stuffed animal", "animal", "dog", 0),
+        ("two passers-by", "passer", "person", SYNONYM),
         ("a striped kite", "kite", "kite", SAME),
         # Hyphens, spaces and underscores, on either side.
         ("a red t-shirt", "shirt", "t-shirt", SAME),
