@@ -26,8 +26,8 @@ PIPE_BATCH = 64
 REQUIRED = {"dependencies": ("parser",), "parts of speech": ("morphologizer", "attribute_ruler")}
 """What the rules for phrases need, and the components of which at least one must provide it."""
 
-_CAPITALS = re.compile(r"[A-Z]{2,}s")
-"""Plurals of abbreviations, whatever their part of speech: "SUVs"."""
+_CAPITALS = re.compile(r"[A-Z]{2,}s|\w*[a-z][A-Z]\w*s")
+"""Plurals with capitals, whatever their part of speech: "SUVs", "iPads"."""
 
 
 @dataclass(eq=False)
@@ -126,13 +126,16 @@ def _to_parse(doc: "Doc", caption: str, origins: Sequence[int]) -> Parse:
 
 
 def _lemma(doc: "Doc", token: "SpacyToken", number: str) -> str:
+    """The lemma; of a plural its singular, which the pipeline's own rules may spell wrong ("beanies" as "beany")."""
     text, lemma = token.text, token.lemma_.lower()
     is_plural = number == "Plur" and token.pos_ in ("NOUN", "PROPN")
-    if lemma or not (is_plural or _CAPITALS.fullmatch(text)):
+    if not (is_plural or _CAPITALS.fullmatch(text)):
         return lemma or text.lower()
     i = token.i
     is_second_part = i > 1 and doc[i - 1].text == "-" and doc[i - 2].idx + len(doc[i - 2]) + 1 == token.idx
     # "talkies" alone could be of "talky", "walkie-talkies" is not.
     word = f"{doc[i - 2].text}-{text}" if is_second_part else text
-    base = singular(word.lower()) or word.lower()
-    return base.rpartition("-")[2] if is_second_part else base
+    base = singular(word.lower())
+    if base:
+        return base.rpartition("-")[2] if is_second_part else base
+    return text.lower() if text.endswith("s") else lemma or text.lower()
