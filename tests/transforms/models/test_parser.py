@@ -103,8 +103,8 @@ def test_a_pipelines_own_lemma_of_a_plural_is_corrected(text: str, lemma: str, e
             heads=[1, 1], deps=["nummod", "ROOT"],
         )  # fmt: skip
 
-    Language.component("annotated", func=annotated)
-    nlp.add_pipe("annotated")
+    Language.component(f"annotated_{text}", func=annotated)
+    nlp.add_pipe(f"annotated_{text}")
     (parse,) = parse_captions(Parser(nlp), [f"two {text}"])
     assert parse.tokens[1].lemma == expected
 
