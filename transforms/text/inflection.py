@@ -46,7 +46,7 @@ _IRREGULAR = _pairs(
     """men man women woman children child people person feet foot teeth tooth geese goose mice mouse lice louse
     dormice dormouse oxen ox dice die pence penny brethren brother
     axes axe pickaxes pickaxe quizzes quiz fezzes fez whizzes whiz
-    waltzes waltz quartzes quartz blitzes blitz topazes topaz klutzes klutz
+    waltzes waltz benzes benz joneses jones quartzes quartz blitzes blitz topazes topaz klutzes klutz
     gases gas lenses lens irises iris trellises trellis atlases atlas canvases canvas biases bias aliases alias
     christmases christmas pancreases pancreas thermoses thermos rhinoceroses rhinoceros clematises clematis
     metropolises metropolis pelvises pelvis mantises mantis portcullises portcullis
@@ -266,7 +266,7 @@ def _with_case(changed: str, noun: str) -> str:
 _AN_LETTERS = frozenset("AEFHILMNORSX")
 """Letters whose names begin with a vowel: "an X-ray", "an SUV"."""
 
-_SPELLED = _set("LED SUV HIV SOS LAX NES RAF MIT NCAA NAACP")
+SPELLED = _set("LED SUV HIV SOS LAX NES RAF MIT NCAA NAACP")
 """Capitals that could be spoken as a word and are not."""
 
 _READ = _set("NO ME MY HE SO MR")
@@ -301,7 +301,7 @@ def article(words: str) -> str:
 
 def _is_spelled(letters: str) -> bool:
     """Whether capitals are spoken letter by letter, as "SUV" is and "STOP" is not."""
-    if letters in _SPELLED or len(letters) < 3:
+    if letters in SPELLED or len(letters) < 3:
         return letters not in _READ
     return not _ONSET.match(letters) or not re.search("[AEIOUY]", letters[1:])
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from schemas.example import Phrase
-from transforms.text.inflection import singular, with_article
+from transforms.text.inflection import SPELLED, singular, with_article
 from transforms.text.parses import Parse, Token, word_set
 
 COUNTS = {"two": 2, "three": 3, "four": 4, "2": 2, "3": 3, "4": 4}
@@ -53,13 +53,15 @@ WORDS_BEFORE = frozenset(
 NUMBERED = word_set(
     """no. nos. no nos number numbers size sizes route chapter page level grade class type phase figure fig. section
     stage gate lane room channel platform formula highway model version step line series season episode round area zone
-    unit block bay dock hall team group vol. volume pt. part ch. sec. mark mk"""
+    unit block bay dock hall team group vol. volume pt. part ch. sec. p. pp. nr. rm. apt.
+    rt. rte. hwy. mark mk"""
 )
 """What is numbered rather than counted: "size three shoes", "no. 2 pencils"."""
 
 AFTER = word_set("each apiece per")
 """Words after a phrase that multiply the count: "two dogs each"."""
 
+MAYBE = ("maybe", "perhaps", "possibly")
 OPEN_ENDS = frozenset(("more", "so", "fewer", "less"))
 """Words after "or" that leave the count open: "two dogs or more"."""
 
@@ -186,7 +188,8 @@ def _is_open_before(parse: Parse, first: int) -> bool:
     number, before = parse.tokens[first], parse.tokens[first - 1]
     if before.end == number.start and before.text[-1] not in OPENING:
         return True
-    if before.pos in ("NOUN", "PROPN", "SYM") and number.text.isdigit():
+    is_name = before.pos in ("NOUN", "PROPN", "SYM") or any(map(str.isupper, before.text[first == 1 :]))
+    if (is_name and number.text.isdigit()) or _is_number(before) or nearer in ("hundred", "thousand"):
         return True
     if first == 1 or before.text in SENTENCE_ENDS:
         return False
@@ -207,8 +210,15 @@ def _is_open_after(parse: Parse, end: int) -> bool:
         return True
     if following == "at":
         return second in ("least", "most")
-    is_range = second in OPEN_ENDS or (second != "" and _is_number(parse.tokens[end + 1]))
-    return following in ("or", "to") and is_range
+    if following in ("and", "&", "or") and end + 1 < len(parse.tokens):
+        # "two cookies and cream cakes", "two dogs and cats": how many of which?
+        return second in OPEN_ENDS or _is_number_or_bare(parse.tokens[end + 1], following)
+    rest = [t for t in parse.tokens[end : end + 3] if t.text not in (",", "(")]
+    return len(rest) > 1 and rest[0].text.lower() in ("or", "to", *MAYBE) and _is_number(rest[1])
+
+
+def _is_number_or_bare(token: Token, conjunction: str) -> bool:
+    return token.pos in ("NOUN", "PROPN", "ADJ") or (conjunction == "or" and _is_number(token))
 
 
 def _copy(parse: Parse, phrase: Phrase, counted: Count) -> str | None:
@@ -227,7 +237,7 @@ def _copy(parse: Parse, phrase: Phrase, counted: Count) -> str | None:
     words = parse.caption[first.start : start] + rest
     if counted.determiner is None:
         # A caption in capitals has no abbreviations: "A RED BALL", not "AN RED BALL" as in "an SUV".
-        words = words.lower() if phrase.text.isupper() else words
+        words = words.lower() if phrase.text.isupper() and words.split()[0] not in SPELLED else words
         return with_article(words) if words[0].isalnum() else None
     determiner = parse.word(counted.determiner)
     return f"{DETERMINERS.get(determiner, determiner)} {words}"
