@@ -1,4 +1,4 @@
-"""`subjectloom recipes`: what there is to build and to train, and what can be chosen about it."""
+"""`subjectloom recipes`: the recipes, and the fields of their configs."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,24 +22,31 @@ def show_recipes(console: Console) -> None:
     console.print("subjectloom recipes NAME lists a recipe's fields", style="dim")
 
 
-def show_fields(name: str, training: type[BaseModel], console: Console) -> None:
-    """Print the fields of a recipe: of its datasets, and of its training config `training`."""
+def show_fields(
+    name: str, training: type[BaseModel], presets: Mapping[str, Mapping[str, Any]], console: Console
+) -> None:
+    """Print the fields of a recipe: of its datasets, and of its training config with what its presets change."""
     recipe = RECIPES[name]
     console.print(f"{name}: {summary(sys.modules[recipe.steps.__module__].__doc__)}", soft_wrap=True)
-    for title, config in (("build", recipe.config), ("train", training)):
+    for title, config, changes in (("build", recipe.config, {}), ("train", training, presets)):
         table = Table(title=f"subjectloom {title} {name} --set FIELD=VALUE", title_justify="left", box=None)
-        for column in ("field", "default", "values", "meaning"):
+        table.add_column("field", no_wrap=True)
+        for column in ("default", "values", "meaning"):
             table.add_column(column, overflow="fold")
-        for row in fields_of(config):
+        for row in fields_of(config, changes):
             table.add_row(*row)
         console.print(table, markup=False)
 
 
-def fields_of(config: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
-    """Yield name, default, possible values and meaning (with its unit) of each field."""
+def fields_of(config: type[BaseModel], presets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, default, possible values and meaning (with its unit) of each field.
+
+    The default is followed by those of the presets that have another.
+    """
     for name, field in config.model_fields.items():
-        default = "none" if field.default is None else str(field.default)
-        yield name, default or '""', values_of(field), field.description or ""
+        default = "none" if field.default in (None, ()) else str(field.default) or '""'
+        changed = [f"{preset}: {fields[name]}" for preset, fields in presets.items() if name in fields]
+        yield name, "; ".join([default, *changed]), values_of(field), field.description or ""
 
 
 def values_of(field: FieldInfo) -> str:
@@ -53,7 +60,7 @@ def values_of(field: FieldInfo) -> str:
         else getattr(kind, "__name__", str(kind))
         for kind in kinds
     ]
-    bounds = " ".join(f"{sign} {value:g}" for sign, value in _bounds(field.metadata))
+    bounds = " and ".join(f"{sign} {value:g}" for sign, value in _bounds(field.metadata))
     return f"{' | '.join(names)} {bounds}".strip()
 
 

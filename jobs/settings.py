@@ -40,7 +40,10 @@ def read_config(
 
 
 def expand_field_options(
-    arguments: Sequence[str], options: Collection[str], fields: Mapping[str, FieldInfo] | None = None
+    arguments: Sequence[str],
+    options: Collection[str],
+    fields: Mapping[str, FieldInfo] | None = None,
+    owners: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Write options named after fields of a config as `--set FIELD=VALUE`.
 
@@ -51,6 +54,7 @@ def expand_field_options(
         arguments: of a command.
         options: the command's own long options ("--input"), which stay as they are.
         fields: the config's fields; None where they are not known yet, and any name may be a field.
+        owners: a recipe that has the field, by the field's name; an error names it.
 
     Raises:
         ConfigError: an option is neither the command's nor a field.
@@ -71,7 +75,8 @@ def expand_field_options(
             continue
         if fields is not None and name not in fields:
             candidates = [*options, *(f"--{field.replace('_', '-')}" for field in fields)]
-            raise ConfigError(f"No such option: {option}{choices(option, candidates)}")
+            owner = f", a field of {owners[name]}" if owners and name in owners else choices(option, candidates)
+            raise ConfigError(f"No such option: {option}{owner}")
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         expanded += ["--set", f"{name}={value}"]
@@ -94,15 +99,15 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _parse_setting(kind: type[BaseModel], setting: str) -> tuple[str, Any]:
-    """Split FIELD=VALUE, and read the value as the field's type: as it stands, else as none, else as YAML."""
+    """Split FIELD=VALUE, and read the value as the field's type: text, none, YAML, or a list "A,B" without brackets."""
     name, equals, text = setting.partition("=")
     name = name.strip().replace("-", "_")
     if not equals or not name:
         raise ConfigError(f"--set {setting}: write FIELD=VALUE, as --set batch_size=4")
     if name not in kind.model_fields:
-        return name, text  # told with all that is wrong
+        return name, text  # reported together with the other problems
     adapter = TypeAdapter[Any](kind.model_fields[name].annotation or Any)
-    for value in (text, None if text.lower() == "none" else _from_yaml(text)):
+    for value in (text, None if text.lower() == "none" else _from_yaml(text), _from_yaml(f"[{text}]")):
         try:
             adapter.validate_python(value)
         except ValidationError:

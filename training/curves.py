@@ -46,19 +46,19 @@ def panel(title: str, steps: np.ndarray, values: np.ndarray, x: int) -> str:
     across, up = (np.add.reduceat(array, starts) / counts for array in (steps, values))
     low, high = float(up.min()), float(up.max())
     pad = 0.05 * (high - low) or 0.5
-    low, high = low - pad, high + pad
+    top, bottom = high + pad, low - pad
     span = float(steps[-1]) + 1
-    points = " ".join(
-        f"{LEFT + WIDTH * (a + 1) / span:.1f},{TOP + HEIGHT * (high - v) / (high - low):.1f}"
-        for a, v in zip(across, up, strict=True)
-    )
+
+    def height(value: float) -> float:
+        return TOP + HEIGHT * (top - value) / (top - bottom)
+
+    points = " ".join(f"{LEFT + WIDTH * (a + 1) / span:.1f},{height(v):.1f}" for a, v in zip(across, up, strict=True))
     return "\n".join(
         [
             f'<g transform="translate({x} 0)">',
             f'<text x="{LEFT}" y="{TOP - 10}" font-weight="600">{title}</text>',
             f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}"/>',
-            _label(LEFT - 6, TOP + 10, f"{high:.3g}", "end"),
-            _label(LEFT - 6, TOP + HEIGHT, f"{low:.3g}", "end"),
+            *(_label(LEFT - 6, height(v) + 4, f"{v:.3g}", "end") for v in sorted({low, high})),
             _label(LEFT, TOP + HEIGHT + 18, "0", "start"),
             _label(LEFT + WIDTH, TOP + HEIGHT + 18, f"step {int(span)}", "end"),
             f'<polyline class="line" points="{points}"/>',

@@ -221,13 +221,13 @@ def load_stable_diffusion(folder: str | Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def loading(folder: str | Path, layout: str) -> Iterator[None]:
     """Turn anything that is wrong with a model's folder into a ModelError that states the `layout` it should have."""
+    advice = f"It must be a folder in {layout}, or a name of one that can be downloaded"
+    if str(folder).startswith(("/", ".", "~")) and not Path(folder).is_dir():
+        raise ModelError(f"no model in {folder}: there is no such folder. {advice}")
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"no model in {folder}: {shorten(str(error), 200)}. It must be a folder in {layout}, or a name of one that "
-            "can be downloaded"
-        ) from error
+        raise ModelError(f"no model in {folder}: {shorten(str(error), 200)}. {advice}") from error
 
 
 def latent_shape(pixels: Tensor, vae: AutoencoderKL) -> tuple[int, int, int, int]:

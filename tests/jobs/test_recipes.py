@@ -20,10 +20,10 @@ class Config(BaseModel):
 
 
 def test_a_field_has_a_default_its_values_and_a_meaning() -> None:
-    assert list(fields_of(Config)) == [
-        ("count", "3", "int >= 1 <= 9", "of things"),
+    assert list(fields_of(Config, {"sample": {"count": 1}, "hub": {"mode": "b"}})) == [
+        ("count", "3; sample: 1", "int >= 1 and <= 9", "of things"),
         ("share", "none", "float > 0.5", "none: the preset's"),
-        ("mode", "a", "a | b", ""),
+        ("mode", "a; hub: b", "a | b", ""),
         ("scale", "(1.0, 2.0)", "tuple[float, float]", ""),
         ("folder", '""', "str", ""),
     ]

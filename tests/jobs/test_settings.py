@@ -1,4 +1,4 @@
-"""Configs from the command line, a file and a preset."""
+"""Configs read from the command line, a file and a preset."""
 
 from pathlib import Path
 from typing import Literal
@@ -35,6 +35,9 @@ OPTIONS = ("--input", "--limit")
         ("mode=no", "mode", "no"),  # YAML would read it as false
         ("scale=[0.5, 2]", "scale", (0.5, 2.0)),
         ("names=[a, b]", "names", ("a", "b")),
+        ("names=a, b", "names", ("a", "b")),
+        ("names=a", "names", ("a",)),
+        ("scale=0.5,2", "scale", (0.5, 2.0)),
         ("folder=a=b", "folder", "a=b"),
         ("folder=5", "folder", "5"),
         ("folder=", "folder", ""),
@@ -99,6 +102,8 @@ def test_options_named_after_fields_become_settings(arguments: list[str], expand
 def test_an_option_that_is_no_field_gets_a_suggestion() -> None:
     with pytest.raises(ConfigError, match="No such option: --conut, did you mean '--count'"):
         expand_field_options(["--conut", "5"], OPTIONS, FIELDS)
+    with pytest.raises(ConfigError, match="No such option: --best, a field of mip-adapter"):
+        expand_field_options(["--best", "3"], OPTIONS, FIELDS, {"best": "mip-adapter"})
     with pytest.raises(ConfigError, match="No such option: --imput, did you mean '--input'"):
         expand_field_options(["--imput", "x"], OPTIONS, FIELDS)
     assert expand_field_options(["--conut", "5"], OPTIONS) == ["--set", "conut=5"]

@@ -82,7 +82,7 @@ def sections(index: pa.Table, info: DatasetInfo) -> list[Section]:
 CARD = replace(
     default_card(FORMAT),
     title="MIP-Adapter",
-    lead="A colour and a number link each phrase to its object: the detected box, and the mask inside it.",
+    lead="A colour and a number link each phrase to its object: its box, and the mask inside it.",
     template="mip_adapter.html.j2",
     fill=fill,
     sections=sections,
