@@ -51,6 +51,7 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     beam_options: tuple[str, ...] = ()
+    keys: str = "first-dot"
 
 
 def build(request: Request, console: Console) -> DatasetInfo:
@@ -70,6 +71,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
         samples_per_shard=request.config.samples_per_shard,
         batch_size=request.config.batch_size,
         limit=request.limit,
+        keys=request.keys,
     )
     chunks = listing.chunks
     config = recipe.settle(request.config, models, listing)
