@@ -25,6 +25,7 @@ from transforms.files import open_file
 from transforms.sources.files import File
 from transforms.sources.records import (
     IMAGE_EXTENSIONS,
+    OTHER_EXTENSIONS,
     STAGE,
     Chunk,
     attempt,
@@ -44,6 +45,7 @@ _MEMBERS = {
     "first-dot": re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL),
     "last-dot": re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)", re.DOTALL),
 }
+_PICTURES = (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS)
 _CAPTIONS = ("txt", "json")
 _UNPACKERS: Mapping[bytes, Callable[[BinaryIO], object]] = {
     b"\x1f\x8b": gzip.open,
@@ -243,7 +245,7 @@ def read_samples(archive: tarfile.TarFile, ends: Keys = "first-dot") -> Iterator
 
 def picture_of(members: Members) -> bytes | None:
     """The picture of a sample; None if it has none."""
-    return next((members[kind] for kind in IMAGE_EXTENSIONS if kind in members), None)
+    return next((members[kind] for kind in _PICTURES if kind in members), None)
 
 
 _SCATTERED = (
@@ -264,7 +266,7 @@ def dotted_pictures(members: Members) -> dict[str, str]:
     parts = [(name, *name.rpartition(".")[::2]) for name in members if "." in name]
     captioned = {part for _, part, kind in parts if kind in _CAPTIONS}
     is_bare = picture_of(members) is None
-    return {part: name for name, part, kind in parts if kind in IMAGE_EXTENSIONS and (is_bare or part in captioned)}
+    return {part: name for name, part, kind in parts if kind in _PICTURES and (is_bare or part in captioned)}
 
 
 def _dotted(name: str) -> str:

@@ -114,6 +114,20 @@ def test_as_many_records_as_pictures(tmp_path: Path, members: list[Member], expe
     assert sorted(outcomes(read(tmp_path, {"a.tar": tar(members)}))) == sorted(expected)
 
 
+def test_less_common_pictures_are_those_of_their_samples(tmp_path: Path) -> None:
+    members: list[Member] = []
+    for kind, content in (("jfif", JPEG), ("avif", encode(scene(), "AVIF")), ("heic", b"x"), ("xyz", b"x")):
+        members += [(f"{kind}.{kind}", content), (f"{kind}.txt", kind)]
+    members += [("both.heic", b"x"), ("both.jpg", JPEG), ("both.txt", "both")]
+    assert outcomes(read(tmp_path, {"a.tar": tar(members)})) == [
+        ("jfif", "jfif"),
+        ("avif", "avif"),
+        ("heic", Reason.UNDECODABLE_IMAGE),
+        ("xyz", Reason.MISSING_IMAGE),
+        ("both", "both"),
+    ]
+
+
 def test_members_of_a_sample_that_are_not_adjacent_are_rejects_that_say_so(tmp_path: Path) -> None:
     members: list[Member] = [("1.jpg", JPEG), ("2.jpg", JPEG), ("1.txt", "one"), ("2.txt", "two"), *samples("3", "3")]
     records = read(tmp_path, {"a.tar": tar(members)})
