@@ -77,17 +77,36 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Salience:
+    """How much a mask stands out as the subject of its picture.
+
+    Attributes:
+        area: share of the picture's pixels, in [0, 1].
+        centrality: 1 where its center of mass is the picture's center, falling linearly to 0 in the corners.
+        wholeness: share of its pixels that are in its largest connected piece, in [0, 1].
+        border: its pixels on the picture's border, as a share of the width and height of its box: 0 where it does not
+            touch the border, about 1 where a whole side of it is cut off.
+    """
+
+    area: float
+    centrality: float
+    wholeness: float
+    border: float
+
+
+@dataclass(frozen=True)
 class Subject:
     """The one thing that the picture is about.
 
     `text` says what it is, a class or a head noun; `phrase` holds the caption's words for it, "" where an annotation
     named it. Its place is `mask`, or if that is None, where `heatmap`, [h, w] float32 in [0, 1], a grid over the whole
-    picture, is high.
+    picture, is high. `salience` is known of a mask.
     """
 
     text: str
     phrase: str = ""
     mask: Mask | None = None
+    salience: Salience | None = None
     heatmap: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
 
