@@ -161,6 +161,8 @@ class Example:
     the picture; in a picture with `boxes`, that the label of each box is. `trimap` (0, 128, 255) and `alpha` are PNGs
     of 8 bits and the picture's size, `composite` is a JPEG: the subject on another background, as `placement` says.
 
+    `left_out` annotations of the picture could not be used.
+
     `objects` stand in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
     """
 
@@ -186,6 +188,7 @@ class Example:
     objects: tuple[Object, ...] = ()
     quality: Quality | None = None
     phash: int = 0
+    left_out: int = 0
     _pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def pixels(self) -> NDArray[np.uint8]:

@@ -86,7 +86,7 @@ class Record(SampleRecord):
 
     def columns(self) -> Row:
         """Return the subject, its background and how much of the picture is subject and unknown."""
-        return {name: getattr(self, name) for name in FORMAT.columns.names if name not in _PARTS}
+        return {name: getattr(self, name) for name in FORMAT.columns.names if name not in FORMAT.index_only}
 
     def problems(self, pictures: Pictures) -> Iterator[str]:
         """Yield where trimap, alpha and the numbers about them contradict each other."""
@@ -142,7 +142,11 @@ FORMAT = SampleFormat(
             ("centrality", pa.float64()),
             ("wholeness", pa.float64()),
             ("border", pa.float64()),
+            ("annotations_left_out", pa.int32()),  # of the picture's: those that could not be used
         ]
     ),
-    index_only={name: partial(_salience, name) for name in _PARTS},
+    index_only={
+        **{name: partial(_salience, name) for name in _PARTS},
+        "annotations_left_out": lambda example: example.left_out,
+    },
 )

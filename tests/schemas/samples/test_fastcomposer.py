@@ -156,7 +156,7 @@ def test_a_picture_that_cannot_be_decoded_is_said() -> None:
 
 def test_the_index_has_the_columns_that_a_row_fills() -> None:
     assert set(FORMAT.row_of(example("a"))) == set(FORMAT.index_columns.names) - {"shard", "offset", "size", "crc32"}
-    row = FORMAT.row_of(example("a", PAIR, extra_segments=2))
+    row = FORMAT.row_of(dataclasses.replace(example("a", PAIR, extra_segments=2), left_out=3))
     assert {name: row[name] for name in FORMAT.columns.names} == {
         "phrases": 2,
         "subjects": 2,
@@ -165,4 +165,5 @@ def test_the_index_has_the_columns_that_a_row_fills() -> None:
         "score_min": 0.5,
         "scores": [0.5, 0.6],
         "labels": ["dog", "cats"],
+        "annotations_left_out": 3,
     }
