@@ -2,12 +2,12 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 DEMO := demo
-# An environment over the first: its own packages come before those.
+# An environment on top of .venv: its own packages take precedence.
 GROUNDINGDINO := .venv-groundingdino
 DETECTOR_TESTS := tests/transforms/models/test_groundingdino.py tests/transforms/models/test_detector.py
 PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-# Two test processes, each file in one of them. Their order is that of tests/conftest.py.
+# Two test processes; all tests of a file run in the same one. tests/conftest.py orders the files.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help env groundingdino demo train test test-groundingdino test-fast test-wheel lint format bench lock clean
@@ -24,7 +24,7 @@ env: .venv/.ready  ## make the environment in .venv, with the exact versions of 
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-groundingdino: $(GROUNDINGDINO)/.ready  ## make .venv-groundingdino, which runs Grounding DINO by its authors' code
+groundingdino: $(GROUNDINGDINO)/.ready  ## make .venv-groundingdino, which runs Grounding DINO with its authors' code
 
 $(GROUNDINGDINO)/.ready: constraints-groundingdino.txt .venv/.ready
 	$(BIN)/python -m venv --clear --without-pip $(GROUNDINGDINO)
@@ -55,7 +55,7 @@ endif
 test-groundingdino: groundingdino  ## the detector's tests, both backends, in .venv-groundingdino
 	$(GROUNDINGDINO)/bin/python -m pytest $(DETECTOR_TESTS)
 
-test-fast: env  ## the tests that take no longer than a few seconds each
+test-fast: env  ## the tests that take a few seconds at most
 	$(PYTEST) -m "not slow"
 
 test-wheel: env  ## build the wheel, install it outside the clone, and build a dataset with it there
@@ -66,7 +66,7 @@ lint: env  ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: env  ## rewrite the code in the house's format
+format: env  ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -76,5 +76,5 @@ bench: env  ## run all benchmarks (hours) and write benchmarks/README.md
 lock: env  ## resolve the newest versions into constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.11 --extra dev setup.py -o constraints.txt
 
-clean:  ## remove the environments, the demo and what packaging leaves
+clean:  ## remove the environments, the demo and the files of packaging
 	rm -rf .venv $(GROUNDINGDINO) $(DEMO) build dist *.egg-info

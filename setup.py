@@ -59,13 +59,13 @@ setup(
     package_data={"transforms": ["models/sample/**"], "jobs": ["report/templates/*"]},
     install_requires=[*SHARED, *BUILD, *TRAIN],
     extras_require={
-        # What `subjectloom build` and `subjectloom train` need. A plain install has both: these two name the parts for
-        # whoever lays out an image of one of them and installs the package itself with --no-deps.
+        # Requirements of `subjectloom build` and of `subjectloom train` alone. A plain install has both; these are for
+        # container images that need only one of them, in which the package itself is installed with --no-deps.
         "build": [*SHARED, *BUILD],
         "train": [*SHARED, *TRAIN],
-        # Event files beside a run's curves.
+        # TensorBoard's event files for a training run.
         "tensorboard": TENSORBOARD,
-        # Dataflow with gs:// paths; s3:// paths.
+        # Dataflow and gs:// paths; s3:// paths.
         "gcp": ["apache-beam[gcp]>=2.77"],
         "aws": ["apache-beam[aws]>=2.77"],
         "dev": [
@@ -74,7 +74,6 @@ setup(
             "hypothesis>=6.140",
             "inflect>=7.5",
             "megatron-energon>=7.0",
-            "mutmut>=3.8",
             "mypy>=2.0",
             "playwright>=1.60",
             "pre-commit>=4.0",
@@ -84,8 +83,8 @@ setup(
             "ruff>=0.17",
             "types-PyYAML>=6.0",
         ],
-        # A second backend for the detector. No resolver can put it beside install_requires: it needs an older
-        # transformers than the rest does. `make groundingdino` lays both over an environment that has the rest.
+        # A second backend for the detector. It conflicts with install_requires, as it needs an older transformers.
+        # `make groundingdino` installs both in an environment on top of one that has the rest.
         "groundingdino": ["groundingdino-py==0.4.0", "transformers>=4.57.6,<5"],
     },
     entry_points={"console_scripts": ["subjectloom = jobs.main:main"]},

@@ -1,4 +1,4 @@
-"""Check what a wheel of Subjectloom holds and asks for: `python .ci/check_wheel.py WHEEL`, in the clone."""
+"""Check the files and requirements of a wheel of Subjectloom: `python .ci/check_wheel.py WHEEL`, in the clone."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ PACKAGES = ("schemas", "transforms", "pipelines", "training", "jobs")
 
 
 def main(path: str) -> None:
-    """Exit with a message per file that is missing or left over, and per library that is imported but not required."""
+    """Exit with a message per missing or superfluous file and per library that is imported but not required."""
     with zipfile.ZipFile(path) as wheel:
         packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
         (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
@@ -22,17 +22,17 @@ def main(path: str) -> None:
     own = {*subprocess.check_output(listed, text=True).splitlines()}  # noqa: S603
     problems = [f"{name} is not in the wheel" for name in sorted(own - packed)]
     problems += [f"{name} is in the wheel but not in the clone" for name in sorted(packed - own)]
-    asked = {normal(re.split(r"[\s\[<>=;]", line)[0]) for line in required if "extra ==" not in line}
-    found = packages_distributions()
+    installed = {normal(re.split(r"[\s\[<>=;]", line)[0]) for line in required if "extra ==" not in line}
+    distributions = packages_distributions()
     for name, source in sorted(sources.items()):
         for library in imported(source):
-            if not asked & {normal(distribution) for distribution in found.get(library, [])}:
+            if not installed & {normal(distribution) for distribution in distributions.get(library, [])}:
                 problems.append(f"{name} imports {library}, which setup.py does not name in install_requires")
     sys.exit("\n".join(problems) or None)
 
 
 def imported(source: str) -> set[str]:
-    """Top-level names of the libraries that a module imports as it is loaded."""
+    """Top-level names of the libraries that a module imports when it is loaded."""
     names = set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.Import):
@@ -43,7 +43,7 @@ def imported(source: str) -> set[str]:
 
 
 def normal(distribution: str) -> str:
-    """The name as package indexes compare it."""
+    """Normalize a name as package indexes do."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 

@@ -121,7 +121,7 @@ def measure(count: int, treebank: Path) -> Iterator[Row]:
 
 
 def rows(subject: str, scores: Mapping[str, float], bounds: Mapping[str, float]) -> Iterator[Row]:
-    """Make a row of each score, with its lower bound where there is one."""
+    """Make a row of each score, with its lower bound if there is one."""
     for name, value in scores.items():
         bound = f"at least {bounds[name]:.2f}" if name in bounds else ""
         yield Row(f"{subject}: {name.replace('_', ' ')}", f"{value:.3f}", bound)

@@ -46,10 +46,11 @@ class Cost:
 def candidates_of(shard: int) -> Iterator[Candidate]:
     """Create the candidates of a shard; a copy has another quality and two bits of its hash flipped."""
     rng = rng_of(0, "candidates", str(shard))
-    looks = rng.integers(0, 2**64, PER_SHARD, dtype=np.uint64)
-    looks[COPIED - 1 :: COPIED] = looks[COPIED - 2 :: COPIED] ^ np.uint64(0b11)
-    for i, (look, quality) in enumerate(zip(looks.tolist(), rng.random(PER_SHARD).round(4).tolist(), strict=True)):
-        yield Candidate(shard, f"sa_{shard * PER_SHARD + i}", quality, look)
+    hashes = rng.integers(0, 2**64, PER_SHARD, dtype=np.uint64)
+    hashes[COPIED - 1 :: COPIED] = hashes[COPIED - 2 :: COPIED] ^ np.uint64(0b11)
+    qualities = rng.random(PER_SHARD).round(4)
+    for i, (phash, quality) in enumerate(zip(hashes.tolist(), qualities.tolist(), strict=True)):
+        yield Candidate(shard, f"sa_{shard * PER_SHARD + i}", quality, phash)
 
 
 def choose(count: int, best: int, distance: int | None, output: str) -> Cost:

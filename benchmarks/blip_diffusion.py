@@ -2,11 +2,11 @@
 
     python -m benchmarks.blip_diffusion [--steps 1000] [--seeds 3]
 
-Trains the small model from nothing on pairs made of sample scenes with their exact alphas: this measures the training,
-not the pipeline before it. On pairs of scenes from another seed, with the same noise at the same levels each time, it
-prints the loss before, after, after with each sample's input taken from another one, and after with the subject prompts
-dropped. A gap is in relation to its standard error over the held-out samples. A thousand steps from nothing lower the
-loss tenfold by what all pictures have in common; to look at its input the model takes more.
+Trains the small model from random weights on pairs of sample scenes with their exact alphas: this measures the
+training, not the pipeline before it. On pairs of scenes from another seed, always with the same noise at the same
+levels, it prints the loss before training and after it; and after it with the inputs of other samples, and without
+subject prompts. Gaps are given in standard errors over the held-out samples. A thousand steps lower the loss tenfold by
+what all pictures have in common; the model needs more steps until it uses its input.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -77,7 +77,7 @@ def write_pairs(folder: Path, examples: list[Example]) -> Path:
     """Write one shard."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "blip-diffusion-000000.tar").open("wb") as stream:
-        write_tar(stream, map(FORMAT.sample_of, examples))
+        write_tar(stream, (FORMAT.pack(example)[0] for example in examples))
     return folder
 
 
@@ -105,7 +105,7 @@ def with_wrong_inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_prompts(batch: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Let the text encoder read the template's words up to the subject prompt, and no prompt."""
+    """Remove the subject prompt: the text encoder reads the words of the template before it."""
     ended = torch.where(batch["subject_prompt_mask"], model.tokenizer.pad_token_id, batch["input_ids"])
     return {**batch, "input_ids": ended, "subject_prompt_mask": torch.zeros_like(batch["subject_prompt_mask"])}
 
@@ -113,7 +113,7 @@ def without_prompts(batch: dict[str, Any], model: Model) -> dict[str, Any]:
 def measure(folder: Path, seed: int, steps: int) -> Measured:
     """Train one model on one thread, and measure it on `folder`/held-out."""
     torch.set_num_threads(1)
-    for library in (diffusers, transformers):  # loading and saving narrate their progress
+    for library in (diffusers, transformers):  # loading and saving print progress bars
         library.utils.logging.disable_progress_bar()
     config = Config(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
     shards, unseen = (find_shards(str(folder / name), "blip-diffusion") for name in ("training", "held-out"))
@@ -133,15 +133,15 @@ def measure(folder: Path, seed: int, steps: int) -> Measured:
 
 
 def in_standard_errors(gaps: Losses) -> float:
-    """How many standard errors of their mean the gaps of samples are away from 0."""
+    """Mean of the samples' gaps, in units of its standard error."""
     return float(gaps.mean() / (gaps.std(ddof=1) / np.sqrt(len(gaps))))
 
 
 def main(
     output: Annotated[Path, typer.Option(help="A new folder, for data and runs.")] = Path("runs/blip-diffusion"),
-    steps: Annotated[int, typer.Option(help="Of each training.")] = 1000,
-    seeds: Annotated[int, typer.Option(help="Trainings.")] = 3,
-    scenes: Annotated[int, typer.Option(help="To train on.")] = 1500,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each training.")] = 1000,
+    seeds: Annotated[int, typer.Option(help="Number of trainings.")] = 3,
+    scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 1500,
     held_out: Annotated[int, typer.Option(help="Scenes to measure on.")] = 160,
     processes: Annotated[int, typer.Option(help="Trainings at a time, a thread each.")] = 2,
     write: Write = False,

@@ -3,7 +3,7 @@
     python -m benchmarks.grounding [--count 300] [--built 60] [--write]
 
 Masks of true boxes are measured on `count` scenes that no model was trained on. Automatic masks, which take seconds per
-scene, and the dataset use the first `built` of them. A mask is that of an object if their IoU is at least 0.5.
+scene, and the dataset use the first `built` of them. A mask belongs to an object if their IoU is at least 0.5.
 """
 
 import json

@@ -3,9 +3,9 @@
     python -m benchmarks.loader
 
 The peer is a `torch.utils.data.Dataset` over the folder that `subjectloom export --format fastcomposer` writes, with
-the steps of mit-han-lab/fastcomposer's loader, written anew from their description: JPEG, JSON and `.npy` a sample,
-every transform of torchvision one after the other on the picture's full size. Both run in turn, with one worker each,
-on scenes of 768 pixels at a resolution of 512. The bound is decoding the JPEG and nothing else.
+the steps of mit-han-lab/fastcomposer's loader, reimplemented: a sample is a JPEG, a JSON and a `.npy` file, and
+torchvision's transforms run one after the other on the picture in full size. Both run in turn, with one worker each,
+on scenes of 768 pixels at a resolution of 512. Decoding the JPEGs alone is the upper bound.
 """
 
 import io
@@ -64,23 +64,23 @@ class PublishedSteps(Dataset[dict[str, torch.Tensor]]):
         """Load and transform a sample."""
         path = self.folder / self.ids[number][:5] / self.ids[number]
         image = read_image(f"{path}.jpg", ImageReadMode.RGB)
-        told = json.loads(path.with_suffix(".json").read_text())
+        record = json.loads(path.with_suffix(".json").read_text())
         labels = torch.from_numpy(np.load(f"{path}.npy"))
         picture, small = self._target(image, labels)
-        segments = [one for one in told["segments"] if torch.rand(()) < 0.9]
-        segments = sorted(segments[:MOST], key=lambda one: one["end"])
-        caption = told["caption"]
-        for one in reversed(segments):
-            caption = f"{caption[: one['end']]}<|image|>{caption[one['end'] :]}"
+        segments = [segment for segment in record["segments"] if torch.rand(()) < 0.9]
+        segments = sorted(segments[:MOST], key=lambda segment: segment["end"])
+        caption = record["caption"]
+        for segment in reversed(segments):
+            caption = f"{caption[: segment['end']]}<|image|>{caption[segment['end'] :]}"
         ids = self.tokenizer(caption.replace("<|image|>", ""), padding="max_length", truncation=True).input_ids
         noise = torch.randint(0, 255, image.shape, dtype=torch.uint8)
         references = torch.zeros(MOST, 3, REFERENCE, REFERENCE)
         masks = torch.zeros(MOST, RESOLUTION, RESOLUTION)
-        for j, one in enumerate(segments):
-            x1, y1, x2, y2 = one["bbox"]
-            crop = torch.where(labels == one["id"], image, noise)[:, y1:y2, x1:x2]
+        for j, segment in enumerate(segments):
+            x1, y1, x2, y2 = segment["bbox"]
+            crop = torch.where(labels == segment["id"], image, noise)[:, y1:y2, x1:x2]
             references[j] = self.disturb(self._square(crop)).float() / 255
-            masks[j] = (small == one["id"]).float()
+            masks[j] = (small == segment["id"]).float()
         return {
             "pixel_values": picture.float() / 127.5 - 1,
             "input_ids": torch.tensor(ids),
@@ -100,8 +100,8 @@ class PublishedSteps(Dataset[dict[str, torch.Tensor]]):
 
     def _square(self, crop: torch.Tensor) -> torch.Tensor:
         if torch.rand(()) < 0.5:
-            nearer = 1 + float(torch.rand(()))
-            height, width = (max(1, round(length / nearer)) for length in crop.shape[-2:])
+            zoom = 1 + float(torch.rand(()))
+            height, width = (max(1, round(length / zoom)) for length in crop.shape[-2:])
             crop = crop[:, :height, (crop.shape[-1] - width) // 2 :][:, :, :width]
         height, width = crop.shape[-2:]
         side = max(height, width)
@@ -111,7 +111,7 @@ class PublishedSteps(Dataset[dict[str, torch.Tensor]]):
 
 
 def rate(stream: Iterator[Any], samples: int, per_item: int) -> float:
-    """Count samples per second over `samples`, after a warm-up of a quarter."""
+    """Samples per second over `samples`, after a warm-up of a quarter as many."""
     for _ in range(max(1, samples // 4 // per_item)):
         next(stream)
     began = time.perf_counter()
@@ -129,9 +129,9 @@ def decode_alone(jpegs: list[bytes]) -> Iterator[None]:
 
 
 def main(
-    samples: Annotated[int, typer.Option(help="Measured in each round.")] = 96,
-    size: Annotated[int, typer.Option(help="Of the scenes, in pixels.")] = 768,
-    rounds: Annotated[int, typer.Option(help="Of each way.")] = 3,
+    samples: Annotated[int, typer.Option(help="Samples measured in each round.")] = 96,
+    size: Annotated[int, typer.Option(help="Side of the scenes, in pixels.")] = 768,
+    rounds: Annotated[int, typer.Option(help="Measurements of each loader.")] = 3,
     write: Write = False,
 ) -> None:
     """Measure both loaders in turn."""

@@ -1,14 +1,15 @@
-"""Does the localization loss keep subjects apart? A small FastComposer model, trained with it and without.
+"""Does the localization loss keep subjects separate? A small FastComposer model, trained with it and without.
 
     python -m benchmarks.localization [--steps 1100] [--seeds 3]
 
-Both runs start from the same weights and see the same batches and the same noise; only the loss' weight differs. On
-held-out scenes with two or more subjects it prints, of the attention that a subject's token gives to the picture,
-which share falls inside that subject's own mask and which inside other subjects' masks (identities that blend), and
-draws the maps side by side. Chance is the share of the picture that the masks cover.
+Both runs start from the same weights and use the same batches and the same noise; only the loss' weight differs. On
+held-out scenes with two or more subjects it prints which share of the attention of a subject's token falls inside that
+subject's own mask and which inside other subjects' masks (identities that blend), and draws the maps side by side.
+Chance is the share of the picture that the masks cover.
 
 The scenes carry their exact masks: this measures the loss, not the pipeline before it. The paper's weight of 0.001
-acts through 150,000 steps on a U-Net that attends well already; a thousand steps from nothing take `WEIGHT`.
+acts through 150,000 steps on a U-Net that attends well already; a thousand steps from
+random weights need `WEIGHT`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,9 +43,9 @@ from transforms.models.presets import SAMPLE
 from transforms.scenes.truth import true_example
 
 WEIGHT = 3.0
-"""Of the localization loss in the small. Of 0.1, 1, 3 and 10 the one whose loss falls fastest; 10 no longer trains."""
+"""Weight of the localization loss for the small model. Of 0.1, 1 and 3 it falls fastest with 3; 10 is too large."""
 SETTINGS = {**RECIPE.presets["sample"], "batch": 8, "augment": False, "workers": 0}
-"""Of both runs. References as they are and small batches: attention finds its subjects in fewer minutes."""
+"""Settings of both runs. Plain references and small batches: attention finds its subjects in fewer minutes."""
 TRAINING, HELD_OUT = 2000, 2001
 """Seeds of scenes."""
 TILE = 128
@@ -64,7 +65,7 @@ class Shares:
 
     @property
     def blended(self) -> float:
-        """Of the attention that falls on subjects at all, the share that falls on the wrong ones."""
+        """Share of the attention on subjects that falls on the wrong ones."""
         return self.others / (self.own + self.others)
 
 
@@ -74,8 +75,8 @@ def examples_of(seed: int, count: int, size: int = 128) -> list[Example]:
     return list(islice((example for example in examples if len(example.matches) >= 2), count))
 
 
-def train_one(data: Path, output: Path, seed: int, weight: float, steps: int) -> None:
-    """Train one model on one thread."""
+def train_run(data: Path, output: Path, seed: int, weight: float, steps: int) -> None:
+    """Train a model on one thread."""
     torch.set_num_threads(1)
     fields = {"steps": steps, "localization_weight": weight, "seed": seed, "checkpoint_every": steps}
     config = Config(**{**SETTINGS, **fields})
@@ -86,7 +87,7 @@ def train_one(data: Path, output: Path, seed: int, weight: float, steps: int) ->
 
 
 def held_out_batches(model: Model, data: Path, count: int) -> Iterator[dict[str, Any]]:
-    """Yield held-out batches that show everything, `count` samples together."""
+    """Yield batches of `count` held-out samples in all, with nothing dropped."""
     config = Config(**SETTINGS).plain().model_copy(update={"batch": 16})
     stream = batches(find_shards(str(data), "fastcomposer"), view, model.tools, config)
     for _ in range(count // config.batch):
@@ -95,13 +96,13 @@ def held_out_batches(model: Model, data: Path, count: int) -> Iterator[dict[str,
 
 @torch.no_grad()
 def attention_of(model: Model, batch: dict[str, Any], time: int) -> Subjects:
-    """Note the subjects' attention in a batch whose latents are noised to step `time`."""
+    """Record the subjects' attention in a batch whose latents have the noise of step `time`."""
     drawn = model.draw(batch, np.random.default_rng(time))
     draws = replace(drawn, timesteps=torch.full_like(drawn.timesteps, time))
-    return _noted(model, batch, draws)
+    return _record_attention(model, batch, draws)
 
 
-def _noted(model: Model, batch: dict[str, Any], draws: Draws) -> Subjects:
+def _record_attention(model: Model, batch: dict[str, Any], draws: Draws) -> Subjects:
     latents = encode_pictures(model.vae, batch["pixel_values"], draws.latent_noise)
     conditions = model.conditions(batch)
     model.unet(model.scheduler.add_noise(latents, draws.noise, draws.timesteps), draws.timesteps, **conditions)
@@ -110,7 +111,7 @@ def _noted(model: Model, batch: dict[str, Any], draws: Draws) -> Subjects:
 
 
 def shares_of(attention: torch.Tensor, masks: torch.Tensor, valid: torch.Tensor) -> NDArray[np.float64]:
-    """Measure a layer: [N, 4] float64, for each of N subjects the fields of `Shares`, its heads' mean.
+    """Measure a layer: [N, 4] float64, the fields of `Shares` for each of N subjects, means over the heads.
 
     Args:
         attention: [B, heads, h*w, M].
@@ -145,7 +146,7 @@ def draw_maps(runs: dict[str, Path], data: Path, path: Path, scenes: int = 6) ->
     for run in runs.values():
         model = Model(load(run / "model"))
         batch = next(held_out_batches(model, data, 16))
-        maps = [_as_pictures(one) for one in attention_of(model, batch, TIMES[1]).maps.values()]
+        maps = [_as_pictures(layer) for layer in attention_of(model, batch, TIMES[1]).maps.values()]
         mean = torch.stack(maps).mean(0)[:scenes]
         masks = F.interpolate(batch["subject_segmentation"][:scenes], (TILE, TILE))
         edges = masks - F.avg_pool2d(masks, 3, 1, 1) > 0.05
@@ -172,21 +173,21 @@ def _as_pictures(attention: torch.Tensor) -> torch.Tensor:
 def _train_and_measure(job: tuple[Path, int, float, int, int]) -> Shares:
     folder, seed, weight, steps, held_out = job
     run = run_of(folder, seed, weight)
-    train_one(folder / "training", run, seed, weight, steps)
+    train_run(folder / "training", run, seed, weight, steps)
     return measure(run, folder / "held-out", held_out)
 
 
 def run_of(folder: Path, seed: int, weight: float) -> Path:
-    """Name the folder of a run."""
+    """Folder of a run."""
     return folder / f"seed{seed}-weight{weight:g}"
 
 
 FIGURES = {
     "own": "share of attention inside its own mask",
     "others": "share of attention inside other subjects' masks",
-    "blended": "of attention on subjects, share on wrong ones",
+    "blended": "share of the attention on subjects that is on wrong ones",
 }
-"""Fields of `Shares`, and what they are."""
+"""Fields of `Shares` with their descriptions."""
 
 
 def compare(field: str, without: Sequence[Shares], trained: Sequence[Shares]) -> list[Row]:
@@ -203,18 +204,18 @@ def compare(field: str, without: Sequence[Shares], trained: Sequence[Shares]) ->
 
 def main(
     output: Annotated[Path, typer.Option(help="A new folder, for runs and pictures.")] = Path("runs/localization"),
-    steps: Annotated[int, typer.Option(help="Of each training.")] = 1100,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each training.")] = 1100,
     seeds: Annotated[int, typer.Option(help="Pairs of trainings.")] = 3,
-    scenes: Annotated[int, typer.Option(help="To train on.")] = 1500,
+    scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 1500,
     held_out: Annotated[int, typer.Option(help="Scenes to measure on.")] = 160,
-    weight: Annotated[float, typer.Option(help="Of the localization loss.")] = WEIGHT,
+    weight: Annotated[float, typer.Option(help="Weight of the localization loss.")] = WEIGHT,
     processes: Annotated[int, typer.Option(help="Trainings at a time, a thread each.")] = 2,
     write: Write = False,
 ) -> None:
     """Train with and without the localization loss, and compare where subjects' tokens attend."""
     write_dataset(output / "training", [examples_of(TRAINING, scenes)])
     write_dataset(output / "held-out", [examples_of(HELD_OUT, held_out)])
-    jobs = [(output, seed, one, steps, held_out) for seed in range(seeds) for one in (0.0, weight)]
+    jobs = [(output, seed, w, steps, held_out) for seed in range(seeds) for w in (0.0, weight)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         measured = dict(zip([(job[1], job[2]) for job in jobs], pool.map(_train_and_measure, jobs), strict=True))
     without, trained = ([measured[seed, w] for seed in range(seeds)] for w in (0.0, weight))

@@ -1,10 +1,10 @@
-"""What the localization loss costs: time and memory of a training step, beside the straightforward way.
+"""Cost of the localization loss: time and memory of a training step, beside a straightforward implementation.
 
     python -m benchmarks.localization_cost
 
-Three ways, one after the other in turn, on one U-Net: without the loss; with it; and the straightforward way, which
-computes the attention of the same layers in the open and keeps their full maps of 77 tokens until the loss is taken.
-Memory is what autograd keeps for the backward pass, each storage counted once: exact, and the same on any machine.
+Three ways in turn, on one U-Net: without the loss; with it; and straightforward, with explicit attention in the same
+layers, whose full maps of 77 tokens are kept until the loss is computed. Memory is what autograd keeps for the backward
+pass, each storage counted once: exact, and the same on any machine.
 """
 
 import statistics
@@ -25,8 +25,8 @@ from training.localization import Subjects, localization_loss, localize, localiz
 TOKENS, SUBJECTS = 77, 4
 
 
-class OpenAttention:
-    """Attention in the open, as published: softmax of all scores, kept in `maps`."""
+class ExplicitAttention:
+    """Explicit attention, as published: the softmax of all scores is kept in `maps`."""
 
     def __init__(self, layer: str, maps: dict[str, Tensor]) -> None:
         self.layer, self.maps = layer, maps
@@ -86,7 +86,7 @@ def steps_of(unet: UNet2DConditionModel, batch: int, side: int) -> dict[str, Cal
         unet.set_attn_processor(AttnProcessor2_0())
         modules = dict(unet.named_modules())
         for layer in localized_layers(unet):
-            modules[layer].set_processor(OpenAttention(layer, maps))
+            modules[layer].set_processor(ExplicitAttention(layer, maps))
         prediction = unet(latents, 500, text).sample
         losses = [
             localization_loss(full.unflatten(0, (batch, -1))[..., index[0]], masks, valid) for full in maps.values()
@@ -113,8 +113,8 @@ def kept_for_backward(step: Callable[[], Tensor]) -> int:
 
 def main(
     batch: Annotated[int, typer.Option(help="Samples in a step.")] = 2,
-    side: Annotated[int, typer.Option(help="Of the latents.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Steps of each way.")] = 9,
+    side: Annotated[int, typer.Option(help="Side of the latents.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Measured steps of each way.")] = 9,
     write: Write = False,
 ) -> None:
     """Measure time and memory of the three ways in turn."""
@@ -141,7 +141,7 @@ def main(
         rows.append(Row(f"time of a step, {name}", f"{statistics.median(seconds[name]):.3f} s", f"{ratio:.2f} times"))
         rows.append(Row(f"memory kept for backward, {name}", f"{kept:.1f} MB", f"{extra:.1f} MB extra"))
     share = (memory["with it"] - memory[base]) / (memory["straightforward"] - memory[base])
-    rows.append(Row("extra memory, of that of the straightforward way", f"{share:.2f}"))
+    rows.append(Row("extra memory, as a share of that of the straightforward way", f"{share:.2f}"))
     report("localization_cost", __doc__ or "", rows, write=write)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy of the sample CLIPSeg and of mattes made from it, on scenes that no model was trained on.
+"""Accuracy of the sample CLIPSeg and of mattes from its heatmaps, on scenes that no model was trained on.
 
     python -m benchmarks.mattes [--count 300] [--write]
     python -m benchmarks.mattes --sweep [--count 60]    other thresholds than the preset's
@@ -65,9 +65,9 @@ def subjects_of(scenes: Path, truths: dict[str, Truth]) -> Iterator[Subject]:
 def confidences(clipseg: ClipSeg, subjects: list[Subject]) -> Iterator[NDArray[np.float32]]:
     """CLIPSeg's confidence of each subject, in batches of `BATCH`: [H, W] float32 in [0, 1]."""
     for start in range(0, len(subjects), BATCH):
-        some = subjects[start : start + BATCH]
-        maps = find_heatmaps(clipseg, [subject.image for subject in some], [[subject.phrase] for subject in some])
-        for subject, found in zip(some, maps, strict=True):
+        batch = subjects[start : start + BATCH]
+        maps = find_heatmaps(clipseg, [subject.image for subject in batch], [[subject.phrase] for subject in batch])
+        for subject, found in zip(batch, maps, strict=True):
             yield enlarge(found[0], subject.alpha.shape)
 
 
@@ -79,23 +79,23 @@ def make_subjects(seed: int, count: int) -> list[Subject]:
         return list(subjects_of(scenes, read_truths(scenes)))
 
 
-def make_trimap(confidence: NDArray[np.float32], sure: TrimapBounds, band: int) -> NDArray[np.uint8] | None:
+def make_trimap(confidence: NDArray[np.float32], bounds: TrimapBounds, band: int) -> NDArray[np.uint8] | None:
     """Make the trimap [H, W] of a confidence [H, W]; None if it has no foreground or no background pixel."""
-    trimap = trimap_of_heatmap(confidence, sure.lower, sure.upper, band)
+    trimap = trimap_of_heatmap(confidence, bounds.lower, bounds.upper, band)
     return trimap if {0, 255} <= set(np.unique(trimap).tolist()) else None
 
 
 def measure(count: int) -> list[Row]:
     """Measure on `count` scenes."""
     models = resolve("sample", {})
-    config, sure = BlipDiffusionConfig(), TrimapBounds(*models.trimap)
+    config, bounds = BlipDiffusionConfig(), TrimapBounds(*models.trimap)
     subjects = make_subjects(SEED, count)
-    overlaps, errors, bands, peers, unsure = [], [], [], [], 0
+    overlaps, errors, bands, peers, without_trimap = [], [], [], [], 0
     for subject, confidence in zip(subjects, confidences(load_clipseg(models.clipseg), subjects), strict=True):
-        overlaps.append(intersection_over_union(confidence >= (sure.lower + sure.upper) / 2, subject.alpha >= 0.5))
-        trimap = make_trimap(confidence, sure, config.band)
+        overlaps.append(intersection_over_union(confidence >= (bounds.lower + bounds.upper) / 2, subject.alpha >= 0.5))
+        trimap = make_trimap(confidence, bounds, config.band)
         if trimap is None:
-            unsure += 1
+            without_trimap += 1
             continue
         image, unknown = subject.image / 255, trimap == UNKNOWN
         error = np.abs(closed_form_alpha(image, trimap) - subject.alpha)
@@ -109,8 +109,8 @@ def measure(count: int) -> list[Row]:
         Row("mean error of alpha", f"{np.mean(errors):.4f}", "at most 0.02"),
         Row("mean error in the unknown band", f"{np.mean(bands):.4f}"),
         Row("PyMatting's on the same trimaps", f"{np.mean(peers):.4f}"),
-        Row("of PyMatting's error", f"{ratio:.3f} times", "at most 1.1"),
-        Row("subjects without a trimap", str(unsure), "no pixel is surely subject, or none background"),
+        Row("error in the unknown band over PyMatting's", f"{ratio:.3f}", "at most 1.1"),
+        Row("subjects without a trimap", str(without_trimap), "no pixel is surely subject, or none background"),
     ]
 
 
@@ -119,14 +119,14 @@ def sweep(count: int) -> Iterator[tuple[TrimapBounds, float, int]]:
     models = resolve("sample", {})
     subjects = make_subjects(SWEPT, count)
     found = list(confidences(load_clipseg(models.clipseg), subjects))
-    for sure in (TrimapBounds(lower, upper) for lower in LOWER for upper in UPPER):
-        trimaps = [make_trimap(confidence, sure, BlipDiffusionConfig().band) for confidence in found]
+    for bounds in (TrimapBounds(lower, upper) for lower in LOWER for upper in UPPER):
+        trimaps = [make_trimap(confidence, bounds, BlipDiffusionConfig().band) for confidence in found]
         errors = [
             np.abs(closed_form_alpha(subject.image / 255, trimap) - subject.alpha).mean()
             for subject, trimap in zip(subjects, trimaps, strict=True)
             if trimap is not None
         ]
-        yield sure, float(np.mean(errors)), len(subjects) - len(errors)
+        yield bounds, float(np.mean(errors)), len(subjects) - len(errors)
 
 
 def main(
@@ -136,8 +136,9 @@ def main(
 ) -> None:
     """Measure how accurate masks and mattes of subjects are."""
     if swept:
-        for sure, error, unsure in sweep(count):
-            print(f"below {sure.lower}, above {sure.upper}: error of alpha {error:.4f}, {unsure} without a trimap")
+        for bounds, error, without_trimap in sweep(count):
+            trimaps = f"{without_trimap} without a trimap"
+            print(f"below {bounds.lower}, above {bounds.upper}: error of alpha {error:.4f}, {trimaps}")
         return
     report("mattes", __doc__ or "", measure(count), write=write)
 

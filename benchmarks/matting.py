@@ -102,7 +102,7 @@ WAYS: dict[str, Callable[[Floats, NDArray[np.uint8]], Floats]] = {
 
 
 def seconds_of(run: Callable[[], Floats]) -> float:
-    """Processor time of a run in seconds; the median of three runs if it is short."""
+    """Processor time of a run in seconds, the median of three unless a run is long."""
     spent: list[float] = []
     while len(spent) < (3 if sum(spent) < LONG else 1):
         began = time.process_time()

@@ -12,13 +12,13 @@ def held_mb() -> float:
 def peak_mb() -> float:
     """Peak resident memory in MB since the process started or since `forget_peak`.
 
-    `resource.getrusage` does not serve: a new process inherits the peak of the one that started it.
+    `resource.getrusage` would not do: a new process inherits the peak of its parent.
     """
     return _status("VmHWM")
 
 
 def forget_peak() -> None:
-    """Return freed memory to the system and reset the peak to what is resident now."""
+    """Return freed memory to the system and reset the peak to the current resident memory."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 

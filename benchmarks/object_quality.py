@@ -1,12 +1,12 @@
-"""Whether MIP-Adapter's object quality prefers good pictures to bad ones, on scenes that are made good or bad.
+"""Whether MIP-Adapter's object quality ranks good pictures above bad ones, on scenes of known quality.
 
     python -m benchmarks.object_quality [--count 1000] [--write]
 
 Half of the pictures are good: their objects are different things, each with its own phrase of the caption. In a quarter
-every object has the phrase of another one in the picture ("wrong phrases"). In a quarter an object stands beside its
-own copy, both with the right phrase ("twins"). The figures are the mean quality of each kind, and which share of the
-good pictures is in the better half of all by the total quality and by each of its two parts. In the hard set only one
-object of a picture with wrong phrases has a wrong one, that of an object of another scene.
+every object has the phrase of another one in the picture ("wrong phrases"). In a quarter an object is beside its
+own copy, both with the right phrase ("twins"). The figures are the mean quality of each kind, and the share of the good
+pictures that is in the better half of all by the total quality and by each of its two parts. In the hard set only one
+object of a picture with wrong phrases has a wrong one, taken from another scene.
 """
 
 import io
@@ -65,7 +65,7 @@ def pictures(count: int, kinds: Sequence[Kind] = KINDS) -> Iterator[tuple[Kind, 
 
 
 def good_picture(index: int) -> Example | None:
-    """Turn a scene into a picture with a phrase per object; None if it has not two or more different things."""
+    """Turn a scene into a picture with a phrase per object; None if it does not have two or more different things."""
     example = true_example(scene_of(SEED, index, 128), f"{index:06d}")
     names = {phrase.root for phrase in example.phrases}
     return example if len(example.phrases) == len(names) >= 2 else None
@@ -127,7 +127,7 @@ def share_of_good(scored: Sequence[Scored], part: str) -> float:
 
 
 def rows(scored: Sequence[Scored], title: str) -> Iterator[Row]:
-    """Rows of a set of pictures: the mean scores of each kind, and how many good pictures the better half holds."""
+    """Rows of a set of pictures: the mean scores of each kind, and the share of good pictures in the better half."""
     for kind in dict.fromkeys(picture.kind for picture in scored):
         values = np.array([(q.single, q.pair, q.total) for q in (p.quality for p in scored if p.kind == kind)])
         single, pair, total = values.mean(axis=0)
@@ -141,7 +141,7 @@ def main(
     count: Annotated[int, typer.Option(help="Pictures of each set.")] = 1000,
     write: Write = False,
 ) -> None:
-    """Score good pictures among bad ones, and among bad ones that are harder to tell."""
+    """Score good pictures among bad ones, and among bad ones that are harder to recognize."""
     sets = {"easy set": KINDS, "hard set": HARDER}
     figures = [row for title, kinds in sets.items() for row in rows(score(count, kinds), title)]
     report("object_quality", __doc__ or "", figures, write=write)

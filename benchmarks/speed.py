@@ -82,7 +82,7 @@ def measure(count: int) -> Iterator[Row]:
         yield Row("one picture at a time", f"{count / alone:.1f} pictures/s", "without loading models")
         yield Row("build, its steps", f"{count / steps:.1f} pictures/s", f"{alone / steps:.2f} times as fast")
         yield Row(
-            "build, whole command", f"{count / whole:.1f} pictures/s", "with loading models and writing the index"
+            "build, whole command", f"{count / whole:.1f} pictures/s", "including loading models and writing the index"
         )
         for stage, seconds in info.seconds.items():
             yield Row(f"stage {stage}", f"{seconds:.2f} s", f"{count} pictures")

@@ -3,7 +3,8 @@
     python -m benchmarks.startup
 
 Each row is the median of three fresh processes, user and system time, over the median of importing Beam in the same
-run: the ratio travels between machines, the seconds do not.
+run: ratios can be compared between machines, seconds cannot. A run before them lets Python keep the compiled modules,
+as an installation has them.
 """
 
 import os
@@ -31,7 +32,7 @@ COMMAND = (sys.executable, "-m", "jobs.main")
 
 @dataclass(frozen=True)
 class Case:
-    """A command line, the largest ratio that it may have, and whether it must fail."""
+    """A command line, the largest ratio allowed for it, and whether it must fail."""
 
     name: str
     arguments: tuple[str, ...]
@@ -40,7 +41,7 @@ class Case:
 
 
 def cases(folder: Path) -> list[Case]:
-    """The cases; what they need and write lies in `folder`. The build is left out where its pictures are missing."""
+    """Return the cases, which read and write files in `folder`; without its pictures the build is left out."""
     config = folder / "wrong.yaml"
     config.write_text("thresold: 0.5\n", encoding="utf-8")
     pictures = folder / "pictures"
@@ -64,11 +65,12 @@ def processor_seconds(command: Sequence[str], *, fails: bool = False) -> float:
     """Run a command to its end in a fresh process; return its user and system time.
 
     Raises:
-        RuntimeError: it failed, or with `fails`, it did not.
+        RuntimeError: the command failed, or did not fail although `fails` is true.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if fails != (done.returncode != 0):
@@ -81,6 +83,8 @@ def measure(folder: Path) -> list[Row]:
     listed = cases(folder)
     beam: list[float] = []
     seconds: dict[str, list[float]] = {case.name: [] for case in listed}
+    for command, fails in [(BEAM, False), *(((*COMMAND, *case.arguments), case.fails) for case in listed)]:
+        processor_seconds(command, fails=fails)
     for _ in range(RUNS):  # in turns, so that a busy moment of the machine affects all of them
         beam.append(processor_seconds(BEAM))
         for case in listed:

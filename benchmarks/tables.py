@@ -1,7 +1,7 @@
 """Figures of the benchmarks as tables: printed, and written to `benchmarks/README.md`.
 
-Each benchmark has a section of its own there, between the comments `<!-- NAME -->` and `<!-- /NAME -->`. It is there if
-the benchmark was run with `--write`, and says with which options and on what machine.
+Each benchmark has a section of its own there, between the comments `<!-- NAME -->` and `<!-- /NAME -->`. It is
+written if the benchmark runs with `--write`, and states the command and the machine.
 """
 
 import os
@@ -56,7 +56,7 @@ Write = Annotated[bool, typer.Option("--write", help="Replace this benchmark's s
 
 
 class Row(NamedTuple):
-    """A figure: what it is, its value, and its unit, bound or peer."""
+    """A figure: its name, its value, and a note such as its bound or a peer's value."""
 
     name: str
     value: str

@@ -34,12 +34,13 @@ from transforms.sources.records import Chunk
 from transforms.step import Step
 
 SHARDS_PER_ROUND = 4
-"""Per local worker. A round loads the models anew, some seconds; four thousand JPEGs are some hundred megabytes."""
+"""Shards in a round, per local worker. Each round loads the models again, which takes seconds; four thousand JPEGs take
+some hundred megabytes."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One `subjectloom build`, as the user asked for it."""
+    """Arguments of one `subjectloom build`."""
 
     recipe: str
     source: str
@@ -55,7 +56,7 @@ class Request:
 
 
 def build(request: Request, console: Console) -> DatasetInfo:
-    """Build the dataset and return what `dataset.json` says of it.
+    """Build the dataset and return the contents of `dataset.json`.
 
     Raises:
         SubjectloomError: the source, the output, an option or a checkpoint cannot be used, or the books do not
@@ -88,14 +89,12 @@ def build(request: Request, console: Console) -> DatasetInfo:
         if len(missing) < len(chunks):
             console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
         with progress_bar(console, missing) as progress:
-            for some in rounds(missing, options):
-                of_round = {chunk.shard: fingerprints[chunk.shard] for chunk in some}
-                run(
-                    BuildDataset(
-                        recipe.format, config, steps, some, request.output, of_round, needs_captions, progress
-                    ),
-                    options,
-                )  # fmt: skip
+            for group in rounds(missing, options):
+                wanted = {chunk.shard: fingerprints[chunk.shard] for chunk in group}
+                transform = BuildDataset(
+                    recipe.format, config, steps, group, request.output, wanted, needs_captions, progress
+                )
+                run(transform, options)
         if cut:
             with console.status(f"keeping the best {cut.best:,}"):
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
@@ -103,10 +102,10 @@ def build(request: Request, console: Console) -> DatasetInfo:
 
 
 def shards_done(output: str, fingerprints: Mapping[int, str], final: Mapping[int, str], cut: Cut | None) -> set[int]:
-    """Return the shards that need not be made from the source: those that are done, and candidates that wait to be cut.
+    """Return the shards that need not be built from the source: those that are done, and candidates not cut yet.
 
     `final` holds their fingerprints when they are done. If the choice is missing, the candidates of shards that were
-    cut are missing too: these are made again.
+    cut are missing too: these are built again.
     """
     written = finished_shards(output).items()
     waiting, finished = written & fingerprints.items(), written & final.items()
@@ -118,9 +117,9 @@ def shards_done(output: str, fingerprints: Mapping[int, str], final: Mapping[int
 def cut_dataset(
     output: str, sample_format: SampleFormat, fingerprints: Mapping[int, str], cut: Cut, options: PipelineOptions
 ) -> None:
-    """Choose among all candidates, unless that is done, and cut the shards that are not cut yet.
+    """Choose among all candidates, unless that is done already, and cut the shards that are not cut yet.
 
-    One pipeline cuts them all, on any runner: it passes on nothing but numbers, and a shard is done when it is written.
+    One pipeline cuts them all, on any runner: only numbers pass through it, and a shard is done when it is written.
     """
     left = dict(cut_fingerprints(fingerprints, cut).items() - finished_shards(output).items())
     if not left:
@@ -131,7 +130,7 @@ def cut_dataset(
 
 
 def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step]) -> Job:
-    """Describe what the dataset is made by: the head of `dataset.json`."""
+    """Describe recipe, config, models and seed: the head of `dataset.json`."""
     checkpoints = {kind: checkpoint for step in steps for kind, checkpoint in step.checkpoints().items()}
     return Job(
         recipe=recipe,
@@ -149,11 +148,7 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     Raises:
         ConfigError: Beam has no such option; Beam itself would ignore it.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
-    for group in PipelineOptions.__subclasses__():
-        group._add_argparse_args(parser)
-    _, unknown = parser.parse_known_args(arguments)
-    if unknown:
+    if unknown := unknown_options(arguments):
         raise ConfigError(
             f"Beam has no option {' '.join(unknown)}: what follows -- is for Beam, as in -- --runner=NAME"
         )
@@ -164,13 +159,23 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     return options
 
 
+def unknown_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that no options of Beam's take; asking all of them costs a tenth of importing Beam."""
+    if not arguments:
+        return []
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for group in PipelineOptions.__subclasses__():
+        group._add_argparse_args(parser)
+    return parser.parse_known_args(arguments)[1]
+
+
 def is_local(options: PipelineOptions) -> bool:
     """Whether the pipeline runs on this machine, in Beam's own runner."""
     return str(options.view_as(StandardOptions).runner).endswith("FnApiRunner")
 
 
 def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequence[Chunk]]:
-    """Cut the shards into the rounds of a local job; any other runner takes all of them at once."""
+    """Split the shards into the rounds of a local job; any other runner takes all of them at once."""
     if not is_local(options):
         yield chunks
         return
@@ -202,7 +207,7 @@ def _own_cause(error: BaseException | None) -> SubjectloomError | None:
 
 @contextmanager
 def progress_bar(console: Console, chunks: Sequence[Chunk]) -> Iterator[str]:
-    """Show how many records are through while the block runs; yield the local file that workers append to."""
+    """Show the number of finished records while the block runs; yield the local file that workers append to."""
     expected = [chunk.expected for chunk in chunks]
     total = None if None in expected else sum(n for n in expected if n is not None)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))

@@ -1,4 +1,4 @@
-"""The `subjectloom` command: a thin rim around the functions of `jobs/`."""
+"""The `subjectloom` command: it reads options and calls the functions of `jobs/`."""
 
 import logging
 import sys
@@ -34,9 +34,9 @@ err = Console(stderr=True)
 SET_HELP = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."
 
 
-def print_version(asked: bool) -> None:
-    """Print the version and end, where it is asked for."""
-    if asked:
+def print_version(requested: bool) -> None:
+    """Print the version and exit if `--version` is given."""
+    if requested:
         print_lines(f"subjectloom {metadata.version('subjectloom')}")
         raise typer.Exit
 
@@ -73,34 +73,39 @@ def build(
     recipe: Annotated[str, typer.Argument(help="The recipe: `subjectloom recipes` lists them.")],
     source: Annotated[
         str,
-        typer.Option("--input", help="Folder (COCO's annotations beside), tars or Parquet: path, address, glob."),
+        typer.Option(
+            "--input", help="Pictures with captions: a folder, tars or Parquet files, as a path, an address or a glob."
+        ),
     ],
     output: Annotated[str, typer.Option(help="Folder of the dataset; any filesystem that Beam opens.")],
     kind: Annotated[
         str | None,
         typer.Option(
-            "--source", help="folder, webdataset, parquet, coco-panoptic, coco-instances, open-images, sa-1b; detected."
+            "--source",
+            help="Kind of the input: folder, webdataset, parquet, coco-panoptic, coco-instances, open-images or sa-1b. "
+            "Detected by default.",
         ),
     ] = None,
     keys: Annotated[
         str, typer.Option(help="Where keys in tars end: first-dot (WebDataset's rule) or last-dot of a name.")
     ] = "first-dot",
     preset: Annotated[
-        str, typer.Option(help="Models: sample (in the package) or hub (published, downloaded).")
+        str, typer.Option(help="Models: sample (small, in the package) or hub (published, downloaded).")
     ] = "sample",
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="One model alone: segmenter=PATH_OR_NAME; parser, clip, clipseg, captioner, sam, detector likewise."
+            metavar="KIND=PATH_OR_NAME",
+            help="Replace a model of the preset; KIND is parser, segmenter, clip, clipseg, captioner, sam or detector.",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first N records.", min=1)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Make only what is missing or out of date.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Build only what is missing or out of date.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUTPUT.")] = False,
 ) -> None:
-    """Build a dataset. What follows -- goes to Beam: -- --runner=DataflowRunner --project=..."""
+    """Build a dataset. Options after -- go to Beam: -- --runner=DataflowRunner --project=..."""
     from pipelines import RECIPES
     from transforms.models.presets import resolve
 
@@ -120,16 +125,16 @@ def build(
     small = [kind for kind, used in info.models.items() if used.name.startswith("sample/") and kind != "parser"]
     if small:
         names = ", ".join(small)
-        print_lines(f"models   {names}: small ones, which know sample scenes alone; --preset hub reads photographs")
+        print_lines(f"models   {names}: small, trained on sample scenes only; use --preset hub for photographs")
     if not info.counts.written:
         raise SubjectloomError(f"nothing was written: all {info.counts.read} records were rejected, see {report}")
 
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe, for its fields, defaults and units.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The recipe whose fields are listed.")] = None,
 ) -> None:
-    """List the recipes, or the fields of one."""
+    """List the recipes, or the fields of one of them."""
     from jobs.recipes import show_fields, show_recipes
 
     if name is None:
@@ -143,7 +148,7 @@ def recipes(
 
 @app.command()
 def inspect(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) -> None:
-    """Verify every shard against the schema and print the numbers."""
+    """Verify every sample of a dataset and print its counts."""
     from jobs.inspect import inspect as run_inspect
     from jobs.inspect import show
 
@@ -159,7 +164,7 @@ def export(
     form: Annotated[str, typer.Option("--format", help=formats_help())],
     **options: Any,  # noqa: ANN401 - of the formats, by their table
 ) -> None:
-    """Write the folder layout that other programs load."""
+    """Write a dataset in a format that other programs load."""
     given = {name: value for name, value in options.items() if value is not None}
     print_lines(*export_dataset(form, source, destination, given))
 
@@ -189,18 +194,25 @@ app.command()(with_options(export, all_options()))
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="The recipe: `subjectloom recipes` lists them.")],
-    data: Annotated[str, typer.Option(help="Folder of a dataset, or its tars by path or address, braces for many.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Folder of a dataset, or its tars as a path or address; braces name several: {000000..000009}."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[
-        str, typer.Option(help="sample (small, from nothing, on a CPU) or hub (the published weights, downloaded).")
+        str,
+        typer.Option(help="Start from sample (small, untrained, for a CPU) or hub (published weights, downloaded)."),
     ] = "sample",
     model: Annotated[
-        str | None, typer.Option(help="Start from this folder instead, a run's model or the published layout.")
+        str | None,
+        typer.Option(help="Start from this folder instead: model/ of a run, or one in the published layout."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the training's fields.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", min=1)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
     """Train on a dataset. Several processes: torchrun --nproc_per_node N -m jobs.main train ..."""
     check_recipe(recipe)
@@ -234,12 +246,12 @@ def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
             if not out.is_terminal and (done % max(1, steps // 10) == 0 or done == steps):
                 print_lines(f"step {done}  {losses}  {metrics['samples_per_second']:.1f} samples/s")
     if not done:
-        print_lines(f"all {steps} steps were made before: more --steps go on")
+        print_lines(f"all {steps} steps are finished already: give more --steps to go on")
 
 
 @app.command()
 def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) -> None:
-    """Write report.html again."""
+    """Write report.html of a dataset again."""
     from jobs.report.page import write_report
 
     out.print(str(write_report(output)), soft_wrap=True)
@@ -263,7 +275,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, str]:
     """Read `--model KIND=PATH_OR_NAME` options.
 
     Raises:
-        ConfigError: one has no `=`.
+        ConfigError: an option has no `=`, or nothing after it.
     """
     overrides = {}
     for pair in pairs:
@@ -281,7 +293,7 @@ def print_lines(*lines: str) -> None:
 
 
 def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:
-    """Print what was read, written and rejected, and where the time went."""
+    """Print the numbers of records read, written and rejected, and the seconds per stage."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -296,7 +308,7 @@ def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
-    """Write options of `build` and `train` that are named after fields as `--set FIELD=VALUE`."""
+    """Replace options of `build` and `train` that are named after fields by `--set FIELD=VALUE`."""
     name = next((argument for argument in arguments if not argument.startswith("-")), "")
     if name not in ("build", "train"):
         return list(arguments)
@@ -314,13 +326,13 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Run the command; an error is one line on stderr, its traceback only with --debug."""
-    # Libraries print on the way; what the user needs to know is in the errors and the books.
+    # Libraries warn and log; what the user needs to know is in the errors and the counts.
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
     try:
         arguments, beam = split_arguments(sys.argv[1:])
         app(expand_arguments(arguments), obj=beam)
-    except Exception as error:  # the last resort of a command: the user sees a line, not a traceback
+    except Exception as error:  # whatever it is, the user sees a line, not a traceback
         if "--debug" in sys.argv:
             traceback.print_exc()
         known = isinstance(error, SubjectloomError)

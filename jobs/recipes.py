@@ -1,4 +1,4 @@
-"""`subjectloom recipes`: what there is to build and to train, and what can be chosen about it."""
+"""`subjectloom recipes`: the recipes, and the fields of their configs."""
 
 import sys
 from collections.abc import Iterator, Mapping

@@ -94,13 +94,13 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _parse_setting(kind: type[BaseModel], setting: str) -> tuple[str, Any]:
-    """Split FIELD=VALUE, and read the value as the field's type: as it stands, else as none, else as YAML."""
+    """Split FIELD=VALUE, and read the value as the field's type: as text, else as none, else as YAML."""
     name, equals, text = setting.partition("=")
     name = name.strip().replace("-", "_")
     if not equals or not name:
         raise ConfigError(f"--set {setting}: write FIELD=VALUE, as --set batch_size=4")
     if name not in kind.model_fields:
-        return name, text  # told with all that is wrong
+        return name, text  # reported together with the other problems
     adapter = TypeAdapter[Any](kind.model_fields[name].annotation or Any)
     for value in (text, None if text.lower() == "none" else _from_yaml(text)):
         try:

@@ -1,4 +1,4 @@
-"""Train on a dataset: make the recipe's model, connect it to the data, run the loop, draw the curves."""
+"""Train on a dataset: create the recipe's model, connect it to the data, run the loop, draw the curves."""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from training.shards import Shards, batches, batches_once, find_shards, read_tex
 from transforms.models.presets import SAMPLE
 
 SHOWN = 4
-"""Samples that a run's sample pictures are drawn for."""
+"""Number of samples for which a run draws sample pictures."""
 
 
 def run_training(
@@ -27,7 +27,7 @@ def run_training(
 ) -> Iterator[Metrics]:
     """Train a recipe's model on the dataset `data`, write everything to `output`, and yield each step's metrics.
 
-    The run starts from the folder `model`; without it from the preset's: a small untrained model, or the published one.
+    The run starts from the model in the folder `model`, by default from that of `preset`.
 
     Raises:
         SubjectloomError: the dataset, the model or the run's folder cannot be used, or a loss is not finite.

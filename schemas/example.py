@@ -13,7 +13,7 @@ from schemas.masks import Mask
 
 @dataclass(frozen=True)
 class Source:
-    """Where a record came from: the address of its picture and the licence the source states ("" if none)."""
+    """Origin of a record: the address of its picture and the licence that the source states ("" if none)."""
 
     uri: str
     license: str = ""
@@ -24,8 +24,8 @@ class Phrase:
     """A noun phrase of `Example.caption`.
 
     `start` and `end` are characters, end exclusive; `text == caption[start:end]`. `root` is the lemma of
-    its head noun. `origin` is the span in `Example.source_caption` that it was made from: the same span
-    unless a numbered plural was expanded, when several phrases share one origin.
+    its head noun. `origin` is the span in `Example.source_caption` that it comes from: the same span
+    unless a numbered plural was expanded, in which case several phrases share an origin.
     """
 
     text: str
@@ -66,7 +66,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Box:
-    """A thing that an annotation frames without drawing its mask.
+    """A thing that is annotated by a box, without a mask.
 
     `bbox` is [x, y, w, h] in pixels of the stored image. `is_single` is False where the box holds a group of them.
     """
@@ -96,11 +96,11 @@ class Salience:
 
 @dataclass(frozen=True)
 class Subject:
-    """The one thing that the picture is about.
+    """The single thing that the picture is about.
 
-    `text` says what it is, a class or a head noun; `phrase` holds the caption's words for it, "" where an annotation
-    named it. Its place is `mask`, or if that is None, where `heatmap`, [h, w] float32 in [0, 1], a grid over the whole
-    picture, is high. `salience` is known of a mask.
+    `text` is its class or the head noun of its phrase; `phrase` holds the caption's words for it, "" if an annotation
+    named it. Its pixels are `mask`, or if that is None, those where `heatmap` is high: [h, w] float32 in [0, 1], a grid
+    over the whole picture. `salience` is set for the mask of an annotation.
     """
 
     text: str
@@ -114,8 +114,8 @@ class Subject:
 class Object:
     """A thing of the picture that phrase `phrase` (an index) names.
 
-    `bbox` is [x, y, w, h] in pixels of the stored image, `score` in [0, 1] how sure the detector is of it; `mask` is
-    what fills the box. `similarity` is the cosine of the phrase's and the masked crop's embeddings.
+    `bbox` is [x, y, w, h] in pixels of the stored image, `score` the detector's confidence in [0, 1]; `mask` holds
+    the pixels of the thing. `similarity` is the cosine of the phrase's and the masked crop's embeddings.
     """
 
     phrase: int
@@ -136,10 +136,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Placement:
-    """How the subject was laid on its background.
+    """How the subject was placed on its background.
 
-    Mirrored first where `flip` says so, then enlarged by `scale` about the middle of its box, then moved by `shift`,
-    (x, y) in pixels. `background` names the picture behind it.
+    It is mirrored first if `flip` is true, then scaled by `scale` about the middle of its box, then moved by `shift`,
+    (x, y) in pixels. `background` is the name of the background picture.
     """
 
     background: str
@@ -150,20 +150,20 @@ class Placement:
 
 @dataclass(frozen=True)
 class Example:
-    """A captioned picture and what is known of it so far.
+    """A captioned picture and what is known about it so far.
 
     `image` is an upright 8-bit JPEG of `width` x `height` pixels. `caption` is the text that the phrases'
     spans point into, `source_caption` the text as the source gave it; they differ only where numbered
     plurals were expanded. `similarity[p][s]` compares phrase p with segment s. `caption_origin` is "source", or the
     captioner that wrote the caption.
 
-    `heatmaps`, [N, h, w] float32 in [0, 1], is the confidence that each of the `phrases` is seen there, on a grid over
-    the picture; in a picture with `boxes`, that the label of each box is. `trimap` (0, 128, 255) and `alpha` are PNGs
-    of 8 bits and the picture's size, `composite` is a JPEG: the subject on another background, as `placement` says.
+    `heatmaps`, [N, h, w] float32 in [0, 1], holds for each of the `phrases` the confidence that it is visible there, on
+    a grid over the picture; in a picture with `boxes`, for each label of a box. `trimap` (0, 128, 255) and `alpha` are
+    8-bit PNGs of the picture's size, `composite` is a JPEG of the subject on another background, as `placement` states.
 
     `left_out` annotations of the picture could not be used.
 
-    `objects` stand in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
+    `objects` are in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
     """
 
     key: str

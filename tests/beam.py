@@ -9,14 +9,14 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 
 def apply(transform: beam.PTransform, elements: Sequence[Any]) -> list[Any]:
-    """Return what `transform` makes of `elements`, in any order; an exception inside comes out as itself."""
+    """Return the results of `transform` for `elements`, in any order; exceptions inside it reach the caller."""
     _collected.clear()
     with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
         _ = pipeline | beam.Create(elements) | transform | "collect" >> beam.Map(_collect)
     return [*_collected]
 
 
-# Beam pickles what it runs: only a module's own list is still the same list inside.
+# Beam pickles what it runs. A list at module level is not pickled, so that workers append to this one.
 _collected: list[Any] = []
 
 

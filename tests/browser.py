@@ -1,4 +1,4 @@
-"""Pages in headless Chromium, which may not load anything beside them."""
+"""Pages in headless Chromium, which must not load anything else."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-"""Path of the browser, empty where none is installed."""
+"""Path of the browser, "" if none is installed."""
 
 OpenPage = Callable[..., AbstractContextManager[Page]]
-"""`open_page` without its first argument, as the fixture `open_page` of the report's tests gives it."""
+"""`open_page` without its first argument: the fixture `open_page` of the report's tests."""
 
 _OPTIONS = [
     "--no-sandbox",

@@ -1,4 +1,4 @@
-"""Made examples, and datasets of them on disk."""
+"""Artificial examples, and datasets of them on disk."""
 
 import io
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ JOB = Job(
 
 
 def jpeg(width: int, height: int, seed: int = 0) -> bytes:
-    """A smooth picture of that size, so that JPEG keeps its colours; another one for another seed."""
+    """A picture that differs from seed to seed, so smooth that JPEG keeps its colours."""
     rng = np.random.default_rng(seed)
     corners = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
     stream = io.BytesIO()
@@ -76,13 +76,11 @@ def example(
     )
 
 
-def scored(one: Example, quality: float, phash: int = 0) -> Example:
-    """A matched example as MIP-Adapter's: its subjects are objects, and it has that quality."""
-    objects = tuple(
-        Object(match.phrase, one.segments[match.segment].bbox, 0.9, one.segments[match.segment].mask, quality)
-        for match in one.matches
-    )
-    return replace(one, objects=objects, quality=Quality(quality, 0.0, quality), phash=phash)
+def scored(matched: Example, quality: float, phash: int = 0) -> Example:
+    """Turn a matched example into one of MIP-Adapter's: its subjects become objects, and it gets a quality."""
+    pairs = [(match.phrase, matched.segments[match.segment]) for match in matched.matches]
+    objects = tuple(Object(phrase, segment.bbox, 0.9, segment.mask, quality) for phrase, segment in pairs)
+    return replace(matched, objects=objects, quality=Quality(quality, 0.0, quality), phash=phash)
 
 
 def write_dataset(

@@ -1,4 +1,4 @@
-"""Examples for tests, made of nothing but what a test asks for."""
+"""Examples that hold only what a test needs."""
 
 import io
 from dataclasses import replace
@@ -18,7 +18,7 @@ def make_example(key: str = "k", caption: str = "a dog", size: tuple[int, int] =
 
 
 def phrase(text: str, root: str | None = None, start: int = 0) -> Phrase:
-    """A phrase whose head is its last word unless `root` is given."""
+    """A phrase whose head noun is its last word unless `root` is given."""
     return Phrase(text, start, start + len(text), root or text.rsplit(maxsplit=1)[-1], (start, start + len(text)))
 
 

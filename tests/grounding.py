@@ -1,4 +1,4 @@
-"""A Grounding DINO as small as its classes allow, with random weights, and the words that it can read."""
+"""A Grounding DINO as small as its classes allow, with random weights and a vocabulary of a few words."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ from transformers import (
 from transforms.models.groundingdino import find_config
 
 WORDS = ("a", "the", "red", "blue", "ball", "cup", "dog", "##gy", "tall", "two")
-# Where BERT's own vocabulary has them: the model knows these four by their numbers.
+# Token ids as in BERT's own vocabulary: some of them are constants in the model's code.
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
 
 
@@ -38,7 +38,7 @@ SMALL = {
     "num_feature_levels": 3,
     "max_text_len": 16,
 }
-# The sizes that groundingdino-py cannot do without.
+# Sizes that are constants in groundingdino-py.
 FIXED = {
     "backbone_config": SwinConfig(out_features=["stage2", "stage3", "stage4"]),
     "d_model": 256,
@@ -61,10 +61,10 @@ def write_detector(folder: Path, sizes: dict[str, Any] = SMALL, shortest: int = 
         **sizes,
     )
     model = GroundingDinoForObjectDetection(config)
-    # All of them: much of it starts as zeros or next to nothing, and would take no part.
+    # All of them: many start at zero or near it and would have no effect.
     for parameter in model.parameters():
         parameter.data += torch.randn_like(parameter) * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
-    model.model.decoder.layer_norm.weight.data *= 0.1  # scores are to differ, not all to be nearly 1 or 0
+    model.model.decoder.layer_norm.weight.data *= 0.1  # otherwise all scores are nearly 0 or 1
     model.save_pretrained(folder)
     GroundingDinoImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest}).save_pretrained(folder)
     words = [SPECIAL.get(i, f"[unused{i}]") for i in range(1100)]
@@ -73,7 +73,8 @@ def write_detector(folder: Path, sizes: dict[str, Any] = SMALL, shortest: int = 
     BertTokenizerFast.from_pretrained(folder, do_lower_case=True).save_pretrained(folder)
 
 
-# transformers' names of weights, and groundingdino-py's; the first that fits a beginning, then all that fit within it.
+# transformers' names of weights, and groundingdino-py's. The first pattern that matches the beginning of a name is
+# applied, and then every pattern of its table to the rest.
 SWIN = {
     r"embeddings\.patch_embeddings\.projection": "patch_embed.proj",
     r"embeddings\.norm": "patch_embed.norm",
@@ -134,7 +135,7 @@ BEGINNINGS: list[tuple[str, str, dict[str, str]]] = [
 
 
 def name_in_original(name: str) -> str:
-    """Translate the name of a weight of transformers 4."""
+    """Translate the name of a weight in transformers 4 to that in groundingdino-py."""
     for beginning, translated, within in BEGINNINGS:
         if found := re.match(beginning, name):
             rest = name[found.end() :]
@@ -145,9 +146,9 @@ def name_in_original(name: str) -> str:
 
 
 def write_original(folder: Path, path: Path) -> None:
-    """Write what `write_detector` wrote with the sizes `FIXED` as groundingdino-py has it, with its config beside it.
+    """Convert a detector that `write_detector` wrote with the sizes `FIXED` to groundingdino-py's format.
 
-    Where the one has a weight each for queries, keys and values, the other has all three in one, BERT apart.
+    Except in BERT, groundingdino-py holds the weights of queries, keys and values in one matrix, transformers in three.
     """
     model = GroundingDinoForObjectDetection.from_pretrained(folder)
     own = {name_in_original(name): value for name, value in model.state_dict().items()}

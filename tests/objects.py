@@ -10,7 +10,7 @@ from schemas.masks import BBox, Mask
 from tests.datasets import jpeg
 
 TWO = (("a red dog", (20, 20, 60, 70)), ("a cat", (90, 30, 50, 60)))
-"""Two objects that a square of 120 pixels holds together."""
+"""Two objects that fit together in a square of 120 pixels."""
 
 
 def disc_mask(width: int, height: int, box: BBox) -> NDArray[np.bool_]:
@@ -29,24 +29,24 @@ def example_of_objects(
     similarity: float = 0.5,
     license: str = "CC0",  # noqa: A002
 ) -> Example:
-    """An example of `size` (width, height) whose objects are ellipses in their boxes, unless `masks` says otherwise.
+    """An example of `size` (width, height) whose objects are ellipses in their boxes, unless `masks` are given.
 
-    The caption joins the phrases with " and ". Each object's score is 0.9 and its similarity `similarity`, unless
-    `scores` says otherwise.
+    The caption joins the phrases with " and ". Each object has the score 0.9, unless `scores` are given, and the
+    similarity `similarity`.
     """
     width, height = size
     phrases: list[Phrase] = []
-    made: list[Object] = []
+    annotated: list[Object] = []
     start = 0
     for index, (text, box) in enumerate(objects):
         end = start + len(text)
         phrases.append(Phrase(text, start, end, text.split()[-1], (start, end)))
         mask = disc_mask(width, height, box) if masks is None else masks[index]
         score = scores[index] if scores else 0.9
-        made.append(Object(index, box, score, Mask.from_array(mask), similarity))
+        annotated.append(Object(index, box, score, Mask.from_array(mask), similarity))
         start = end + len(" and ")
     caption = " and ".join(text for text, _ in objects)
-    pair = -0.25 if len(made) > 1 else 0.0
+    pair = -0.25 if len(annotated) > 1 else 0.0
     return Example(
         key=key,
         image=jpeg(width, height, seed=sum(key.encode())),
@@ -56,7 +56,7 @@ def example_of_objects(
         source=Source(f"pictures/{key}.jpg", license),
         source_caption=caption,
         phrases=tuple(phrases),
-        objects=tuple(made),
+        objects=tuple(annotated),
         quality=Quality(similarity, pair, similarity + pair),
         phash=sum(key.encode()),
     )

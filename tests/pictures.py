@@ -1,4 +1,4 @@
-"""Made pictures, and what the readers make of a source."""
+"""Artificial pictures, tars of files, and the records that are read from a source."""
 
 import io
 import tarfile
@@ -17,13 +17,13 @@ from transforms.read import read_batches
 
 
 def scene(height: int = 24, width: int = 32) -> NDArray[np.uint8]:
-    """[H, W, 3] uint8: smooth colours, no two corners alike, as JPEG keeps them within a few steps."""
+    """[H, W, 3] uint8: smooth colours, which JPEG changes by a few levels at most; all corners differ."""
     y, x = np.mgrid[:height, :width]
     return np.stack([255 * x / width, 255 * y / height, 120 + 0 * x], axis=2).astype(np.uint8)
 
 
 def encode(picture: Image.Image | NDArray[np.generic], form: str = "PNG", **options: Any) -> bytes:  # noqa: ANN401
-    """Encode a picture as a file of the format `form`."""
+    """Encode a picture in Pillow's format `form`."""
     buffer = io.BytesIO()
     (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, form, **options)
     return buffer.getvalue()
@@ -37,7 +37,7 @@ def with_orientation(orientation: int) -> dict[str, Any]:
 
 
 Member = tuple[str, bytes | str]
-"""A file of a tar: its name and what it holds."""
+"""A file of a tar: its name and its contents."""
 
 
 def tar(members: Sequence[Member], mode: str = "w") -> bytes:
@@ -64,5 +64,5 @@ def read_all(listing: Listing) -> list[Outcome]:
 
 
 def outcomes(records: Iterable[Outcome]) -> list[tuple[str, str | Reason]]:
-    """What became of each record: its key, with its caption or the reason why it was refused."""
+    """For each record its key, and its caption or the reason why it was rejected."""
     return [(r.key, r.caption if isinstance(r, Example) else r.reason) for r in records]

@@ -1,4 +1,4 @@
-"""A recipe made ready for a source, without running it."""
+"""What a recipe would do with a source, without running it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A remote filesystem on the local disk: sub://PATH is PATH. What works on it does not take addresses for paths."""
+"""A filesystem with addresses on the local disk: sub://PATH is PATH. Code that treats these as paths fails on it."""
 
 from pathlib import Path
 from typing import Any

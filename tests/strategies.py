@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what flows through the pipelines."""
+"""Hypothesis strategies for keys, captions, masks and boxes."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -15,14 +15,14 @@ raw_keys = st.one_of(
     st.text(alphabet="ab./\\_-\x00é😀", max_size=12),
     st.from_regex(r"[A-Za-z0-9_-]{0,210}", fullmatch=True),
 )
-"""Any text, and with it what a key must survive: dots, slashes, NUL, emoji, nothing at all."""
+"""Any text that may become a key, such as dots, slashes, NUL, emoji or the empty string."""
 
 captions = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=80)
-"""Text of any script, NUL apart, which no reader lets through."""
+"""Text of any script, without NUL, which every reader rejects."""
 
 
 def masks(min_side: int = 1, max_side: int = MAX_SIDE) -> st.SearchStrategy[NDArray[np.bool_]]:
-    """[H, W] bool of any size in the range, empty and full ones among them."""
+    """[H, W] bool of any size in the range, including empty and full masks."""
     return hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=min_side, max_side=max_side))
 
 

@@ -32,7 +32,7 @@ SETTINGS = {
     # Scenes with one salient subject are rare.
     "blip-diffusion": ["rival=0.9", "min_area=0.01"],
 }
-"""What a recipe needs so that eight scenes give samples; most need nothing."""
+"""Settings by recipe without which eight scenes would give too few samples."""
 
 QUICK: dict[str, Any] = {"batch": 4, "workers": 0, "warmup": 1, "checkpoint_every": 20, "sample_every": 20}
 
@@ -77,7 +77,7 @@ def test_the_dataset_is_sound_and_its_report_shows_it(recipe: str, dataset: Path
 
 
 def declared(recipe: str) -> dict[str, tuple[list[str], str, tuple[float, float] | None]]:
-    """What a recipe's module says that a batch holds: shape, dtype and range of each tensor, by name."""
+    """Shape, dtype and range of each tensor of a batch by name, read from the docstring of the recipe's module."""
     document = sys.modules[TRAININGS[recipe]].__doc__ or ""
     line = re.compile(r"^ {4}(\w+) +\[([^\]]+)\] (\w+)(?: in \[([-\d.]+), ([-\d.]+)\])?", re.MULTILINE)
     return {
@@ -94,7 +94,7 @@ def batch(recipe: str, dataset: Path) -> dict[str, Any]:
     return next(iter(batches(shards, training.view, training.model(parts, config).tools, config)))
 
 
-def test_a_batch_holds_what_the_recipe_s_module_says(recipe: str, batch: dict[str, Any]) -> None:
+def test_a_batch_holds_what_the_recipe_s_docstring_states(recipe: str, batch: dict[str, Any]) -> None:
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     assert set(declared(recipe)) == set(tensors)
     sizes: dict[str, int] = {"B": len(batch["keys"])}
@@ -116,7 +116,7 @@ def test_twenty_steps_lower_the_loss_and_the_model_draws(
     recipe: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = training_of(recipe)
-    monkeypatch.setattr(training.model, "sampling_steps", 2)  # of the run's own pictures
+    monkeypatch.setattr(training.model, "sampling_steps", 2)  # for the sample pictures that the run draws
     config = training.config(**{**training.presets["sample"], **QUICK, "steps": 20})
     metrics = list(run_training(recipe, str(dataset), tmp_path, config, preset="sample", model=None, resume=False))
     losses = [line["noise"] for line in metrics]
@@ -124,12 +124,12 @@ def test_twenty_steps_lower_the_loss_and_the_model_draws(
     parts = training.load(tmp_path / "model")
     model = training.model(parts, config)
     shards = find_shards(str(dataset), recipe)
-    shown = next(_plain(recipe, shards, model, config))
+    shown = next(plain_batches(recipe, shards, model, config))
     noise = model.draw(shown, np.random.default_rng(0)).noise
     pictures = model.sample(shown, noise)
     assert pictures.shape == shown["pixel_values"].shape
     assert 0 <= pictures.min() < pictures.max() <= 1
 
 
-def _plain(recipe: str, shards: Any, model: Any, config: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+def plain_batches(recipe: str, shards: Any, model: Any, config: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401
     return batches(shards, training_of(recipe).view, model.tools, config.plain())

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/00000500/{state.json, NAME.safetensors ...}
 
-A checkpoint is written under another name and then renamed, so that a run that is killed leaves complete ones only.
+A checkpoint is written under another name and then renamed, so that a killed run leaves only complete ones.
 """
 
 import json

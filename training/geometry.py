@@ -31,7 +31,7 @@ class Crop:
                                                 span
 
     Attributes:
-        height: of the whole picture, in pixels: tells by how much a decoded picture was reduced.
+        height: of the whole picture, in pixels: shows by which factor a decoded picture is reduced.
         part: left, top, right, bottom of the part, in pixels of the whole picture.
         side: of the square, in pixels.
         span: columns of the square that show the part, [first, last). All rows do.

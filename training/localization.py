@@ -9,7 +9,7 @@ cross-attention layers of the U-Net's middle five blocks.
     unet(latents, time, text, cross_attention_kwargs={"subjects": subjects})
     loss = subjects.loss(masks)
 
-The probabilities of the subjects' tokens come out of the attention itself: each subject's indicator vector over the
+The attention itself returns the probabilities of the subjects' tokens: each subject's indicator vector over the
 tokens is appended to the values as one more column, so that one call of the fused kernel returns both the layer's
 output and these probabilities. The full map of 77 tokens is never computed.
 """

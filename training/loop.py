@@ -11,8 +11,8 @@ A run's folder holds
     RUN/model/            the trained model (moving average of its weights), in Stable Diffusion's layout
 
 Everything random in a step is drawn from (seed, step, process), and the batches are a function of (seed, epoch): a
-resumed run yields the same numbers as one that was never interrupted. Beyond weights, their average and the
-optimizer's moments there is no state.
+resumed run yields the same numbers as one that was never interrupted. Weights, their average and the
+optimizer's moments are the only state.
 """
 
 import contextlib
@@ -60,14 +60,16 @@ class RunConfig(LoadConfig):
     clip: float = Field(default=1.0, gt=0, description="gradients of a larger norm are scaled down to this one")
     average: float = Field(default=0.9999, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
     precision: Literal["no", "bf16"] = Field(default="no", description="mixed precision")
-    gradient_checkpointing: bool = Field(default=False, description="compute the U-Net twice to save memory")
-    checkpoint_every: int = Field(default=500, gt=0, description="steps")
-    keep: int = Field(default=2, gt=0, description="newest checkpoints that are kept")
+    gradient_checkpointing: bool = Field(
+        default=False, description="save memory by running the U-Net's forward pass twice"
+    )
+    checkpoint_every: int = Field(default=500, gt=0, description="steps between checkpoints")
+    keep: int = Field(default=2, gt=0, description="number of checkpoints that are kept, the newest ones")
     sample_every: int = Field(default=500, gt=0, description="steps between sample pictures")
 
 
 class Trainable(Protocol):
-    """What can be trained: a `torch.nn.Module` such as `LatentDiffusion`."""
+    """A `torch.nn.Module` that the loop can train, such as `LatentDiffusion`."""
 
     unet: Any
 
@@ -144,7 +146,7 @@ def train(
     trainer = _Trainer.of(model, config, accelerator)
     start = trainer.restore(output)
     if start > config.steps:
-        raise InputError(f"{output} has made {start} steps: it cannot be resumed with --steps {config.steps}")
+        raise InputError(f"{output} has finished {start} steps: it cannot be resumed with --steps {config.steps}")
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
@@ -168,12 +170,12 @@ def train(
 
 def this_process() -> PartialState:
     """Join the other processes of a launch, and return this one's rank, device and so on."""
-    # On a machine without an accelerator, several processes join only if accelerate is asked for the CPU.
+    # On a machine without an accelerator, several processes join only if accelerate is set to use the CPU.
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def check_run(output: Path, asked: Mapping[str, Any], resume: bool) -> None:
-    """Check that a run with the note `asked` may write to `output`.
+def check_run(output: Path, intended: Mapping[str, Any], resume: bool) -> None:
+    """Check that a run with the note `intended` may write to `output`.
 
     Raises:
         InputError: the folder holds another run, or other files.
@@ -183,13 +185,13 @@ def check_run(output: Path, asked: Mapping[str, Any], resume: bool) -> None:
         if not resume:
             raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
         before = json.loads(note.read_text(encoding="utf-8"))
-        changed = sorted(name for name in asked if before.get(name) != asked[name] and name not in MAY_CHANGE)
+        changed = sorted(name for name in intended if before.get(name) != intended[name] and name not in MAY_CHANGE)
         if changed:
-            difference = ", ".join(f"{name} was {before.get(name)}, now {asked[name]}" for name in changed)
+            difference = ", ".join(f"{name} was {before.get(name)}, now {intended[name]}" for name in changed)
             raise InputError(f"{output} cannot be resumed as another run: {difference}")
     elif output.exists() and (found := min(output.iterdir(), default=None)):
         raise InputError(
-            f"{output} holds files that are not a run of Subjectloom's, {found.name} for one: "
+            f"{output} holds files that do not belong to a training run, such as {found.name}: "
             "name a new or an empty folder"
         )
 
@@ -222,7 +224,7 @@ class _Trainer:
         return cls(model, wrapped, optimizer, average, names, config, accelerator)
 
     def step(self, step: int, batches: Iterator[Batch], output: Path) -> Metrics:
-        """Make one optimizer step; return its metrics, means over all processes."""
+        """Take one optimizer step; return its metrics, means over all processes."""
         config, began = self.config, time.perf_counter()
         rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
         for group in self.optimizer.param_groups:
@@ -288,7 +290,7 @@ class _Trainer:
         save_checkpoint(output, done, tensors, {"average_steps": self.average.optimization_step}, self.config.keep)
 
     def restore(self, output: Path) -> int:
-        """Load the newest checkpoint, if there is one; return the number of steps it had made."""
+        """Load the newest checkpoint, if there is one; return the number of steps finished by then."""
         saved = complete_checkpoints(output)
         if not saved:
             return 0
@@ -370,7 +372,7 @@ class _Log:
             self.board.add_image("samples", sheet, done)
 
 
-def _tensorboard(folder: Path, start: int) -> Any:  # noqa: ANN401 - a SummaryWriter, where there is one
+def _tensorboard(folder: Path, start: int) -> Any:  # noqa: ANN401 - a SummaryWriter
     """Open a TensorBoard log that continues at step `start`; None if tensorboard is not installed."""
     if find_spec("tensorboard") is None:
         return None

@@ -23,7 +23,7 @@ SAMPLE_RUN: Mapping[str, Any] = {
 }
 """Config fields of a preset `sample`: a small model from random weights, minutes on a CPU."""
 HUB_RUN: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True}
-"""Config fields of a preset `hub`: the published run, made to fit on one large GPU."""
+"""Config fields of a preset `hub`: the published run, adjusted to fit on one large GPU."""
 
 
 def prepare_nothing(model: LatentDiffusion, batches: Iterable[Batch], config: RunConfig) -> None:
@@ -38,10 +38,10 @@ class Training:
         config: class of the config, a `RunConfig`; under its `plain()` the view draws nothing at random.
         presets: `sample` and `hub`, each with the fields of `config` that it changes.
         view: makes the values of one sample.
-        texts: the texts of one sample, from which a small tokenizer's vocabulary is made.
+        texts: the texts of one sample, from which a small tokenizer's vocabulary is built.
         load: loads parts from a folder or the hub's name of one; without an argument, the published weights.
-        small: makes small untrained parts from the folder of an autoencoder, texts and a seed.
-        model: makes the model of parts and config.
+        small: creates small untrained parts from the folder of an autoencoder, texts and a seed.
+        model: creates the model from parts and config.
         prepare: called before training with the model, all samples once as batches, and the config.
     """
 

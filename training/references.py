@@ -53,11 +53,11 @@ def check_annotation(annotation: Annotation, caption: str, width: int, height: i
     """Check that an annotation fits its caption and its picture of `width` x `height` pixels.
 
     Raises:
-        RecordError: its text does not stand at its span, or its mask has another size.
+        RecordError: the caption has another text at its span, or its mask has another size.
     """
     if caption[annotation.start : annotation.end] != annotation.text:
         where = f"{annotation.start} to {annotation.end} of the caption"
-        raise RecordError(Reason.MISMATCHED_ANNOTATION, f"{annotation.text!r} does not stand at {where}")
+        raise RecordError(Reason.MISMATCHED_ANNOTATION, f"{annotation.text!r} is not the text at {where}")
     rows, columns = annotation.segmentation.size
     if (columns, rows) != (width, height):
         stated = f"{columns} x {rows} pixels, the picture {width} x {height}"

@@ -1,8 +1,8 @@
 """Read a dataset's shards as batches: shuffled, and divided among workers and processes, for any recipe.
 
 What one sample becomes is the recipe's `view`. Everything a view draws is a function of (seed, epoch, key), and the
-order of the samples one of (seed, epoch, part), where a part is what one worker of one process reads. A run that is
-resumed after n batches therefore gets the same batch n + 1, and skips the first n without decoding a picture.
+order of the samples is a function of (seed, epoch, part), where a part is what one worker of one process reads. A run
+that is resumed after n batches therefore gets the same batch n + 1, and skips the first n without decoding a picture.
 
 A part reads whole shards, a different selection in each epoch. If a dataset has fewer shards than there are parts,
 each part reads all of them and keeps every `parts`-th sample. Parts start their next epoch independently.
@@ -65,14 +65,14 @@ class LoadConfig(StrictModel):
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pixels in the form in which they travel between processes, and the range they stand for.
+    """Pixels as they are passed between processes, and the range that they represent.
 
     Bytes take a quarter of the memory of floats: copying floats would take a third of a worker's time.
 
     Attributes:
         values: uint8 from 0 to 255, or bool, of any shape.
-        low: the float that 0 or False stands for.
-        high: the float that 255 or True stands for.
+        low: the float that 0 or False represents.
+        high: the float that 255 or True represents.
     """
 
     values: Tensor
@@ -249,11 +249,11 @@ class _Stream(IterableDataset[Batch]):
         samples = _samples(self.shards, self.config.seed, part, parts, skipped * self.config.batch)
         try:
             yield from self._batches(samples)
-        except InputError as error:  # passed on as a value: an exception from another process is not one line any more
+        except InputError as error:  # passed on as a value: an exception from another process would be several lines
             yield {"error": str(error)}
 
     def _batches(self, samples: Iterator[tuple[int, Raw]]) -> Iterator[Batch]:
-        # Batch n is made of the n-th group of samples, so that a run can be resumed by counting. A batch of which
+        # Batch n comes from the n-th group of samples, so that a run can be resumed by counting. A batch of which
         # nothing can be read is replaced by the next one, which is then yielded a second time in its own turn.
         ahead: deque[Batch] = deque()
         while True:
@@ -323,7 +323,7 @@ def _read(url: str, expected: int | None = None) -> Iterator[Raw]:
 
 
 def shuffle(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Iterator[Raw]:
-    """Yield all `samples`, each drawn from a buffer of `size`."""
+    """Yield all `samples`, each drawn at random from a buffer of `size`."""
     buffer: list[Raw] = []
     for sample in samples:
         buffer.append(sample)

@@ -1,4 +1,4 @@
-"""Small untrained networks for pictures of 64 pixels, of the classes that Stable Diffusion 1.5 is made of.
+"""Small untrained networks for pictures of 64 pixels, of the same classes as in Stable Diffusion 1.5.
 
 All but the autoencoder start from random weights, and a CPU can train them: for first tries, tests and benchmarks. A
 recipe's `small` puts its parts together from these.
@@ -26,7 +26,7 @@ def small_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
 
     Args:
         autoencoder: folder of an `AutoencoderKL` for pictures of `SIDE` pixels.
-        texts: the tokenizer's vocabulary is made from these.
+        texts: source of the tokenizer's vocabulary.
         seed: of the random weights.
     """
     tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
@@ -42,7 +42,7 @@ def small_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw the weights of networks made in this block from `seed`; torch's own generator is left as it was."""
+    """Draw the weights of networks created in this block from `seed`, without changing torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

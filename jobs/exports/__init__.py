@@ -41,7 +41,7 @@ class Export:
     """A format that datasets are exported to.
 
     Attributes:
-        recipe: The recipe of the datasets that it is made from.
+        recipe: The recipe whose datasets can be exported to it.
         help: What it is, in a few words.
         load: Imports and returns the function `(output, destination, **options)` that writes it.
         options: The options of that function.
@@ -74,16 +74,18 @@ def _mip_adapter() -> Callable[..., Summary]:
 EXPORTS: Mapping[str, Export] = {
     "fastcomposer": Export(
         recipe="fastcomposer",
-        help="what the published trainer loads",
+        help="the folder that the published trainer loads",
         load=_fastcomposer,
         options=(
-            Option("square", bool, "crop pictures to squares, in which no subject is lost to its loader"),
-            Option("held_out", int, "number of pictures held out for testing (1,000, at most a tenth)", minimum=0),
-            Option("seed", int, "seed of the choice of the pictures held out (0)", minimum=0),
+            Option("square", bool, "crop pictures to squares, in which its loader loses no subject"),
+            Option(
+                "held_out", int, "number of pictures held out for testing (default: 1,000, at most a tenth)", minimum=0
+            ),
+            Option("seed", int, "seed for choosing the pictures held out (default: 0)", minimum=0),
         ),
     ),
     "coco": Export(recipe="fastcomposer", help="COCO JSON with run-length masks", load=_coco),
-    "mip-adapter": Export(recipe="mip-adapter", help="what the published trainer loads", load=_mip_adapter),
+    "mip-adapter": Export(recipe="mip-adapter", help="the folder that the published trainer loads", load=_mip_adapter),
 }
 """The formats by name."""
 
@@ -113,7 +115,7 @@ def export_dataset(name: str, output: str, destination: Path, options: Mapping[s
 
 def formats_help() -> str:
     """Return the formats in a line, for the command's help."""
-    return "; ".join(f"{name}: {export.help}, of {export.recipe} datasets" for name, export in EXPORTS.items())
+    return "; ".join(f"{name}: {export.help}, from {export.recipe} datasets" for name, export in EXPORTS.items())
 
 
 def all_options() -> list[Option]:

@@ -26,7 +26,7 @@ def read_samples(output: str, recipe: str) -> Iterator[Sample]:
     """
     info = read_info(output)
     if info.recipe != recipe:
-        raise InputError(f"{output} holds a {info.recipe} dataset: this format is made from {recipe} datasets")
+        raise InputError(f"{output} holds a {info.recipe} dataset: this format takes {recipe} datasets")
     for shard in sorted(set(read_table(output, "index.parquet")["shard"].to_pylist())):
         with open_file(join(output, shard)) as stream:
             for _, sample in read_tar(stream):

@@ -1,8 +1,8 @@
-"""Captions with their trees, written by a small grammar: what a treebank of letters and reviews has few of.
+"""Captions with their trees, written by a small grammar, as a treebank of letters and reviews has few of them.
 
 The English Web Treebank holds hardly any bare noun phrases ("a dog on a red sofa"), lists of them, or "there are
-three cups next to a bowl". A parser that never saw them takes "parked" or "kite" for the sentence's verb. The
-grammar below teaches those shapes with everyday words; real English comes from the treebank.
+three cups next to a bowl". A parser trained without them takes "parked" or "kite" for the sentence's verb.
+The grammar below adds these structures with everyday words; real English comes from the treebank.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,7 +91,7 @@ class Grammar:
         return bool(self.rng.random() < probability)
 
     def caption(self) -> Tree:
-        """One caption, cased and punctuated in one of the ways people do."""
+        """Write a caption, with or without a capital letter and a full stop."""
         patterns: list[tuple[float, Callable[[], Node]]] = [
             (0.30, self.fragment),
             (0.14, self.listing),
@@ -114,7 +114,7 @@ class Grammar:
     # Noun phrases.
 
     def thing(self, nouns: Sequence[str] = (), *, plain: bool = False) -> Node:
-        """A noun with determiner or number, adjectives and now and then a compound."""
+        """A noun with determiner or number, adjectives and sometimes a compound."""
         nouns = nouns or (PEOPLE, ANIMALS, THINGS, THINGS)[int(self.rng.integers(4))]
         noun = self.pick(nouns)
         is_plural = self.chance(0.3)
@@ -136,7 +136,7 @@ class Grammar:
         return node
 
     def determiner(self, plural: bool) -> list[Node]:
-        """What stands before the adjectives; an indefinite article is set right when the caption is written."""
+        """The words before the adjectives; an indefinite article is chosen when the caption is written."""
         draw = self.rng.random()
         if plural and draw < 0.55:
             number = self.pick(NUMBERS)
@@ -187,7 +187,7 @@ class Grammar:
         return _under("between", inner)
 
     def time(self) -> Node:
-        """Such as "on a sunny day", "in the morning", "at night"."""
+        """A phrase of time such as "on a sunny day", "in the morning", "at night"."""
         if self.chance(0.2):
             return _under("at", Node(self.pick(("night", "dusk", "dawn", "noon", "sunset")), "NOUN", number="Sing"))
         noun = Node(self.pick(TIMES), "NOUN", number="Sing", left=[Node("a", "DET", "det")])
@@ -211,7 +211,7 @@ class Grammar:
     # Whole captions.
 
     def fragment(self) -> Node:
-        """Such as "a man riding a wave on top of a surfboard"."""
+        """A caption such as "a man riding a wave on top of a surfboard"."""
         root = self.things()
         last = root.right[-1] if root.right else root
         for _ in range(int(self.rng.choice(3, p=(0.1, 0.6, 0.3)))):
@@ -219,14 +219,14 @@ class Grammar:
         return root
 
     def listing(self) -> Node:
-        """Such as "a red cup, two keys and a small dog"."""
+        """A caption such as "a red cup, two keys and a small dog"."""
         root = self.things()
         if self.chance(0.35):
             root.right.append(self.place())
         return root
 
     def existence(self) -> Node:
-        """Such as "there are three fish near a house"."""
+        """A caption such as "there are three fish near a house"."""
         subject = self.things().as_("nsubj")
         several = _is_several(subject)
         root = Node("are" if several else "is", "AUX", left=[Node("there", "PRON", "expl")], right=[subject])
@@ -235,17 +235,17 @@ class Grammar:
         return root
 
     def seeing(self) -> Node:
-        """Such as "we see a dog, a ball and two trees", "here are two keys"."""
-        seen = self.things()
+        """A caption such as "we see a dog, a ball and two trees", "here are two keys"."""
+        things = self.things()
         if self.chance(0.5):
             seer = Node(self.pick(("we", "you", "I")), "PRON", "nsubj", "Plur")
-            return Node("see", "VERB", left=[seer], right=[seen.as_("dobj")])
-        verb = Node("are" if _is_several(seen) else "is", "AUX", right=[seen.as_("nsubj")])
+            return Node("see", "VERB", left=[seer], right=[things.as_("dobj")])
+        verb = Node("are" if _is_several(things) else "is", "AUX", right=[things.as_("nsubj")])
         verb.left.append(Node("here", "ADV", "advmod"))
         return verb
 
     def location(self) -> Node:
-        """Such as "a kite is above a hat", "the cup and the key are red"."""
+        """A caption such as "a kite is above a hat", "the cup and the key are red"."""
         subject = self.things().as_("nsubj")
         several = _is_several(subject)
         root = Node("are" if several else "is", "AUX", left=[subject])
@@ -253,7 +253,7 @@ class Grammar:
         return root
 
     def doing(self) -> Node:
-        """Such as "a man is holding a kite", "a cat sits on a bed"."""
+        """A caption such as "a man is holding a kite", "a cat sits on a bed"."""
         subject = self.things().as_("nsubj")
         several = _is_several(subject)
         if self.chance(0.5):
@@ -270,7 +270,7 @@ class Grammar:
         return verb
 
     def picture(self) -> Node:
-        """Such as "a photo of a green star next to a boat"."""
+        """A caption such as "a photo of a green star next to a boat"."""
         root = Node(self.pick(IMAGES), "NOUN", number="Sing", left=[Node("a", "DET", "det")])
         if self.chance(0.2):
             root.left.append(Node(self.pick(ADJECTIVES), "ADJ", "amod"))
@@ -279,7 +279,7 @@ class Grammar:
         return root
 
     def fronted(self) -> Node:
-        """Such as "on the table there is a cup", "under a tree, a dog sleeps"."""
+        """A caption such as "on the table there is a cup", "under a tree, a dog sleeps"."""
         clause = self.existence() if self.chance(0.5) else self.doing()
         clause.left[:0] = [self.place(), Node(",", "PUNCT", "punct")] if self.chance(0.5) else [self.place()]
         return clause
@@ -308,7 +308,7 @@ def _linearize(root: Node, *, capital: bool) -> Tree:
 
 
 def _append(tree: Tree, node: Node) -> int:
-    """Write `node` and all below it to the end of `tree`; return its index."""
+    """Append `node` and all nodes below it to `tree`; return its index."""
     dependents = [_append(tree, child) for child in node.left]
     index = len(tree.words)
     tree.words.append(node.word)

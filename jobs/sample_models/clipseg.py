@@ -306,7 +306,7 @@ def evaluate(model: CLIPSegForImageSegmentation, count: int = 64) -> dict[str, f
 def train(
     output: Output,
     steps: Steps = 8000,
-    towers: Annotated[int, typer.Option(help="First steps, which train the vision tower only.")] = 4000,
+    towers: Annotated[int, typer.Option(help="Number of first steps, which train the vision tower only.")] = 4000,
     scenes: Scenes = 12000,
     batch: Batch = 16,
     phrases: Annotated[int, typer.Option(help="Phrases per scene.")] = 3,
@@ -323,8 +323,8 @@ def train(
     rest = [*model.clip.text_model.parameters(), *model.clip.text_projection.parameters(), *model.decoder.parameters()]
 
     def loss(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        count, asked, whole = (2 * batch, 0, 0.0) if step < towers else (batch, phrases, 0.5)
-        inputs = draw_batch(pool, rng, count, asked, whole)
+        count, per_picture, whole = (2 * batch, 0, 0.0) if step < towers else (batch, phrases, 0.5)
+        inputs = draw_batch(pool, rng, count, per_picture, whole)
         states, features = run_vision(model, inputs["pixels"])
         logits = probe(features)
         patches, masks = patch_loss(logits, inputs), torch.zeros(())

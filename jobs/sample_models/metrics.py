@@ -1,4 +1,4 @@
-"""How well masks fit the truth."""
+"""Measures of how well predicted masks fit the true ones."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -19,7 +19,7 @@ TRAINING, HELD_OUT = 1, 2
 KINDS = (NOUNS, tuple(COLORS), TEXTURES)
 """Nouns, colours and textures; `Pool.kinds` holds indices into them."""
 NO_OBJECT = 255
-"""Fills the rows of `Pool.kinds` that a scene has no object for."""
+"""Value of `Pool.kinds` in rows without an object."""
 
 Result = TypeVar("Result")
 

@@ -9,7 +9,7 @@ patches of 8 pixels, four times as many, for thin and small objects.
 The losses are those of Kirillov et al., "Segment Anything" (2023), section 3 and appendix A: focal loss and dice in the
 proportion 20 to 1; a point is ambiguous, so only the best of its three masks is trained, a box is not and has one mask;
 the predicted IoU is trained by squared error. Prompts are the true boxes, each side moved by up to a twenty-fifth of
-the box's size, and points in objects or background. There is no second round of clicks.
+the box's size, and points in objects or background. Masks are not refined by further points.
 """
 
 from pathlib import Path
@@ -139,29 +139,29 @@ def evaluate(sam: Sam, count: int = 64) -> float:
     return float(np.mean(found))
 
 
-def refine(known: dict[str, Tensor], sam: Sam) -> None:
+def refine(coarse: dict[str, Tensor], sam: Sam) -> None:
     """Load weights of a SAM whose patches are twice as large into `sam`.
 
-    A pixel of a patch gets the summed weight of the four pixels that it stands for; embeddings of positions and of
+    A pixel of a patch gets the summed weight of the four pixels that it replaces; embeddings of positions and of
     distances are interpolated.
 
     Args:
-        known: state dict of the coarse model.
+        coarse: state dict of the coarse model.
         sam: the fine model.
     """
     weights = sam.state_dict()
     for name, value in weights.items():
-        old = known[name]
+        old = coarse[name]
         if name.endswith("patch_embed.proj.weight"):
             old = 4 * F.interpolate(old, value.shape[2:], mode="area")
         elif name.endswith("pos_embed"):
             old = F.interpolate(old.permute(0, 3, 1, 2), value.shape[1:3], mode="bilinear").permute(0, 2, 3, 1)
         elif "rel_pos" in name:
             # One row per distance in patches, from -(n - 1) to n - 1: with smaller patches twice as many, and one more.
-            every = F.interpolate(old.T[None], 2 * len(old) - 1, mode="linear", align_corners=True)
-            every = F.pad(every, (1, 1), mode="replicate")[0].T
-            beyond = (len(every) - len(value)) // 2
-            old = every[beyond : beyond + len(value)]
+            rows = F.interpolate(old.T[None], 2 * len(old) - 1, mode="linear", align_corners=True)
+            rows = F.pad(rows, (1, 1), mode="replicate")[0].T
+            surplus = (len(rows) - len(value)) // 2
+            old = rows[surplus : surplus + len(value)]
         weights[name] = old
     sam.load_state_dict(weights)
 

@@ -146,7 +146,7 @@ def evaluate(model: Mask2FormerForUniversalSegmentation, count: int = 64) -> dic
 def train(
     output: Output,
     steps: Steps = 6700,
-    pixels: Annotated[int, typer.Option(help="First steps, which train the pixel decoder only.")] = 1200,
+    pixels: Annotated[int, typer.Option(help="Number of first steps, which train the pixel decoder only.")] = 1200,
     sharp: Annotated[float, typer.Option(help="Share of the steps, the last ones, on pictures of full size.")] = 0.3,
     scenes: Scenes = 12000,
     batch: Batch = 16,

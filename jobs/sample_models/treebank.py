@@ -44,7 +44,7 @@ LABELS = {
     "dislocated": "dep",
     "root": "ROOT",
 }
-"""UD relation -> CLEAR label, for what is left after the heads have moved; others keep their name."""
+"""CLEAR label of each UD relation, applied after the heads have moved; relations without an entry keep their name."""
 
 CLAUSAL = ("nsubj", "csubj", "aux", "mark", "expl", "cc", "discourse", "vocative", "parataxis", "advcl", "dislocated")
 """Relations that belong to a clause, not to its nominal predicate: they follow the copula."""
@@ -85,7 +85,7 @@ class Tree:
 
 
 def read_trees(path: Path) -> Iterator[Tree]:
-    """Yield the sentences of a CoNLL-U file (`.conllu` or `.conllu.gz`) as they stand there."""
+    """Yield the sentences of a CoNLL-U file (`.conllu` or `.conllu.gz`), unchanged."""
     lines: list[list[str]] = []
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for line in file:

@@ -148,14 +148,6 @@ class SampleFormat:
         row = _row(record) | {name: value(example) for name, value in self.index_only.items()}
         return Sample(example.key, members | {"json": record.to_json()}), row
 
-    def sample_of(self, example: Example) -> Sample:
-        """Return the sample of an example; raises as `pack` does."""
-        return self.pack(example)[0]
-
-    def row_of(self, example: Example) -> Row:
-        """Return an example's row of the index; raises as `pack` does."""
-        return self.pack(example)[1]
-
     def problems_of(self, sample: Sample, row: Row) -> list[str]:
         """Return what is wrong with a sample whose row of the index is `row`; an empty list if it is right."""
         try:

@@ -4,31 +4,30 @@ from pathlib import Path
 import pytest
 
 from benchmarks.best_k import COPIED, PER_SHARD, candidates_of, choose, measure
-from transforms.selection.phash import hamming
 from transforms.selection.top_k import Candidate, rank
 
 
-def made(count: int) -> list[Candidate]:
-    return [one for shard in range(count // PER_SHARD) for one in candidates_of(shard)]
+def candidates_up_to(count: int) -> list[Candidate]:
+    return [candidate for shard in range(count // PER_SHARD) for candidate in candidates_of(shard)]
 
 
-def test_every_tenth_candidate_looks_like_the_one_before() -> None:
-    candidates = made(2 * PER_SHARD)
-    assert len({one.key for one in candidates}) == 2 * PER_SHARD
-    near = [hamming(a.phash, b.phash) <= 3 for a, b in pairwise(candidates)]
+def test_every_tenth_candidate_is_a_near_copy_of_the_one_before() -> None:
+    candidates = candidates_up_to(2 * PER_SHARD)
+    assert len({candidate.key for candidate in candidates}) == 2 * PER_SHARD
+    near = [(a.phash ^ b.phash).bit_count() <= 3 for a, b in pairwise(candidates)]
     assert [i + 2 for i, is_near in enumerate(near) if is_near] == list(range(COPIED, 2 * PER_SHARD + 1, COPIED))
 
 
 @pytest.mark.parametrize("distance", [None, 3])
-def test_what_is_measured_is_the_right_choice(tmp_path: Path, distance: int | None) -> None:
-    candidates = made(3 * PER_SHARD)
+def test_the_measured_choice_is_correct(tmp_path: Path, distance: int | None) -> None:
+    candidates = candidates_up_to(3 * PER_SHARD)
     if distance is not None:
         worse = {
             max(pair, key=rank).key
             for pair in zip(candidates[COPIED - 2 :: COPIED], candidates[COPIED - 1 :: COPIED], strict=True)
         }
-        candidates = [one for one in candidates if one.key not in worse]
-    expected = [one.key for one in sorted(candidates, key=rank)[:100]]
+        candidates = [candidate for candidate in candidates if candidate.key not in worse]
+    expected = [candidate.key for candidate in sorted(candidates, key=rank)[:100]]
     cost = choose(3 * PER_SHARD, 100, distance, str(tmp_path / "chosen"))
     assert cost.chosen == 100
     assert sorted((tmp_path / "chosen").read_text().split()) == sorted(expected)

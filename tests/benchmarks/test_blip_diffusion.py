@@ -25,12 +25,12 @@ from training.recipes.blip_diffusion import Model
 
 
 def test_examples_show_the_subject_on_another_background() -> None:
-    found = [one for one in (example_of(TRAINING, index) for index in range(8)) if one]
+    found = [example for example in (example_of(TRAINING, index) for index in range(8)) if example]
     assert len(found) >= 4
-    for one in found:
-        record = Record.from_example(one)
-        alpha = decode_grey(one.alpha)
-        difference = np.abs(decode_image(one.composite).astype(int) - decode_image(one.image)).mean(-1)
+    for example in found:
+        record = Record.from_example(example)
+        alpha = decode_grey(example.alpha)
+        difference = np.abs(decode_image(example.composite).astype(int) - decode_image(example.image)).mean(-1)
         assert AREA[0] <= record.foreground_fraction <= AREA[1]
         assert np.median(difference[alpha == 255]) < 6  # JPEG
         assert np.median(difference[alpha == 0]) > 10

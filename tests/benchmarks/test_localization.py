@@ -6,7 +6,7 @@ from benchmarks.localization import TRAINING, examples_of, shares_of
 
 
 def test_shares_of_a_worked_example() -> None:
-    """Two objects, a quarter of the picture each; one token looks at its own, the other at both and beyond."""
+    """Two objects, a quarter of the picture each; one token attends to its own, the other to the whole picture."""
     masks = torch.zeros(1, 3, 8, 8)
     masks[0, 0, :4, :4] = 1
     masks[0, 1, 4:, 4:] = 1
@@ -17,7 +17,7 @@ def test_shares_of_a_worked_example() -> None:
     np.testing.assert_allclose(shares, [[1, 0, 0.25, 0.25], [0.25, 0.25, 0.25, 0.25]])
 
 
-def test_heads_weigh_alike() -> None:
+def test_heads_have_equal_weight() -> None:
     masks = torch.zeros(1, 1, 2, 2)
     masks[0, 0, 0] = 1
     attention = torch.tensor([[[0.9, 0.0, 0.0, 0.0], [0.0, 0.0, 0.001, 0.0]]]).transpose(1, 2)[..., None]

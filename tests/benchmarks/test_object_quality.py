@@ -6,9 +6,9 @@ from schemas.example import Quality
 from transforms.regions.similarity import masked_crop
 
 
-def test_kinds_are_what_they_are_called() -> None:
+def test_each_kind_has_the_phrases_that_its_name_states() -> None:
     for kind, example in (*pictures(8), *pictures(4, HARDER)):
-        words = [example.phrases[one.phrase].text for one in example.objects]
+        words = [example.phrases[thing.phrase].text for thing in example.objects]
         right = [segment.label in text for segment, text in zip(example.segments, words, strict=False)]
         assert len(words) >= 2
         assert right[0] == (kind in {"good", "twins"})
@@ -16,10 +16,10 @@ def test_kinds_are_what_they_are_called() -> None:
         assert (len(set(words)) == 1) == (kind == "twins")
 
 
-def test_twins_are_copies_apart_from_what_jpeg_changes() -> None:
-    example = next(one for one in map(good_picture, range(50)) if one is not None)
+def test_twins_are_copies_within_the_error_of_jpeg() -> None:
+    example = next(picture for picture in map(good_picture, range(50)) if picture is not None)
     twins = with_twins(example)
-    first, second = (masked_crop(twins.pixels(), one.mask.to_array()) for one in twins.objects)
+    first, second = (masked_crop(twins.pixels(), thing.mask.to_array()) for thing in twins.objects)
     assert first.shape == second.shape
     assert np.abs(first.astype(int) - second).mean() < 4
     assert twins.objects[0].bbox != twins.objects[1].bbox

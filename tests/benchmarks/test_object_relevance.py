@@ -32,12 +32,12 @@ from training.recipes.mip_adapter import Model
 
 
 def predict(_: Tensor) -> Tensor:
-    pytest.fail("f was asked")
+    pytest.fail("f was called")
 
 
 def test_examples_hold_two_objects_or_more_in_their_boxes() -> None:
-    for one in examples_of(TRAINING, 4):
-        record = Record.from_example(one)
+    for example in examples_of(TRAINING, 4):
+        record = Record.from_example(example)
         assert len(record.objects) >= 2
         for thing in record.objects:
             assert thing.bbox == thing.segmentation.to_mask().bbox
@@ -58,7 +58,7 @@ def test_without_pixels_on_both_sides_there_is_no_score(box: list[float]) -> Non
     assert np.isnan(scores_of(np.ones((1, 4, 4)), np.array([box]))).all()
 
 
-def test_noise_is_the_same_alike_and_by_relevance_but_for_its_weight() -> None:
+def test_even_noise_and_noise_by_relevance_differ_in_their_weight_only() -> None:
     text = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0))
     images = torch.zeros(1, 2, 2, 3)
     relevances = torch.tensor([[[0.5, 0.5], [0.0, 1.0]]])
@@ -97,8 +97,8 @@ def test_scores_are_those_of_the_pictures(tmp_path: Path) -> None:
     model = Model(parts)
     batch = tiny_objects(parts, [[True, True], [True, False]])
     found = measure(model, iter([batch]))
-    assert found.shape == (2, 3)  # the one that is alone in its picture has no other
-    calm, alike, first, second = (
+    assert found.shape == (2, 3)  # the object that is alone in its picture is left out
+    calm, even, first, second = (
         redraw(model, batch, Disturbed(torch.Generator().manual_seed(0), strength, chosen)).numpy()
         for strength, chosen in ((0.0, None), (STRENGTH, None), (STRENGTH, 0), (STRENGTH, 1))
     )
@@ -107,12 +107,12 @@ def test_scores_are_those_of_the_pictures(tmp_path: Path) -> None:
         change = np.abs(picture - calm)[0].mean(0)
         return float(change[:, :32].mean() / change[:, 32:].mean())
 
-    scores = [left_over_right(one) for one in (first, second, alike)]
+    scores = [left_over_right(picture) for picture in (first, second, even)]
     assert found[0] == pytest.approx(scores)
     assert found[1] == pytest.approx([1 / scores[i] for i in (1, 0, 2)])
 
 
-def test_words_are_taught_by_names_behind_the_caption(tmp_path: Path) -> None:
+def test_words_are_taught_by_names_after_the_caption(tmp_path: Path) -> None:
     parts = tiny_mip_parts(tmp_path / "vae")
     model = Words(parts)
     batch = tiny_objects(parts, [[True, True]])
@@ -121,16 +121,16 @@ def test_words_are_taught_by_names_behind_the_caption(tmp_path: Path) -> None:
     assert losses["loss"].item() == pytest.approx(losses["noise"].item() + 3 * losses["localization"].item())
     swapped = {**batch, "object_input_ids": batch["object_input_ids"].flip(1)}
     assert model(swapped, draws)["localization"].item() != pytest.approx(losses["localization"].item(), abs=1e-7)
-    seen: list[Tensor] = []
+    encoded: list[Tensor] = []
     unet = parts.unet.forward
 
     def spy(
         latents: Tensor, time: Tensor, encoder_hidden_states: Tensor, cross_attention_kwargs: dict[str, object]
     ) -> object:
-        seen.append(encoder_hidden_states)
+        encoded.append(encoder_hidden_states)
         result = unet(latents, time, encoder_hidden_states, cross_attention_kwargs=cross_attention_kwargs)
         maps = list(cross_attention_kwargs["subjects"].maps.values())  # type: ignore[attr-defined]
-        terms = [localization_loss(one, batch["object_segmentation"], batch["object_mask"]).item() for one in maps]
+        terms = [localization_loss(layer, batch["object_segmentation"], batch["object_mask"]).item() for layer in maps]
         assert np.mean(terms) == pytest.approx(losses["localization"].item(), abs=1e-6)
         assert cross_attention_kwargs["subjects"].token_index.tolist() == [[78, 94]]  # type: ignore[attr-defined]
         return result
@@ -138,9 +138,9 @@ def test_words_are_taught_by_names_behind_the_caption(tmp_path: Path) -> None:
     parts.unet.forward = spy
     model(batch, draws)
     with torch.no_grad():
-        torch.testing.assert_close(seen[0][:, :77], model.encode_text(batch["input_ids"]))
+        torch.testing.assert_close(encoded[0][:, :77], model.encode_text(batch["input_ids"]))
         alone = parts.tokenizer("cup", return_tensors="pt").input_ids
-        torch.testing.assert_close(seen[0][:, 93:96], model.encode_text(alone), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(encoded[0][:, 93:96], model.encode_text(alone), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

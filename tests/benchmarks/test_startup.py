@@ -6,7 +6,7 @@ import pytest
 from benchmarks.startup import cases, processor_seconds
 
 
-def test_processor_time_is_that_of_the_child_alone_and_not_the_time_that_it_waits() -> None:
+def test_processor_time_is_that_of_the_child_without_waiting() -> None:
     idle = processor_seconds((sys.executable, "-c", "import time; time.sleep(0.5)"))
     busy = processor_seconds((sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"))
     assert idle < 0.4 < busy < 2

@@ -37,7 +37,7 @@ def test_a_section_is_replaced_and_the_others_stay() -> None:
     assert replace_section(text, "speed", "new speed") == text
 
 
-def test_figures_are_printed_and_written_only_when_asked(
+def test_figures_are_printed_and_written_only_with_the_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "README.md"

@@ -1,4 +1,4 @@
-"""The command as a person types it."""
+"""Running the command in this process."""
 
 import sys
 from collections.abc import Callable

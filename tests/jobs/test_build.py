@@ -34,7 +34,7 @@ COUNT = SHARDS * PER_SHARD
 
 @dataclass(eq=False)
 class Score(Step):
-    """A step without a model: quality and hash of a picture are made of its key."""
+    """A step without a model: quality and hash of a picture are computed from its key."""
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         return map_batches(batches, "quality", each(score))
@@ -71,7 +71,7 @@ def request(pictures: Path, output: Path, **changes: Any) -> Request:  # noqa: A
 
 
 def contents(output: Path) -> dict[str, Any]:
-    """All that must be the same however the dataset came to be."""
+    """Everything that must be equal, however the dataset was built."""
     tars = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(output.glob("*.tar"))}
     return tars | {name: pq.read_table(output / name) for name in ("index.parquet", "rejects.parquet")}
 
@@ -79,32 +79,34 @@ def contents(output: Path) -> dict[str, Any]:
 def test_the_best_of_all_shards_are_kept(pictures: Path, tmp_path: Path) -> None:
     info = build(request(pictures, tmp_path / "out"), QUIET)
     assert inspect(str(tmp_path / "out")).problems == ()
-    # Of each pair of one look the better one, of these six the best five.
+    # Pictures 2i and 2i + 1 have the same hash: the better of each pair stays, and of these six the best five.
     quality = {number: number * 5 % 7 for number in range(COUNT)}
-    alone = [max((n, n + 1), key=quality.__getitem__) for n in range(0, COUNT, 2)]
-    best = sorted(alone, key=lambda number: (-quality[number], number))[:5]
+    better = [max((n, n + 1), key=quality.__getitem__) for n in range(0, COUNT, 2)]
+    best = sorted(better, key=lambda number: (-quality[number], number))[:5]
     assert pq.read_table(tmp_path / "out" / "index.parquet")["key"].to_pylist() == [f"{n:03d}" for n in sorted(best)]
     assert info.counts.rejects == {"best": {"below-cut": 1, "near-duplicate": 6}}
     assert (info.counts.read, info.counts.written) == (COUNT, 5)
 
 
-def test_without_a_cut_all_stay(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cut_all_samples_stay(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, FORMAT.recipe, scoring(None))
     assert build(request(pictures, tmp_path / "out"), QUIET).counts.written == COUNT
     assert not (tmp_path / "out" / ".subjectloom" / "chosen.parquet").exists()
 
 
-def test_what_is_cut_is_not_made_again(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_are_cut_are_not_built_again(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(request(pictures, tmp_path / "out"), QUIET)
     before = contents(tmp_path / "out")
-    (tmp_path / "out" / ".subjectloom" / "chosen.parquet").unlink()  # nobody needs it any more
+    (tmp_path / "out" / ".subjectloom" / "chosen.parquet").unlink()  # not needed any more
     monkeypatch.setattr(jobs.build, "run", lambda *_: pytest.fail("nothing is left to do"))
     build(request(pictures, tmp_path / "out", resume=True), QUIET)
     assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("chosen", [True, False])
-def test_a_shard_that_was_lost_is_made_and_cut_again(pictures: Path, tmp_path: Path, chosen: bool) -> None:
+def test_a_shard_that_was_lost_is_built_and_cut_again(pictures: Path, tmp_path: Path, chosen: bool) -> None:
     output = tmp_path / "out"
     build(request(pictures, output), QUIET)
     before = contents(output)
@@ -118,7 +120,7 @@ def test_a_shard_that_was_lost_is_made_and_cut_again(pictures: Path, tmp_path: P
     assert again == ({"mip-adapter-000001.tar"} if chosen else set(times))
 
 
-def test_more_pictures_are_a_new_choice(pictures: Path, tmp_path: Path) -> None:
+def test_with_more_pictures_the_choice_is_repeated(pictures: Path, tmp_path: Path) -> None:
     build(request(pictures, tmp_path / "some", limit=2 * PER_SHARD), QUIET)
     build(request(pictures, tmp_path / "some", resume=True), QUIET)
     build(request(pictures, tmp_path / "all"), QUIET)
@@ -130,7 +132,7 @@ class KilledError(Exception):
 
 
 class Files:
-    """Counts the changes to files, and lets none pass after the first `allowed` ones: what a kill leaves."""
+    """Records changes to files, and after `allowed` of them raises an error in place of the next, as a kill would."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, allowed: int = 10**9) -> None:
         self.changes: list[str] = []
@@ -147,7 +149,7 @@ class Files:
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_while_it_cuts_goes_on_to_the_same_bytes(pictures: Path, tmp_path: Path) -> None:
-    """At any moment: before and after each change to a file, from the choice on to the end."""
+    """Killed before each change to a file in turn, from the choice to the end."""
     with pytest.MonkeyPatch.context() as patch:
         files = Files(patch)
         build(request(pictures, tmp_path / "whole"), QUIET)

@@ -18,7 +18,7 @@ from rich.console import Console
 from jobs.inspect import SHOWN, Inspection, Problem, inspect, show
 from schemas.errors import InputError
 from schemas.rejects import Reason, Reject
-from schemas.samples import format_of
+from schemas.samples import FORMATS, format_of
 from schemas.shards import Sample, read_tar, write_tar
 from tests.datasets import example, write_dataset
 from tests.paths import ROOT
@@ -193,9 +193,7 @@ def test_counts_that_do_not_hold_are_named(output: Path, changes: dict[str, Any]
 
 
 def test_a_recipe_of_another_version_is_named() -> None:
-    with pytest.raises(
-        InputError, match=r"recipe is 'telepathy', known are fastcomposer, blip-diffusion, mip-adapter: update"
-    ):
+    with pytest.raises(InputError, match=rf"recipe is 'telepathy', known are {', '.join(FORMATS)}: update"):
         format_of("telepathy")
 
 

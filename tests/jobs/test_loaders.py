@@ -1,4 +1,4 @@
-"""Loaders that others wrote take the shards as they are."""
+"""The loaders of other projects read the shards as they are."""
 
 import gc
 import io
@@ -28,9 +28,9 @@ SHARDS: list[list[Example]] = [
     ],
     [example("ünï".encode().hex(), [("ein Hünd 🐕", (1, 1, 5, 5))], size=(48, 64))],
 ]
-KEYS = [*sorted(made.key for made in SHARDS[0]), SHARDS[1][0].key]
-IMAGES = {made.key: made.image for made in [*SHARDS[0], *SHARDS[1]]}
-CAPTIONS = {made.key: made.caption for made in [*SHARDS[0], *SHARDS[1]]}
+KEYS = [*sorted(picture.key for picture in SHARDS[0]), SHARDS[1][0].key]
+IMAGES = {picture.key: picture.image for picture in [*SHARDS[0], *SHARDS[1]]}
+CAPTIONS = {picture.key: picture.caption for picture in [*SHARDS[0], *SHARDS[1]]}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The command as a person types it."""
+"""The `subjectloom` command: builds, inspection, export, and the messages of its errors."""
 
 import json
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from tests.jobs.conftest import Run
 
 @pytest.fixture
 def annotated(tmp_path: Path) -> Path:
-    """A picture of our own making with COCO panoptic truth: a white dog on grass."""
+    """A drawn picture with COCO panoptic annotations: a white dog on grass."""
     folder = tmp_path / "coco"
     (folder / "panoptic").mkdir(parents=True)
     dog = np.zeros((60, 80), bool)
@@ -71,7 +71,7 @@ def test_annotated_pictures_become_samples_whose_masks_are_the_truth(run: Run, a
         assert status == 0, printed
 
 
-def test_a_dataset_is_not_overwritten_unasked(run: Run, annotated: Path, tmp_path: Path) -> None:
+def test_a_dataset_is_overwritten_only_with_the_option(run: Run, annotated: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert build(run, annotated, output)[0] == 0
     status, printed = build(run, annotated, output)
@@ -117,7 +117,7 @@ def test_inspect_fails_on_a_damaged_shard(run: Run, annotated: Path, tmp_path: P
         (["bild"], "No such command 'bild'"),
     ],
 )
-def test_an_error_is_said_plainly(run: Run, arguments: list[str], message: str) -> None:
+def test_an_error_is_a_plain_message(run: Run, arguments: list[str], message: str) -> None:
     status, printed = run(*arguments)
     assert status != 0
     assert message in " ".join(printed.split())
@@ -161,11 +161,11 @@ def test_a_build_that_fails_at_once_leaves_the_folder_as_it_was(run: Run, annota
     assert (tmp_path / "out" / "fastcomposer-000000.tar").is_file()
 
 
-def test_the_version_is_told(run: Run) -> None:
+def test_the_version_is_printed(run: Run) -> None:
     assert run("--version") == (0, f"subjectloom {version('subjectloom')}\n")
 
 
-def test_the_traceback_comes_only_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_is_printed_only_with_debug(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: str) -> None:
         raise ZeroDivisionError("oops")
 

@@ -1,4 +1,4 @@
-"""Configs from the command line, a file and a preset."""
+"""Configs read from the command line, a file and a preset."""
 
 from pathlib import Path
 from typing import Literal

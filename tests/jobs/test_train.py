@@ -27,8 +27,8 @@ def test_one_command_trains_on_a_dataset_and_goes_on(run: Run, dataset: Path, tm
     assert status == 0, printed
     assert [line.split()[:2] for line in printed.splitlines()[:2]] == [["step", "1"], ["step", "2"]]
     assert str(tmp_path / "run" / "curves.svg") in printed
-    told = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (told["batch"], told["resolution"], told["train_encoders"]) == (2, 64, True)
+    note = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (note["batch"], note["resolution"], note["train_encoders"]) == (2, 64, True)
     with Image.open(tmp_path / "run" / "samples" / "00000002.png") as sheet:
         assert sheet.size == (6 * 66 + 2, 4 * 66 + 2)  # drawn, own, four references; four samples
     StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "model")
@@ -56,23 +56,23 @@ def test_a_run_is_not_resumed_as_another(run: Run, dataset: Path, tmp_path: Path
     assert "cannot be resumed as another run: data was sha256:" in " ".join(printed.split())
     status, printed = run(*command, "--data", dataset, "--steps", 1)
     assert status == 1
-    assert "has made 2 steps: it cannot be resumed with --steps 1" in " ".join(printed.split())
+    assert "has finished 2 steps: it cannot be resumed with --steps 1" in " ".join(printed.split())
     assert (output / "config.json").read_text() == note
     status, printed = run(*command, "--data", dataset, "--steps", 2)
     assert status == 0
-    assert printed.startswith("all 2 steps were made before")
+    assert printed.startswith("all 2 steps are finished already")
 
 
-def test_files_of_others_are_left_alone(run: Run, dataset: Path, tmp_path: Path) -> None:
+def test_other_files_are_left_alone(run: Run, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "weights").write_text("precious")
     status, printed = run("train", "fastcomposer", "--data", dataset, "--output", tmp_path / "mine", "--steps", 1)
     assert status == 1
-    assert "holds files that are not a run of Subjectloom's, model for one" in " ".join(printed.split())
+    assert "holds files that do not belong to a training run, such as model" in " ".join(printed.split())
     assert (tmp_path / "mine" / "model" / "weights").read_text() == "precious"
 
 
-def test_a_trained_model_can_be_started_from(run: Run, dataset: Path, tmp_path: Path) -> None:
+def test_training_can_start_from_a_trained_model(run: Run, dataset: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("batch: 1\nworkers: 0\n")
     for name, more in (("first", ()), ("second", ("--model", tmp_path / "first" / "model"))):
@@ -82,7 +82,7 @@ def test_a_trained_model_can_be_started_from(run: Run, dataset: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("fastcompser", "--data", "DATA"), "there is no recipe 'fastcompser', did you mean 'fastcomposer'?"),
         (("fastcomposer", "--data", "nowhere.tar"), "no shard nowhere.tar: name the folder of a dataset"),
@@ -91,10 +91,14 @@ def test_a_trained_model_can_be_started_from(run: Run, dataset: Path, tmp_path: 
         (("fastcomposer", "--data", "DATA", "--config", "CONFIG"), "the config has no field 'stepz', did you mean"),
     ],
 )
-def test_an_error_is_one_line(run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+def test_an_error_is_one_line(
+    run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     (tmp_path / "config.yaml").write_text("stepz: 3\n")
     places = {"DATA": str(dataset), "CONFIG": str(tmp_path / "config.yaml")}
-    status, printed = run("train", *(places.get(one, one) for one in arguments), "--output", tmp_path / "run")
+    status, printed = run(
+        "train", *(places.get(argument, argument) for argument in arguments), "--output", tmp_path / "run"
+    )
     assert status == 1
     assert len(printed.splitlines()) == 1
-    assert told in printed
+    assert message in printed

@@ -24,9 +24,9 @@ def test_one_command_trains_on_a_dataset_and_goes_on(run: Run, dataset: Path, tm
     assert status == 0, printed
     assert [line.split()[:3] for line in printed.splitlines()[:2]] == [["step", str(i), "noise"] for i in (1, 2)]
     assert "localization" not in printed
-    told = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (told["batch"], told["subject_dropped"], told["unconditional"]) == (2, 0.15, 0.1)
-    assert (told["train_encoders"], told["finetune"]) == (True, False)
+    note = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (note["batch"], note["subject_dropped"], note["unconditional"]) == (2, 0.15, 0.1)
+    assert (note["train_encoders"], note["finetune"]) == (True, False)
     with Image.open(tmp_path / "run" / "samples" / "00000002.png") as sheet:
         assert sheet.size == (3 * 66 + 2, 4 * 66 + 2)  # drawn, own, input; four samples
     assert "noise loss" in (tmp_path / "run" / "curves.svg").read_text()
@@ -51,12 +51,12 @@ def test_a_trained_model_is_fine_tuned_on_a_subject(run: Run, dataset: Path, tmp
         assert status == 0, printed
     assert load_file(second / "model" / "subjects.safetensors").keys() == {"ball", "cup"}
     assert not (third / "model" / "subjects.safetensors").exists()
-    one, other = (load_file(run / "model" / "qformer" / "model.safetensors") for run in (first, second))
-    assert all(one[name].equal(other[name]) for name in one)
+    before, after = (load_file(run / "model" / "qformer" / "model.safetensors") for run in (first, second))
+    assert all(before[name].equal(after[name]) for name in before)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("blip-difusion", "--data", "DATA"), "there is no recipe 'blip-difusion', did you mean 'blip-diffusion'?"),
         (("fastcomposer", "--data", "DATA"), "holds no shard: expected fastcomposer-000000.tar"),
@@ -65,10 +65,14 @@ def test_a_trained_model_is_fine_tuned_on_a_subject(run: Run, dataset: Path, tmp
         (("blip-diffusion", "--data", "DATA", "--config", "CONFIG"), "the config has no field 'text_only'"),
     ],
 )
-def test_an_error_is_one_line(run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+def test_an_error_is_one_line(
+    run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     (tmp_path / "config.yaml").write_text("text_only: 0.3\n")
     places = {"DATA": str(dataset), "CONFIG": str(tmp_path / "config.yaml")}
-    status, printed = run("train", *(places.get(one, one) for one in arguments), "--output", tmp_path / "run")
+    status, printed = run(
+        "train", *(places.get(argument, argument) for argument in arguments), "--output", tmp_path / "run"
+    )
     assert status == 1
     assert len(printed.splitlines()) == 1
-    assert told in printed
+    assert message in printed

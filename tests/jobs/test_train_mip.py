@@ -24,9 +24,9 @@ def test_one_command_trains_on_a_dataset_and_goes_on(run: Run, dataset: Path, tm
     status, printed = run(*command, "--steps", 2)
     assert status == 0, printed
     assert [line.split()[:3] for line in printed.splitlines()[:2]] == [["step", str(i), "noise"] for i in (1, 2)]
-    told = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (told["batch"], told["merge"], told["train_encoders"]) == (2, "paper", True)
-    assert (told["image_dropped"], told["text_dropped"], told["both_dropped"]) == (0.05, 0.05, 0.05)
+    note = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (note["batch"], note["merge"], note["train_encoders"]) == (2, "paper", True)
+    assert (note["image_dropped"], note["text_dropped"], note["both_dropped"]) == (0.05, 0.05, 0.05)
     with Image.open(tmp_path / "run" / "samples" / "00000002.png") as sheet:
         assert sheet.size == (4 * 66 + 2, 4 * 66 + 2)  # drawn, own, two references; four samples
     assert "noise loss" in (tmp_path / "run" / "curves.svg").read_text()
@@ -37,7 +37,7 @@ def test_one_command_trains_on_a_dataset_and_goes_on(run: Run, dataset: Path, tm
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_the_published_way_changes_the_adapters_layers_alone(run: Run, dataset: Path, tmp_path: Path) -> None:
+def test_as_published_only_the_adapters_layers_change(run: Run, dataset: Path, tmp_path: Path) -> None:
     plain, published = tmp_path / "plain.yaml", tmp_path / "published.yaml"
     plain.write_text("batch: 2\nworkers: 0\n")
     published.write_text("batch: 2\nworkers: 0\ntrain_encoders: false\naverage: 0.0\n")
@@ -48,13 +48,13 @@ def test_the_published_way_changes_the_adapters_layers_alone(run: Run, dataset: 
         assert status == 0, printed
     changed = {}
     for file in ("ip-adapter_sd15.safetensors", "unet/diffusion_pytorch_model.safetensors"):
-        one, other = (load_file(run / "model" / file) for run in (first, second))
-        changed[file] = {name.split(".")[0] for name in one if not one[name].equal(other[name])}
+        before, after = (load_file(run / "model" / file) for run in (first, second))
+        changed[file] = {name.split(".")[0] for name in before if not before[name].equal(after[name])}
     assert list(changed.values()) == [{"ip_adapter"}, set()]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("mip-adaptor", "--data", "DATA"), "there is no recipe 'mip-adaptor', did you mean 'mip-adapter'?"),
         (("fastcomposer", "--data", "DATA"), "holds no shard: expected fastcomposer-000000.tar"),
@@ -62,10 +62,14 @@ def test_the_published_way_changes_the_adapters_layers_alone(run: Run, dataset: 
         (("mip-adapter", "--data", "DATA", "--config", "CONFIG"), "merge = 'papers': Input should be"),
     ],
 )
-def test_an_error_is_one_line(run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+def test_an_error_is_one_line(
+    run: Run, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     (tmp_path / "config.yaml").write_text("merge: papers\n")
     places = {"DATA": str(dataset), "CONFIG": str(tmp_path / "config.yaml")}
-    status, printed = run("train", *(places.get(one, one) for one in arguments), "--output", tmp_path / "run")
+    status, printed = run(
+        "train", *(places.get(argument, argument) for argument in arguments), "--output", tmp_path / "run"
+    )
     assert status == 1
     assert len(printed.splitlines()) == 1
-    assert told in printed
+    assert message in printed

@@ -36,7 +36,7 @@ needs_clipseg = pytest.mark.skipif(not (SAMPLE / "clipseg").is_dir(), reason="no
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes with their masks as COCO's instances, and a person, a speck and a picture without anything."""
+    """Scenes with their masks as COCO's instances, and pictures of a person, of a speck and of nothing."""
     folder = tmp_path_factory.mktemp("world")
     scenes = [scene_of(SEED, index, 128) for index in range(COUNT)]
     nouns = sorted({thing.noun for scene in scenes for thing in scene.objects} | {"person"})
@@ -48,8 +48,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.txt").write_text(caption)
         images.append({"id": len(images), "file_name": f"{name}.jpg", "width": 128, "height": 128})
         for noun, mask in things:
-            told = {"image_id": len(images) - 1, "category_id": nouns.index(noun), "iscrowd": 0}
-            annotations.append(told | {"id": len(annotations), "segmentation": Mask.from_array(mask).to_json()})
+            common = {"image_id": len(images) - 1, "category_id": nouns.index(noun), "iscrowd": 0}
+            annotations.append(common | {"id": len(annotations), "segmentation": Mask.from_array(mask).to_json()})
 
     for index, scene in enumerate(scenes):
         add(f"{index:06d}", scene.image, scene.caption, [(thing.noun, thing.mask) for thing in scene.objects])
@@ -59,8 +59,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add("speck", grey, "a ball", [("ball", speck)])
     add("nothing", grey, "a ball", [])
     categories = [{"id": i, "name": noun} for i, noun in enumerate(nouns)]
-    told = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "instances_made.json").write_text(json.dumps(told))
+    contents = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances_scenes.json").write_text(json.dumps(contents))
     return folder
 
 
@@ -105,7 +105,7 @@ def test_the_index_holds_what_made_each_annotated_subject_salient(dataset: Path)
         assert 0 <= row["border"] <= 0.05
 
 
-def test_the_filters_are_told_with_their_counts(dataset: Path) -> None:
+def test_each_filter_has_its_reason_and_count(dataset: Path) -> None:
     rejects = {row["key"]: row["reason"] for row in pq.read_table(dataset / "rejects.parquet").to_pylist()}
     assert rejects["person"] == "person-subject"
     assert rejects["speck"] == "small-subject"
@@ -115,7 +115,7 @@ def test_the_filters_are_told_with_their_counts(dataset: Path) -> None:
     assert {reason: n for stage in counted.values() for reason, n in stage.items()} == Counter(rejects.values())
 
 
-def test_a_matte_is_the_largest_objects(dataset: Path) -> None:
+def test_the_matte_is_that_of_the_largest_object(dataset: Path) -> None:
     errors = []
     for record, sample in samples_of(dataset):
         scene = scene_of(SEED, int(record.key), 128)
@@ -156,7 +156,7 @@ def test_two_workers_write_the_same_bytes_as_one(source: Path, dataset: Path, tm
         assert pq.read_table(tmp_path / "two" / name) == pq.read_table(dataset / name)
 
 
-def test_what_is_done_is_not_done_again_and_what_changed_is(source: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_resumed_build_writes_missing_shards_only(source: Path, dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "again"
     build(request(source, output), QUIET)
     assert digests(output) == digests(dataset)
@@ -170,12 +170,12 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(source: Path, datase
     assert {name for name in before if before[name] != after[name]} == {shard.name}
 
 
-def test_backgrounds_come_from_the_folder_and_are_part_of_what_a_shard_is(source: Path, tmp_path: Path) -> None:
-    behind = tmp_path / "behind"
-    behind.mkdir()
+def test_backgrounds_come_from_the_folder_and_a_new_one_makes_shards_out_of_date(source: Path, tmp_path: Path) -> None:
+    backgrounds = tmp_path / "backgrounds"
+    backgrounds.mkdir()
     for shade in (30, 200):
-        Image.new("RGB", (50, 40), (shade, shade, shade)).save(behind / f"{shade}.png")
-    config = BlipDiffusionConfig(samples_per_shard=100, backgrounds=str(behind))
+        Image.new("RGB", (50, 40), (shade, shade, shade)).save(backgrounds / f"{shade}.png")
+    config = BlipDiffusionConfig(samples_per_shard=100, backgrounds=str(backgrounds))
     build(request(source, tmp_path / "out", config=config, limit=14), QUIET)
     found = samples_of(tmp_path / "out")
     assert {record.background for record, _ in found} == {"30.png", "200.png"}
@@ -185,7 +185,7 @@ def test_backgrounds_come_from_the_folder_and_are_part_of_what_a_shard_is(source
         subject = decode_image(sample.members["target.jpg"])[alpha == 255].astype(int)
         assert np.abs(shown[alpha == 255] - subject).mean() < 6
     before = digests(tmp_path / "out")
-    Image.new("RGB", (50, 40), (120, 120, 120)).save(behind / "new.png")
+    Image.new("RGB", (50, 40), (120, 120, 120)).save(backgrounds / "new.png")
     build(request(source, tmp_path / "out", config=config, limit=14, resume=True), QUIET)
     assert digests(tmp_path / "out") != before
     with pytest.raises(InputError, match="there is no such file or folder"):
@@ -198,7 +198,7 @@ def test_one_poisoned_picture_is_one_reject(source: Path, tmp_path: Path, monkey
 
     def poisoned(image: np.ndarray, trimap: np.ndarray) -> Any:  # noqa: ANN401
         calls.append(trimap)
-        if len({one.tobytes() for one in calls}) == 3:
+        if len({trimap.tobytes() for trimap in calls}) == 3:
             raise RuntimeError("this picture breaks the solver")
         return solve(image, trimap)
 

@@ -61,12 +61,12 @@ def test_phrases_are_linked_to_the_objects_they_name(scenes: Path, dataset: Path
     assert scores["recall"] >= 0.75
 
 
-def test_masks_without_names_are_linked_by_what_is_seen_in_them(scenes: Path, tmp_path: Path) -> None:
+def test_masks_without_names_are_linked_by_their_pixels(scenes: Path, tmp_path: Path) -> None:
     """The same scenes as SA-1B's tars, with the true masks and no segmenter."""
     listed: list[Member] = []
     for key, truth in read_truths(scenes).items():
         size = truth["objects"][0]["segmentation"]["size"]
-        annotations = [{"segmentation": one["segmentation"], "predicted_iou": 0.9} for one in truth["objects"]]
+        annotations = [{"segmentation": thing["segmentation"], "predicted_iou": 0.9} for thing in truth["objects"]]
         annotation = {"image": {"height": size[0], "width": size[1]}, "annotations": annotations}
         listed.append((f"./{key}.jpg", (scenes / "images" / f"{key}.jpg").read_bytes()))
         listed += [(f"./{key}.json", json.dumps(annotation)), (f"./{key}.txt", truth["caption"])]
@@ -139,7 +139,7 @@ def test_a_killed_job_goes_on_to_the_same_bytes(scenes: Path, dataset: Path, tmp
     info = build(request(scenes, output, resume=True), QUIET)
     assert info.counts.read == 32
     assert digests(output) == digests(dataset)
-    assert first_part.stat().st_mtime_ns == before  # what was done is not done again
+    assert first_part.stat().st_mtime_ns == before  # a finished shard is not built again
 
 
 def test_one_poisoned_picture_among_sixty_four_is_one_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,14 +168,14 @@ def test_one_poisoned_picture_among_sixty_four_is_one_reject(tmp_path: Path, mon
     assert row["detail"] == "RuntimeError: this picture breaks the model"
 
 
-def test_nothing_matching_is_counted_not_lost(scenes: Path, tmp_path: Path) -> None:
+def test_pictures_without_a_match_are_counted(scenes: Path, tmp_path: Path) -> None:
     config = FastComposerConfig(threshold=1.0)
     info = build(request(scenes, tmp_path / "none", config=config, limit=3), QUIET)
     assert (info.counts.read, info.counts.written) == (3, 0)
     assert info.counts.rejects == {"matches": {"no-match": 3}}
 
 
-def test_a_missing_checkpoint_is_one_plain_error(scenes: Path, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_a_plain_message(scenes: Path, tmp_path: Path) -> None:
     models = resolve("sample", {"segmenter": str(tmp_path / "nowhere")})
     with pytest.raises(ModelError, match=r"^no segmenter .*nowhere: looked for .* is downloaded$"):
         build(request(scenes, tmp_path / "out", models=models, limit=1), QUIET)
@@ -186,7 +186,7 @@ def test_a_mistyped_beam_option_is_refused(scenes: Path, tmp_path: Path) -> None
         build(request(scenes, tmp_path / "out", beam_options=("--direct_num_wrokers=2",)), QUIET)
 
 
-def test_the_caption_as_it_was_is_kept_beside_the_expanded_one(tmp_path: Path, scenes: Path) -> None:
+def test_the_source_caption_is_kept_beside_the_expanded_one(tmp_path: Path, scenes: Path) -> None:
     truths = read_truths(scenes)
     key = next(key for key, truth in truths.items() if " two " in f" {truth['caption'].lower()}")
     pictures = tmp_path / "pictures"

@@ -1,13 +1,13 @@
-"""Batches in tests, of whichever recipe."""
+"""Comparison of batches, for the tests of all recipes."""
 
 import torch
 
 from training.shards import Batch
 
 
-def same(one: Batch, other: Batch) -> bool:
-    """Whether two batches hold the same names, and under each the same."""
-    tensors = [name for name, value in one.items() if isinstance(value, torch.Tensor)]
-    rest = one.keys() - set(tensors)
-    equal = one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in tensors)
-    return equal and all(one[name] == other[name] for name in rest)
+def equal_batches(first: Batch, second: Batch) -> bool:
+    """Return whether two batches hold the same names and values."""
+    tensors = [name for name, value in first.items() if isinstance(value, torch.Tensor)]
+    rest = first.keys() - set(tensors)
+    equal = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in tensors)
+    return equal and all(first[name] == second[name] for name in rest)

@@ -1,4 +1,4 @@
-"""What the tests of training share: an untrained autoencoder, and a clean state of accelerate for each test."""
+"""Fixtures of the training tests: an untrained autoencoder, and a clean state of accelerate for each test."""
 
 from pathlib import Path
 
@@ -18,5 +18,5 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def new_accelerator() -> None:
-    """Let each test choose its precision: accelerate keeps that of the first one otherwise."""
+    """Reset accelerate, which otherwise keeps the precision of the first test."""
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""A model small enough for tests, and batches for it."""
+"""A small FastComposer model for tests, and batches for it."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ CAPTIONS = ("a red ball and a blue cup", "a green tree by a house")
 
 
 def tiny_parts(folder: Path, seed: int = 0) -> Parts:
-    """FastComposer's small parts with the untrained autoencoder in `folder`, which is made if it does not exist."""
+    """FastComposer's small parts with the untrained autoencoder in `folder`, created if it does not exist."""
     save_tiny_autoencoder(folder)
     return small(folder, CAPTIONS, seed)
 
@@ -34,7 +34,10 @@ def save_tiny_autoencoder(folder: Path) -> None:
 
 
 def tiny_batch(parts: Parts, valid: list[list[bool]], seed: int = 0) -> dict[str, Any]:
-    """A batch of captions "a red ball and a blue cup": subjects at the words ball and cup, masks left and right."""
+    """A batch with the caption "a red ball and a blue cup".
+
+    The subjects are at the words ball and cup; their masks are the left and the right half.
+    """
     rng = np.random.default_rng(seed)
     count = len(valid)
     ids = parts.tokenizer([CAPTIONS[0]] * count, padding="max_length", max_length=77, return_tensors="pt").input_ids

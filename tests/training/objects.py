@@ -1,4 +1,4 @@
-"""MIP-Adapter samples, made; datasets of them; a model small enough for tests, and batches for it."""
+"""Synthetic MIP-Adapter samples, datasets of them, a small model and batches for it."""
 
 import itertools
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ def example(
     scores: Sequence[float] | None = None,
     blue: int = 128,
 ) -> Example:
-    """A scored example of `size` (width, height) whose objects fill their boxes, less a pixel on each side.
+    """A scored example of `size` (width, height); each object fills its box except for a border of one pixel.
 
-    The caption joins the phrases with " and "; a name is the last word of its phrase. Red tells the column of a pixel,
-    green its row.
+    The caption joins the phrases with " and "; a name is the last word of its phrase. The red value of a pixel encodes
+    its column, the green value its row.
     """
     width, height = size
     phrases, start = [], 0
@@ -61,13 +61,13 @@ def example(
     )
 
 
-def raw_of(one: Example) -> dict[str, Any]:
-    """An example as webdataset reads it."""
-    return {"__key__": one.key, **FORMAT.sample_of(one).members}
+def raw_of(record: Example) -> dict[str, Any]:
+    """The sample of an example, in the form in which webdataset reads it."""
+    return {"__key__": record.key, **FORMAT.pack(record)[0].members}
 
 
 def write_objects(folder: Path, sizes: Sequence[int]) -> Path:
-    """Write a dataset with shards of that many samples."""
+    """Write a dataset whose shards have these numbers of samples."""
     numbers = itertools.count()
     shards = [[example(f"key{next(numbers):03d}") for _ in range(size)] for size in sizes]
     write_dataset(folder, shards, sample_format=mip_adapter.FORMAT)
@@ -75,7 +75,7 @@ def write_objects(folder: Path, sizes: Sequence[int]) -> Path:
 
 
 def tiny_mip_parts(folder: Path, seed: int = 0) -> Parts:
-    """MIP-Adapter's small parts with the untrained autoencoder in `folder`, which is made if it does not exist."""
+    """MIP-Adapter's small parts with the untrained autoencoder in `folder`, created if it does not exist."""
     save_tiny_autoencoder(folder)
     return small(folder, ["a red ball and a cup", "ball", "cup"], seed)
 
@@ -83,12 +83,15 @@ def tiny_mip_parts(folder: Path, seed: int = 0) -> Parts:
 def tiny_objects(
     parts: Parts, valid: list[list[bool]], kept: Sequence[bool] | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """A batch of captions "a red ball and a cup", its objects left and right; `kept` says where references are seen."""
+    """A batch with the caption "a red ball and a cup", its objects left and right.
+
+    `kept` says for which samples the references are kept.
+    """
     rng = np.random.default_rng(seed)
     count = len(valid)
     ids = parts.tokenizer(["a red ball and a cup"] * count, padding="max_length", max_length=77, return_tensors="pt")
     names, words = name_tokens(["ball", "cup"], parts.tokenizer)
-    there = torch.tensor(valid)
+    valid_objects = torch.tensor(valid)
     masks = torch.zeros(count, 2, SIDE, SIDE)
     masks[:, 0, :, : SIDE // 2] = 1
     masks[:, 1, :, SIDE // 2 :] = 1
@@ -98,11 +101,11 @@ def tiny_objects(
         "pixel_values": torch.from_numpy(rng.uniform(-1, 1, (count, 3, SIDE, SIDE)).astype(np.float32)),
         "input_ids": ids.input_ids,
         "image_kept": torch.tensor(kept or [True] * count),
-        "object_mask": there,
+        "object_mask": valid_objects,
         "object_pixel_values": torch.from_numpy(rng.random((count, 2, 3, SIDE, SIDE), np.float32)),
         "object_input_ids": names.expand(count, -1, -1),
-        "object_token_mask": words & there[..., None],
-        "object_segmentation": masks * there[:, :, None, None],
-        "object_bbox": boxes * there[..., None],
+        "object_token_mask": words & valid_objects[..., None],
+        "object_segmentation": masks * valid_objects[:, :, None, None],
+        "object_bbox": boxes * valid_objects[..., None],
         "skipped": [],
     }

@@ -1,4 +1,4 @@
-"""BLIP-Diffusion pairs, made; datasets of them; a model small enough for tests, and batches for it."""
+"""Synthetic BLIP-Diffusion pairs, datasets of them, a small model and batches for it."""
 
 import io
 import itertools
@@ -21,13 +21,13 @@ from training.recipes.blip_diffusion.view import fill_template
 from training.small import SIDE
 
 PROMPTS = ("a red ball on grass, the ball is", "a blue cup by a house, the cup is")
-"""What tokenizers are made from."""
+"""Texts that the tokenizers' vocabularies are built from."""
 
 Box = tuple[int, int, int, int]
 
 
 def pixels_of(width: int, height: int, blue: int = 128) -> NDArray[np.uint8]:
-    """A picture whose red tells the column and whose green tells the row, from 0 to 255."""
+    """A picture whose red value encodes the column and whose green value encodes the row, each from 0 to 255."""
     rows, columns = np.mgrid[0:height, 0:width]
     tones = columns * 255 / (width - 1), rows * 255 / (height - 1), np.full((height, width), blue)
     return np.stack(tones, axis=-1).round().astype(np.uint8)
@@ -67,36 +67,36 @@ def pair(
     )
 
 
-def raw_of(one: Example) -> dict[str, Any]:
-    """A pair as webdataset reads it."""
-    return {"__key__": one.key, **FORMAT.sample_of(one).members}
+def raw_of(record: Example) -> dict[str, Any]:
+    """The sample of a pair, in the form in which webdataset reads it."""
+    return {"__key__": record.key, **FORMAT.pack(record)[0].members}
 
 
 def write_pairs(folder: Path, sizes: Sequence[int]) -> Path:
-    """Write shards of that many pairs; every second subject is a cup."""
+    """Write shards with these numbers of pairs; every second subject is a cup."""
     folder.mkdir()
     numbers = itertools.count()
     for shard, size in enumerate(sizes):
         chosen = [next(numbers) for _ in range(size)]
-        made = [pair(f"key{i:03d}", subject="cup" if i % 2 else "ball") for i in chosen]
+        pairs = [pair(f"key{i:03d}", subject="cup" if i % 2 else "ball") for i in chosen]
         with (folder / f"blip-diffusion-{shard:06d}.tar").open("wb") as tar:
-            write_tar(tar, map(FORMAT.sample_of, made))
+            write_tar(tar, (FORMAT.pack(pair)[0] for pair in pairs))
     return folder
 
 
 def tiny_blip_parts(folder: Path, seed: int = 0) -> Parts:
-    """BLIP-Diffusion's small parts with the untrained autoencoder in `folder`, which is made if it does not exist."""
+    """BLIP-Diffusion's small parts with the untrained autoencoder in `folder`, created if it does not exist."""
     save_tiny_autoencoder(folder)
     return small(folder, PROMPTS, seed)
 
 
 def tiny_pairs(parts: Parts, subjects: Sequence[str | None], seed: int = 0) -> dict[str, Any]:
-    """A batch of captions "a red ball on grass"; of a subject None the prompt is dropped, and it is a ball."""
+    """A batch with the caption "a red ball on grass"; where a subject is None, it is a ball whose prompt is dropped."""
     rng = np.random.default_rng(seed)
     count = len(subjects)
     filled = [fill_template("a red ball on grass", subject, parts.tokenizer) for subject in subjects]
     texts = [subject or "ball" for subject in subjects]
-    read = parts.subject_tokenizer(texts, padding="max_length", max_length=8, return_tensors="pt")
+    tokens = parts.subject_tokenizer(texts, padding="max_length", max_length=8, return_tensors="pt")
     return {
         "keys": [f"key{i}" for i in range(count)],
         "pixel_values": torch.from_numpy(rng.uniform(-1, 1, (count, 3, SIDE, SIDE)).astype(np.float32)),
@@ -104,7 +104,7 @@ def tiny_pairs(parts: Parts, subjects: Sequence[str | None], seed: int = 0) -> d
         "input_ids": torch.tensor([ids for ids, _ in filled]),
         "subject_prompt_mask": torch.tensor([mask for _, mask in filled]),
         "subject_text": texts,
-        "subject_input_ids": read.input_ids,
-        "subject_attention_mask": read.attention_mask.bool(),
+        "subject_input_ids": tokens.input_ids,
+        "subject_attention_mask": tokens.attention_mask.bool(),
         "skipped": [],
     }

@@ -1,6 +1,7 @@
-"""Runs functions in fresh processes that need not import torch again: they are forked from a server that has.
+"""Run functions in processes that start quickly.
 
-The server is a process of its own, so nothing that the tests did (threads, autograd, loaded modules) reaches them.
+They are forked from a server that has already imported torch, diffusers and the small models. The server is a separate
+process, so threads, autograd state and modules of the test process do not reach them.
 """
 
 import multiprocessing
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+CONTEXT.set_forkserver_preload([__name__, "tests.training.runs", "tests.training.pairs"])
 
 
 def start(function: Callable[..., None], *arguments: object) -> BaseProcess:
@@ -23,14 +24,14 @@ def start(function: Callable[..., None], *arguments: object) -> BaseProcess:
 
 
 def run(function: Callable[..., None], *arguments: object) -> None:
-    """Run `function` in a process, and check that it succeeded."""
+    """Run `function` in a process and check that it succeeds."""
     process = start(function, *arguments)
     process.join()
     assert process.exitcode == 0
 
 
 def run_together(world: int, rendezvous: Path, function: Callable[..., None], *arguments: object) -> None:
-    """Run `function` in `world` processes as a launcher does; they meet in a new file, so no port can be taken."""
+    """Run `function` in `world` processes like a launcher; they connect through a new file, not a port."""
     ranks = [start(_join, rank, world, rendezvous, function, *arguments) for rank in range(world)]
     for process in ranks:
         process.join()

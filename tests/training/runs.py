@@ -1,4 +1,4 @@
-"""Short trainings of a small FastComposer model, for the tests of the loop."""
+"""Short training runs of a small FastComposer model, for the tests of the loop."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,16 +12,18 @@ from training.loop import RunConfig, train
 from training.recipes.fastcomposer import Config, Model
 
 CONFIG = Config(
-    steps=6, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
+    steps=5, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
 )
 
 
 def new_model(vae: Path) -> Model:
-    return Model(tiny_parts(vae), Config(train_encoders=True))
+    model = Model(tiny_parts(vae), Config(train_encoders=True))
+    model.sampling_steps = 2  # of the sample pictures
+    return model
 
 
 def batches_of(model: Model) -> Callable[[int], Iterator[dict[str, Any]]]:
-    """Batches that are a function of their number."""
+    """Return a function that yields batches, each determined by its number."""
 
     def batches(done: int) -> Iterator[dict[str, Any]]:
         while True:
@@ -32,14 +34,14 @@ def batches_of(model: Model) -> Callable[[int], Iterator[dict[str, Any]]]:
 
 
 def run(vae: Path, output: Path, config: RunConfig = CONFIG, **options: Any) -> list[dict[str, float]]:  # noqa: ANN401
-    if AcceleratorState._shared_state:  # it keeps the first run's precision otherwise
+    if AcceleratorState._shared_state:  # otherwise it keeps the precision of the first run
         AcceleratorState._reset_state()
     model = new_model(vae)
     return list(train(model, batches_of(model), config, output, **options))
 
 
 def run_on(vae: Path, output: Path, steps: int) -> None:
-    """Continue a run to that many steps."""
+    """Continue a run until it has made `steps` steps."""
     run(vae, output, CONFIG.model_copy(update={"steps": steps}), resume=True)
 
 
@@ -48,5 +50,5 @@ def losses(metrics: list[dict[str, float]]) -> list[tuple[float, ...]]:
 
 
 def losses_of_run(output: Path) -> list[tuple[float, ...]]:
-    """The losses that a run has written."""
+    """The losses in the metrics of a run."""
     return losses([json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()])

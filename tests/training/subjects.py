@@ -1,4 +1,4 @@
-"""FastComposer samples, and datasets of them."""
+"""Synthetic FastComposer samples, and datasets of them."""
 
 import io
 import itertools
@@ -23,7 +23,7 @@ CONFIG = Config(resolution=32, reference=16, batch=3, workers=0, seed=1)
 
 
 def pixels_of(height: int, width: int) -> NDArray[np.uint8]:
-    """A picture whose red tells the column and whose green tells the row, from 0 to 255."""
+    """A picture whose red value encodes the column and whose green value encodes the row, each from 0 to 255."""
     rows, columns = np.mgrid[0:height, 0:width]
     blue = np.full((height, width), 128)
     return np.stack([columns * 255 / (width - 1), rows * 255 / (height - 1), blue], axis=-1).round().astype(np.uint8)
@@ -59,9 +59,9 @@ def box_mask(height: int, width: int, box: tuple[int, int, int, int]) -> NDArray
     return mask
 
 
-def raw_of(one: Example) -> dict[str, Any]:
-    sample = FORMAT.sample_of(one)
-    return {"__key__": one.key, **sample.members}
+def raw_of(record: Example) -> dict[str, Any]:
+    sample = FORMAT.pack(record)[0]
+    return {"__key__": record.key, **sample.members}
 
 
 def write_shards(folder: Path, sizes: Sequence[int]) -> Path:
@@ -69,7 +69,7 @@ def write_shards(folder: Path, sizes: Sequence[int]) -> Path:
     number = itertools.count()
     for shard, size in enumerate(sizes):
         mask = box_mask(40, 40, (4, 4, 20, 20))
-        samples = [FORMAT.sample_of(example(f"key{next(number):03d}", [mask, ~mask])) for _ in range(size)]
+        samples = [FORMAT.pack(example(f"key{next(number):03d}", [mask, ~mask]))[0] for _ in range(size)]
         with (folder / f"fastcomposer-{shard:06d}.tar").open("wb") as tar:
             write_tar(tar, samples)
     return folder

@@ -20,7 +20,7 @@ def write_metrics(run: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 50, 3 * POINTS + 7])
-def test_a_run_of_any_length_has_three_curves_within_their_frames(tmp_path: Path, count: int) -> None:
+def test_three_curves_stay_within_their_frames_for_any_length_of_run(tmp_path: Path, count: int) -> None:
     write_metrics(tmp_path, count)
     svg = ET.parse(write_curves(tmp_path)).getroot()
     lines = svg.findall(f".//{SVG}polyline")
@@ -31,21 +31,21 @@ def test_a_run_of_any_length_has_three_curves_within_their_frames(tmp_path: Path
         assert all(LEFT <= x <= LEFT + WIDTH and TOP <= y <= TOP + HEIGHT for x, y in points)
 
 
-def test_points_lie_where_their_values_say() -> None:
-    """Values 0, 10 after steps 1, 5: the frame spans -0.5 to 10.5."""
-    drawn = ET.fromstring(panel("title", np.array([0.0, 4.0]), np.array([0.0, 10.0]), 0))
-    line = drawn.find("polyline")
+def test_points_are_plotted_at_their_values() -> None:
+    """The values 0 and 10 after steps 1 and 5: the frame spans -0.5 to 10.5."""
+    plot = ET.fromstring(panel("title", np.array([0.0, 4.0]), np.array([0.0, 10.0]), 0))
+    line = plot.find("polyline")
     assert line is not None
     low, high = TOP + HEIGHT * 10.5 / 11, TOP + HEIGHT * 0.5 / 11
     assert line.get("points") == f"{LEFT + WIDTH / 5:.1f},{low:.1f} {LEFT + WIDTH:.1f},{high:.1f}"
-    texts = [element.text for element in drawn.findall("text")]
+    texts = [element.text for element in plot.findall("text")]
     assert texts == ["title", "10.5", "-0.5", "0", "step 5"]
 
 
-def test_long_runs_are_drawn_as_means() -> None:
+def test_long_runs_are_plotted_as_means() -> None:
     steps = np.arange(2.0 * POINTS)
-    drawn = ET.fromstring(panel("", steps, steps % 2, 0))
-    line = drawn.find("polyline")
+    plot = ET.fromstring(panel("", steps, steps % 2, 0))
+    line = plot.find("polyline")
     assert line is not None
     heights = {point.split(",")[1] for point in (line.get("points") or "").split()}
-    assert heights == {f"{TOP + HEIGHT / 2:.1f}"}  # each the mean of a 0 and a 1
+    assert heights == {f"{TOP + HEIGHT / 2:.1f}"}  # each point is the mean of a 0 and a 1

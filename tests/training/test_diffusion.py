@@ -17,7 +17,7 @@ def parts(vae: Path) -> Parts:
     return small_parts(vae, CAPTIONS, seed=0)
 
 
-def test_by_itself_it_is_plain_text_to_image_training(parts: Parts, vae: Path) -> None:
+def test_the_base_class_trains_text_to_image(parts: Parts, vae: Path) -> None:
     model = LatentDiffusion(parts)
     batch = tiny_batch(tiny_parts(vae), [[True, True], [True, False]])
     draws = model.draw(batch, np.random.default_rng(1))
@@ -38,7 +38,7 @@ def test_by_itself_it_is_plain_text_to_image_training(parts: Parts, vae: Path) -
 
 
 class Penalized(LatentDiffusion):
-    """Overrides everything that a recipe may."""
+    """Overrides every method that a recipe may override."""
 
     def conditions(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:  # type: ignore[override]
         return {"encoder_hidden_states": 2 * self.encode_text(batch["input_ids"])}
@@ -54,7 +54,7 @@ class Penalized(LatentDiffusion):
         return {"size": (0.25, conditions["encoder_hidden_states"].square().mean())}
 
 
-def test_weight_conditions_and_penalties_enter_the_loss(parts: Parts, vae: Path) -> None:
+def test_weight_conditions_and_penalties_change_the_loss(parts: Parts, vae: Path) -> None:
     model = Penalized(parts)
     torch.nn.init.zeros_(model.unet.conv_out.weight)
     torch.nn.init.zeros_(model.unet.conv_out.bias)
@@ -68,7 +68,7 @@ def test_weight_conditions_and_penalties_enter_the_loss(parts: Parts, vae: Path)
     assert losses["loss"].item() == pytest.approx(left + 0.25 * size, rel=1e-5)
 
 
-def test_guidance_leads_away_from_the_empty_caption(parts: Parts, vae: Path) -> None:
+def test_guidance_moves_away_from_the_empty_caption(parts: Parts, vae: Path) -> None:
     model = LatentDiffusion(parts)
     batch = {**tiny_batch(tiny_parts(vae), [[True, True]]), "pixel_values": None}
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -82,26 +82,26 @@ def test_guidance_leads_away_from_the_empty_caption(parts: Parts, vae: Path) -> 
     with torch.no_grad():
         both = model.encode_text(torch.cat([model.tokenize([""]), batch["input_ids"]]))
         torch.testing.assert_close(conditions[0]["encoder_hidden_states"], both)
-        alike = {**batch, "input_ids": model.tokenize([""])}
-        guided, plain = (model.sample(alike, noise, steps=2, guidance=guidance) for guidance in (7.5, 1.0))
+        uncaptioned = {**batch, "input_ids": model.tokenize([""])}
+        guided, plain = (model.sample(uncaptioned, noise, steps=2, guidance=guidance) for guidance in (7.5, 1.0))
         torch.testing.assert_close(guided, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_no_references_are_shown(parts: Parts, vae: Path) -> None:
+def test_by_default_there_are_no_reference_pictures(parts: Parts, vae: Path) -> None:
     assert LatentDiffusion(parts).references(tiny_batch(tiny_parts(vae), [[True, True]] * 2)).shape == (2, 0, 3, 64, 64)
 
 
-def test_what_a_batch_drops_is_drawn_with_its_noise(parts: Parts, vae: Path) -> None:
+def test_drops_per_batch_are_drawn_after_the_noise(parts: Parts, vae: Path) -> None:
     batch = tiny_batch(tiny_parts(vae), [[True, True]])
-    plain = LatentDiffusion(parts).draw(batch, np.random.default_rng(0))
+    undropped = LatentDiffusion(parts).draw(batch, np.random.default_rng(0))
     always = LatentDiffusion(parts, {"batch": Drops((Drop(1.0, frozenset({"caption"})),))})
-    assert plain.dropped == frozenset()
+    assert undropped.dropped == frozenset()
     assert always.draw(batch, np.random.default_rng(0)).dropped == {"caption"}
-    assert torch.equal(always.draw(batch, np.random.default_rng(0)).noise, plain.noise)
+    assert torch.equal(always.draw(batch, np.random.default_rng(0)).noise, undropped.noise)
     assert always.draw(batch, np.random.default_rng(0)).to(torch.device("cpu")).dropped == {"caption"}
 
 
-def test_batches_are_joined_without_their_pictures() -> None:
+def test_concatenated_batches_leave_out_missing_pictures() -> None:
     first = {"pixel_values": None, "input_ids": torch.tensor([[1]]), "keys": ["a"]}
     joined = concatenate(first, {"pixel_values": None, "input_ids": torch.tensor([[2]]), "keys": ["b"]})
     assert joined.keys() == {"input_ids", "keys"}
@@ -109,10 +109,10 @@ def test_batches_are_joined_without_their_pictures() -> None:
     assert joined["keys"] == ["a", "b"]
 
 
-def test_a_saved_model_is_loaded_by_us_and_by_diffusers(parts: Parts, tmp_path: Path) -> None:
+def test_a_saved_model_can_be_loaded_also_by_diffusers(parts: Parts, tmp_path: Path) -> None:
     LatentDiffusion(parts).save(tmp_path / "model")
-    again = Parts(**load_stable_diffusion(tmp_path / "model"))
-    assert torch.equal(again.unet.conv_in.weight, parts.unet.conv_in.weight)
+    loaded = Parts(**load_stable_diffusion(tmp_path / "model"))
+    assert torch.equal(loaded.unet.conv_in.weight, parts.unet.conv_in.weight)
     assert sorted(path.name for path in (tmp_path / "model").iterdir() if path.is_dir()) == [
         "scheduler", "text_encoder", "tokenizer", "unet", "vae",
     ]  # fmt: skip
@@ -121,10 +121,10 @@ def test_a_saved_model_is_loaded_by_us_and_by_diffusers(parts: Parts, tmp_path: 
         load_stable_diffusion(tmp_path / "none")
 
 
-def test_small_weights_are_a_function_of_the_seed(vae: Path) -> None:
+def test_initial_weights_depend_only_on_the_seed(vae: Path) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first, same, other = (small_parts(vae, CAPTIONS, seed).unet.conv_in.weight for seed in (0, 0, 1))
-    assert torch.equal(first, same)
+    first, second, other = (small_parts(vae, CAPTIONS, seed).unet.conv_in.weight for seed in (0, 0, 1))
+    assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(before, torch.random.get_rng_state())

@@ -37,8 +37,8 @@ def softmax(values: list[float]) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
-def dot(one: list[float], other: list[float]) -> float:
-    return sum(a * b for a, b in zip(one, other, strict=True))
+def dot(first: list[float], second: list[float]) -> float:
+    return sum(a * b for a, b in zip(first, second, strict=True))
 
 
 def linear(rows: Rows, layer: torch.nn.Linear) -> Rows:
@@ -52,18 +52,18 @@ def heads_of(rows: Rows, heads: int) -> list[Rows]:
 
 
 def attend(query: Rows, key: Rows, value: Rows, heads: int) -> Rows:
-    """Plain attention, one position, one head and one token at a time."""
+    """Plain attention, computed for each position, head and token separately."""
     split = [heads_of(rows, heads) for rows in (query, key, value)]
     output: Rows = [[] for _ in query]
     for q, k, v in zip(*split, strict=True):
-        for position, one in enumerate(q):
-            shares = softmax([dot(one, token) / math.sqrt(len(one)) for token in k])
+        for position, vector in enumerate(q):
+            shares = softmax([dot(vector, token) / math.sqrt(len(vector)) for token in k])
             output[position] += [dot(shares, list(column)) for column in zip(*v, strict=True)]
     return output
 
 
 def relevance_of(query: Rows, key: Rows, words: list[bool], heads: int) -> list[float]:
-    """A_i, literally: for each word and each head a softmax over the positions; their mean."""
+    """A_i, literally: the mean over words and heads of softmaxes over the positions."""
     total, count = [0.0] * len(query), 0
     for q, k in zip(heads_of(query, heads), heads_of(key, heads), strict=True):
         for token, is_word in zip(k, words, strict=True):
@@ -74,8 +74,10 @@ def relevance_of(query: Rows, key: Rows, words: list[bool], heads: int) -> list[
     return [value / count for value in total]
 
 
-def layer_of(attention: Attention, adapter: AdapterLayer, hidden: Tensor, text: Tensor, told: References) -> Tensor:
-    """A whole layer with the code's and the paper's formulas stacked: [2, B, P, C] float64."""
+def layer_of(
+    attention: Attention, adapter: AdapterLayer, hidden: Tensor, text: Tensor, references: References
+) -> Tensor:
+    """A whole layer by the formulas of the code and of the paper, stacked: [2, B, P, C] float64."""
     results: list[list[Rows]] = [[], []]
     for b in range(len(hidden)):
         query = linear(hidden[b].tolist(), attention.to_q)
@@ -88,26 +90,26 @@ def layer_of(attention: Attention, adapter: AdapterLayer, hidden: Tensor, text: 
         f = [1 / (1 + math.exp(-row[0])) for row in linear(z_text, adapter.predictor)]
         f = [value / (sum(f) / len(f)) for value in f]
         summed = [[0.0] * len(z_text[0]) for _ in z_text]
-        for i in range(told.valid.shape[1]):
-            if not told.valid[b, i]:
+        for i in range(references.valid.shape[1]):
+            if not references.valid[b, i]:
                 continue
-            tokens, texts = told.tokens[b, i].tolist(), told.texts[b, i].tolist()
-            seen = attend(query, linear(tokens, adapter.to_k_ip), linear(tokens, adapter.to_v_ip), attention.heads)
-            a = relevance_of(query, linear(texts, attention.to_k), told.words[b, i].tolist(), attention.heads)
+            tokens, texts = references.tokens[b, i].tolist(), references.texts[b, i].tolist()
+            attended = attend(query, linear(tokens, adapter.to_k_ip), linear(tokens, adapter.to_v_ip), attention.heads)
+            a = relevance_of(query, linear(texts, attention.to_k), references.words[b, i].tolist(), attention.heads)
             mean = sum(a) / len(a)
-            for p, row in enumerate(seen):
+            for p, row in enumerate(attended):
                 summed[p] = [s + a[p] / mean * z for s, z in zip(summed[p], row, strict=True)]
         code: Rows = []
         paper: Rows = []
         for weight, z, pictures in zip(f, z_text, summed, strict=True):
-            code.append([own + weight * shown for own, shown in zip(z, pictures, strict=True)])
-            paper.append([weight * own + shown for own, shown in zip(z, pictures, strict=True)])
+            code.append([own + weight * added for own, added in zip(z, pictures, strict=True)])
+            paper.append([weight * own + added for own, added in zip(z, pictures, strict=True)])
         for result, merged in zip(results, (code, paper), strict=True):
             result.append(linear(merged, attention.to_out[0]))
     return torch.tensor(results, dtype=torch.float64)
 
 
-def made(count: int, tokens: int, words: int, seed: int) -> tuple[Attention, AdapterLayer, References]:
+def random_case(count: int, tokens: int, words: int, seed: int) -> tuple[Attention, AdapterLayer, References]:
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -117,13 +119,13 @@ def made(count: int, tokens: int, words: int, seed: int) -> tuple[Attention, Ada
         torch.nn.init.normal_(layer.predictor.bias)
     kept = torch.rand(2, count, words, generator=generator) < 0.6
     kept[..., 0] = True
-    told = References(
+    references = References(
         tokens=torch.randn(2, count, tokens, 5, generator=generator).double(),
         texts=2 * torch.randn(2, count, words, 5, generator=generator).double(),
         words=kept,
         valid=torch.rand(2, count, generator=generator) < 0.8,
     )
-    return attention, layer, told
+    return attention, layer, references
 
 
 @given(
@@ -134,25 +136,27 @@ def made(count: int, tokens: int, words: int, seed: int) -> tuple[Attention, Ada
     words=st.integers(1, 3),
 )
 @settings(max_examples=30, deadline=None)
-def test_the_processor_is_the_literal_formula(seed: int, positions: int, count: int, tokens: int, words: int) -> None:
-    attention, layer, told = made(count, tokens, words, seed)
+def test_the_processor_matches_the_literal_formula(
+    seed: int, positions: int, count: int, tokens: int, words: int
+) -> None:
+    attention, layer, references = random_case(count, tokens, words, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     hidden, text = (torch.randn(2, *shape, generator=generator).double() for shape in ((positions, 6), (4, 5)))
-    expected = layer_of(attention, layer, hidden, text, told)
+    expected = layer_of(attention, layer, hidden, text, references)
     for merge, literal in zip((merge_as_code, merge_as_paper), expected, strict=True):
         attention.set_processor(MergedAttention(layer, merge))
-        output = attention(hidden, text, references=told)
+        output = attention(hidden, text, references=references)
         assert output.dtype == torch.float64
         torch.testing.assert_close(output, literal, rtol=1e-9, atol=1e-10)
     attention.float()
     layer.float()
-    single = References(told.tokens.float(), told.texts.float(), told.words, told.valid)
+    single = References(references.tokens.float(), references.texts.float(), references.words, references.valid)
     output = attention(hidden.float(), text.float(), references=single)
     torch.testing.assert_close(output, expected[1].float(), rtol=1e-3, atol=1e-4)
 
 
 def test_relevance_by_hand() -> None:
-    """One head of width 1, two positions 0 and ln 3; tokens 1 and 0 give (1/4, 3/4) and (1/2, 1/2)."""
+    """One head of width 1, positions 0 and ln 3: the tokens 1 and 0 give (1/4, 3/4) and (1/2, 1/2)."""
     query = torch.tensor([0.0, math.log(3)]).view(1, 1, 2, 1)
     key = torch.tensor([[1.0, 0.0, 50.0]] * 3).view(1, 3, 1, 3, 1)
     words = torch.tensor([[[True, False, False], [True, True, False], [False, False, False]]])
@@ -161,13 +165,13 @@ def test_relevance_by_hand() -> None:
 
 
 def test_heads_are_averaged_after_the_softmax() -> None:
-    """(1/4, 3/4) in one head, (9/10, 1/10) in the other."""
+    """The first head gives (1/4, 3/4), the second (9/10, 1/10)."""
     query = torch.tensor([[0.0, math.log(3)], [math.log(9), 0.0]]).view(1, 2, 2, 1)
     found = relevance(query, torch.ones(1, 1, 2, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool), 1.0)
     torch.testing.assert_close(found, torch.tensor([[[0.575, 0.425]]]))
 
 
-def test_relevance_is_summed_in_single_precision() -> None:
+def test_relevance_is_computed_in_single_precision() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(shape, generator=generator) for shape in ((1, 2, 4096, 8), (1, 2, 2, 3, 8)))
     words = torch.ones(1, 2, 3, dtype=torch.bool)
@@ -193,7 +197,7 @@ def test_the_merges_by_hand() -> None:
     assert merged.keys() == set(get_args(MergeName))
 
 
-def test_where_nothing_is_told_apart_all_merges_are_the_uniform_one() -> None:
+def test_with_even_relevance_all_merges_equal_the_uniform_merge() -> None:
     generator = torch.Generator().manual_seed(0)
     text, images = (torch.randn(shape, generator=generator) for shape in ((2, 5, 3), (2, 2, 5, 3)))
     even = torch.full((2, 2, 5), 0.2)
@@ -203,7 +207,7 @@ def test_where_nothing_is_told_apart_all_merges_are_the_uniform_one() -> None:
         torch.testing.assert_close(merge(text, images, even, untrained), uniform)
 
 
-def test_over_mean() -> None:
+def test_values_are_divided_by_their_mean_or_stay_zero() -> None:
     weights = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
     assert over_mean(weights).tolist() == [[0.5, 1.5], [0.0, 0.0]]
 
@@ -215,7 +219,7 @@ def unet_with_layers(vae: Path) -> tuple[UNet2DConditionModel, list[AdapterLayer
     return unet, [AdapterLayer(64, width) for width in widths]
 
 
-def told_for(count: int, seed: int = 0) -> References:
+def random_references(count: int, seed: int = 0) -> References:
     generator = torch.Generator().manual_seed(seed)
     return References(
         tokens=torch.randn(2, count, 4, 64, generator=generator),
@@ -229,17 +233,17 @@ LATENTS = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
 TEXT = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(2))
 
 
-def run(unet: UNet2DConditionModel, told: References | None, text: Tensor = TEXT) -> Tensor:
-    return unet(LATENTS, 10, text, cross_attention_kwargs={"references": told}).sample
+def run(unet: UNet2DConditionModel, references: References | None, text: Tensor = TEXT) -> Tensor:
+    return unet(LATENTS, 10, text, cross_attention_kwargs={"references": references}).sample
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_uniform_merge_is_diffusers_own_ip_adapter(vae: Path, count: int) -> None:
+def test_the_uniform_merge_matches_the_ip_adapter_of_diffusers(vae: Path, count: int) -> None:
     unet, layers = unet_with_layers(vae)
-    told = told_for(count)
+    references = random_references(count)
     adapt(unet, layers, merge_uniformly)
     with torch.no_grad():
-        ours = run(unet, told)
+        ours = run(unet, references)
     projection = {
         "proj.weight": torch.zeros(256, 8),
         "proj.bias": torch.zeros(256),
@@ -257,21 +261,21 @@ def test_the_uniform_merge_is_diffusers_own_ip_adapter(vae: Path, count: int) ->
         if hasattr(processor, "scale"):
             processor.scale = [[1.0] * count]
     unet.encoder_hid_proj = None
-    theirs = diffusers_own(unet, told, count)
+    theirs = ip_adapter_of_diffusers(unet, references, count)
     torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         unet.set_attn_processor(AttnProcessor2_0())
         assert (ours - unet(LATENTS, 10, TEXT).sample).abs().max() > 1e-3
 
 
-def diffusers_own(unet: UNet2DConditionModel, told: References, count: int) -> Tensor:
-    """Of each picture alone, with masks that are 1 everywhere: diffusers' way to several references."""
+def ip_adapter_of_diffusers(unet: UNet2DConditionModel, references: References, count: int) -> Tensor:
+    """Run each sample alone, with masks of ones: this is how diffusers supports several references."""
     with torch.no_grad():
         rows = [
             unet(
                 LATENTS[b : b + 1],
                 10,
-                (TEXT[b : b + 1], [told.tokens[b : b + 1]]),
+                (TEXT[b : b + 1], [references.tokens[b : b + 1]]),
                 cross_attention_kwargs={"ip_adapter_masks": [torch.ones(1, count, 64, 64)]},
             ).sample
             for b in range(2)
@@ -280,59 +284,61 @@ def diffusers_own(unet: UNet2DConditionModel, told: References, count: int) -> T
 
 
 @pytest.mark.parametrize("name", ["code", "paper", "uniform"])
-def test_without_references_the_unet_gives_what_it_gave(vae: Path, name: MergeName) -> None:
+def test_without_references_the_output_of_the_unet_is_unchanged(vae: Path, name: MergeName) -> None:
     unet, layers = unet_with_layers(vae)
     with torch.no_grad():
         plain = unet(LATENTS, 10, TEXT).sample
         adapt(unet, layers, MERGES[name])
         torch.testing.assert_close(unet(LATENTS, 10, TEXT).sample, plain)
-        told = told_for(2)
-        none = References(told.tokens, told.texts, told.words, torch.zeros(2, 2, dtype=torch.bool))
+        references = random_references(2)
+        none = References(references.tokens, references.texts, references.words, torch.zeros(2, 2, dtype=torch.bool))
         torch.testing.assert_close(run(unet, none), plain)
 
 
 @pytest.mark.parametrize("name", ["code", "paper", "uniform"])
-def test_a_reference_that_is_not_there_may_hold_anything(vae: Path, name: MergeName) -> None:
+def test_padding_references_may_hold_any_value(vae: Path, name: MergeName) -> None:
     unet, layers = unet_with_layers(vae)
     adapt(unet, layers, MERGES[name])
-    told = told_for(2)
+    references = random_references(2)
     valid = torch.tensor([[True, False], [True, False]])
-    spoilt = References(told.tokens.clone(), told.texts.clone(), told.words.clone(), valid)
-    spoilt.tokens[:, 1], spoilt.texts[:, 1], spoilt.words[:, 1] = math.nan, math.nan, False
-    alone = References(told.tokens[:, :1], told.texts[:, :1], told.words[:, :1], valid[:, :1])
+    padded = References(references.tokens.clone(), references.texts.clone(), references.words.clone(), valid)
+    padded.tokens[:, 1], padded.texts[:, 1], padded.words[:, 1] = math.nan, math.nan, False
+    alone = References(references.tokens[:, :1], references.texts[:, :1], references.words[:, :1], valid[:, :1])
     with torch.no_grad():
-        torch.testing.assert_close(run(unet, spoilt), run(unet, alone))
+        torch.testing.assert_close(run(unet, padded), run(unet, alone))
 
 
 @pytest.mark.parametrize("name", ["code", "paper", "uniform"])
 def test_the_order_of_the_references_does_not_matter(vae: Path, name: MergeName) -> None:
     unet, layers = unet_with_layers(vae)
     adapt(unet, layers, MERGES[name])
-    told = told_for(3)
-    turned = References(*(getattr(told, part).flip(1) for part in ("tokens", "texts", "words", "valid")))
+    references = random_references(3)
+    reversed_references = References(
+        *(getattr(references, part).flip(1) for part in ("tokens", "texts", "words", "valid"))
+    )
     with torch.no_grad():
-        torch.testing.assert_close(run(unet, turned), run(unet, told))
+        torch.testing.assert_close(run(unet, reversed_references), run(unet, references))
 
 
-def test_relevance_carries_no_gradient_and_all_else_does(vae: Path) -> None:
+def test_only_relevance_has_no_gradient(vae: Path) -> None:
     unet, layers = unet_with_layers(vae)
-    for layer in layers:  # a constant f has no gradient: its mean follows it
+    for layer in layers:  # a constant f has no gradient: dividing by its mean cancels it
         torch.nn.init.normal_(layer.predictor.weight)
     adapt(unet, layers, merge_as_code)
-    told = told_for(2)
-    told.tokens.requires_grad_()
-    told.texts.requires_grad_()
-    run(unet, told).square().mean().backward()
-    assert told.texts.grad is None
-    assert told.tokens.grad is not None
-    assert told.tokens.grad.any()
+    references = random_references(2)
+    references.tokens.requires_grad_()
+    references.texts.requires_grad_()
+    run(unet, references).square().mean().backward()
+    assert references.texts.grad is None
+    assert references.tokens.grad is not None
+    assert references.tokens.grad.any()
     for layer in layers:
         for name, parameter in layer.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.any(), name
 
 
-def test_the_unets_own_weights_stay_its_own(vae: Path) -> None:
+def test_adapting_the_unet_adds_nothing_to_its_state_dict(vae: Path) -> None:
     unet, layers = unet_with_layers(vae)
     names = unet.state_dict().keys()
     adapt(unet, layers, merge_as_code)
@@ -350,14 +356,14 @@ def test_stable_diffusion_has_sixteen_layers_in_the_published_order() -> None:
     assert kinds == ["attn1", "attn2"] * 16  # so that the i-th layer is number 2 i + 1 of all
 
 
-def test_attention_of_another_kind_is_refused(vae: Path) -> None:
+def test_an_unsupported_attention_layer_is_refused(vae: Path) -> None:
     unet, layers = unet_with_layers(vae)
     unet.get_submodule(cross_attention_layers(unet)[0]).norm_q = torch.nn.LayerNorm(12)
     with pytest.raises(ModelError, match=r"down_blocks.0.* has a norm_q: it cannot use references"):
         adapt(unet, layers, merge_as_code)
 
 
-def test_the_literal_attention_is_torchs() -> None:
+def test_the_literal_attention_matches_torch() -> None:
     rng = np.random.default_rng(0)
     query, key, value = (rng.normal(size=(n, 6)) for n in (4, 3, 3))
     torches = [torch.from_numpy(rows).unflatten(-1, (2, 3)).transpose(0, 1) for rows in (query, key, value)]

@@ -18,7 +18,7 @@ def test_words_of_the_captions_are_single_tokens() -> None:
 
 
 @pytest.mark.parametrize("text", ["unseen words", "naïve 🐴", "中文", "x"])
-def test_any_other_text_is_spelt_out_and_points_back_at_its_characters(text: str) -> None:
+def test_unknown_words_are_split_and_their_offsets_cover_the_text(text: str) -> None:
     tokenizer = small_tokenizer(CAPTIONS)
     encoded = tokenizer(text, return_offsets_mapping=True)
     assert tokenizer.unk_token_id not in encoded.input_ids[1:-1]
@@ -26,7 +26,7 @@ def test_any_other_text_is_spelt_out_and_points_back_at_its_characters(text: str
     assert covered == {i for i, letter in enumerate(text) if letter != " "}
 
 
-def test_short_captions_are_filled_up_and_long_ones_cut() -> None:
+def test_short_captions_are_padded_and_long_captions_truncated() -> None:
     tokenizer = small_tokenizer(CAPTIONS)
     both = tokenizer(["", "ball " * 100], padding="max_length", max_length=77, truncation=True).input_ids
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -39,18 +39,17 @@ def write_vocabulary(path: Path) -> None:
 
 
 def test_the_vocabulary_is_a_function_of_the_captions(tmp_path: Path) -> None:
-    """Hash seeds differ between processes."""
-    for name in ("first", "second"):
-        processes.run(write_vocabulary, tmp_path / name)
-        assert json.loads((tmp_path / name).read_text()) == small_tokenizer(CAPTIONS).get_vocab()
+    """Compare with another process, whose hash seed differs."""
+    processes.run(write_vocabulary, tmp_path / "vocabulary.json")
+    assert json.loads((tmp_path / "vocabulary.json").read_text()) == small_tokenizer(CAPTIONS).get_vocab()
 
 
-def test_it_is_saved_and_loaded_as_clips(tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_as_clip_tokenizer(tmp_path: Path) -> None:
     tokenizer = small_tokenizer(CAPTIONS)
     tokenizer.save_pretrained(tmp_path)
-    again = CLIPTokenizer.from_pretrained(tmp_path)
-    assert again("a red cupboard").input_ids == tokenizer("a red cupboard").input_ids
+    loaded = CLIPTokenizer.from_pretrained(tmp_path)
+    assert loaded("a red cupboard").input_ids == tokenizer("a red cupboard").input_ids
 
 
-def test_the_vocabulary_stays_within_its_size() -> None:
+def test_the_vocabulary_is_limited_to_its_size() -> None:
     assert len(small_tokenizer(CAPTIONS, size=520)) == 520

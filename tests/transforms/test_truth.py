@@ -57,7 +57,7 @@ def test_every_recipe_stores_scenes_with_their_truth(scenes: list[Scene]) -> Non
     stored = 0
     for index, scene in enumerate(scenes):
         example = true_example(scene, f"{index}", np.zeros_like(scene.image))
-        assert blip_diffusion.FORMAT.sample_of(example).members["json"]
+        assert blip_diffusion.FORMAT.pack(example)[0].members["json"]
         if example.matches:
             stored += 1
             assert len(fastcomposer.Record.from_example(example).subjects) == len(example.matches)

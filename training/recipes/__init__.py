@@ -1,4 +1,4 @@
-"""The recipes that can be trained: a module each, imported when it is asked for."""
+"""The recipes that can be trained: a module each, imported when it is needed."""
 
 from collections.abc import Mapping
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Captioned pictures: plain text-to-image training, which is `LatentDiffusion` as it stands.
+"""Captioned pictures: plain text-to-image training, which is what `LatentDiffusion` does without changes.
 
 A batch holds
 

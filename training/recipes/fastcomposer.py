@@ -1,4 +1,4 @@
-"""FastComposer: subjects in the text, and attention held to their masks.
+"""FastComposer: subjects in the text, and attention restricted to their masks.
 
 Xiao et al., "FastComposer: Tuning-Free Multi-Subject Image Generation with Localized Attention" (2023). A CLIP image
 encoder embeds each subject's reference; a small network fuses the embedding with the text token that carries the
@@ -73,11 +73,9 @@ class Config(RunConfig):
 
     max_subjects: int = Field(default=4, gt=0, description="subjects of a sample; of more, some are chosen at random")
     unconditional: float = Field(default=0.1, ge=0, le=1, description="share of samples without caption and subjects")
-    text_only: float = Field(
-        default=0.0, ge=0, le=1, description="share of samples without subjects; the published script has 0"
-    )
+    text_only: float = Field(default=0.0, ge=0, le=1, description="share of samples without subjects (published: 0)")
     subject_kept: float = Field(default=0.9, ge=0, le=1, description="probability that a subject is kept")
-    labels: tuple[str, ...] = Field(default=(), description="classes of the subjects; none: all. Published: person")
+    labels: tuple[str, ...] = Field(default=(), description="classes of the subjects; none: all (published: person)")
     augment: bool = Field(default=True, description="mirror pictures, augment references")
     localization_weight: float = Field(default=1e-3, ge=0, description="weight of the localization loss")
     mask_probability: float = Field(

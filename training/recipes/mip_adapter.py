@@ -10,8 +10,8 @@ Starting from the published IP-Adapter, only the layers beside the cross-attenti
 references, and the predictor. A model that starts from random weights also trains its projection, its U-Net and its
 encoders.
 
-As in the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes, a reference stands
-on white, and its text is the one word that names the object.
+As in the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes, references have
+a white background, and the text of each is the single word that names its object.
 
 A batch holds
 
@@ -94,10 +94,8 @@ class Config(RunConfig):
     batch: int = Field(default=4, gt=0, description="samples per process and micro-batch")
     steps: int = Field(default=12_000, gt=0, description="optimizer steps")
     learning_rate: float = Field(default=1e-4, gt=0, description="of AdamW, constant")
-    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0; published: 0")
-    max_objects: int = Field(
-        default=2, gt=0, description="objects of a sample, those of highest score; the published: 2"
-    )
+    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0 (published: 0)")
+    max_objects: int = Field(default=2, gt=0, description="objects of a sample, those of highest score (published: 2)")
     image_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without references")
     text_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without caption")
     both_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without either")

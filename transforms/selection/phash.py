@@ -36,11 +36,6 @@ def phash_of(image: NDArray[np.uint8]) -> int:
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
-def hamming(a: int, b: int) -> int:
-    """Number of bits in which two hashes differ."""
-    return (a ^ b).bit_count()
-
-
 def add_phash(example: Example) -> Example:
     """Fill the example's `phash`."""
     return replace(example, phash=phash_of(example.pixels()))

@@ -41,7 +41,7 @@ def regions_of(picture: Example) -> list[Region]:
 
 
 def published_loader(root: Path, split: str, side: int = 64) -> Iterator[dict[str, Any]]:
-    """Do what FastComposer's loader does with a folder; no flip, no augmentation, black where it draws noise."""
+    """Load a folder as FastComposer's loader does, but without flip and augmentation, and with black for noise."""
     for image_id in (root / f"image_ids_{split}.txt").read_text().splitlines():
         path = root / image_id[:5] / image_id
         image = Image.open(path.with_suffix(".jpg"))
@@ -163,7 +163,7 @@ def test_one_whole_subject_counts_more_than_two_that_are_cut() -> None:
     assert kept.tolist() == [False, False, True]
 
 
-def test_where_every_place_is_as_good_the_middle_is_taken() -> None:
+def test_if_all_places_are_equally_good_the_middle_is_taken() -> None:
     masks = np.zeros((1, 4, 11), bool)
     masks[0, 2, 5] = True
     assert square_window(masks)[0] == (slice(0, 4), slice(3, 7))
@@ -193,7 +193,7 @@ def test_a_subject_that_others_cover_is_left_out_and_counted() -> None:
     assert +dropped == Counter({"covered by others": 1})
 
 
-def test_of_two_phrases_with_one_end_the_better_match_stays() -> None:
+def test_of_two_phrases_with_the_same_end_the_better_match_stays() -> None:
     regions = regions_of(example("a", [("a dog", (0, 0, 5, 5)), ("a cat", (10, 0, 5, 5))]))
     same_end = [regions[0], dataclasses.replace(regions[1], subject=regions[1].subject.model_copy(update={"end": 5}))]
     dropped: Counter[str] = Counter()
@@ -210,7 +210,7 @@ def test_more_subjects_than_a_byte_can_number_are_left_out_and_counted() -> None
     assert +dropped == Counter({"beyond 255 in a picture": 45})
 
 
-def test_a_label_that_the_trainers_command_line_cannot_name_is_made_nameable(tmp_path: Path) -> None:
+def test_a_label_with_an_underscore_gets_a_space_for_the_trainers_command_line(tmp_path: Path) -> None:
     segment = Segment("potted_plant", 0.9, Mask.from_array(box_mask(48, 48, (5, 5, 20, 20))))
     caption = example("ü", [("a Topfpflänzchen 🪴", (5, 5, 20, 20))], size=(48, 48))
     write_dataset(tmp_path / "data", [[dataclasses.replace(caption, key="a", segments=(segment,))]])
@@ -232,10 +232,10 @@ def test_a_tenth_is_held_out_by_the_seed_and_the_splits_share_nothing(tmp_path: 
     assert len(held_out_ids(tmp_path / "a")) == 2
     assert held_out_ids(tmp_path / "a") == held_out_ids(tmp_path / "b") != held_out_ids(tmp_path / "c")
     assert len(held_out_ids(tmp_path / "d")) == 7
-    every = (tmp_path / "a" / "image_ids.txt").read_text().splitlines()
+    listed = (tmp_path / "a" / "image_ids.txt").read_text().splitlines()
     train = (tmp_path / "a" / "image_ids_train.txt").read_text().splitlines()
-    assert every == [f"{i:09d}" for i in range(23)]
-    assert sorted(train + held_out_ids(tmp_path / "a")) == every
+    assert listed == [f"{i:09d}" for i in range(23)]
+    assert sorted(train + held_out_ids(tmp_path / "a")) == listed
 
 
 def test_a_folder_that_holds_something_is_refused_and_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_only_a_finished_dataset_of_the_recipe_is_exported(tmp_path: Path) -> No
     write_dataset(tmp_path / "data", [[SQUARE]], overwrite=True)
     info = json.loads((tmp_path / "data" / "dataset.json").read_text())
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(info | {"recipe": "mip-adapter"}))
-    with pytest.raises(InputError, match="holds a mip-adapter dataset: this format is made from fastcomposer"):
+    with pytest.raises(InputError, match="holds a mip-adapter dataset: this format takes fastcomposer"):
         export_coco(str(tmp_path / "data"), tmp_path / "out")
 
 

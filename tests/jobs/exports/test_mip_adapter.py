@@ -1,4 +1,4 @@
-"""The folder for MIP-Adapter's published trainer, read by its loader's steps written once more."""
+"""The folder for MIP-Adapter's published trainer, read by a reimplementation of its loader."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ from tests.objects import TWO, disc_mask, example_of_objects
 
 
 class Refused(Exception):  # noqa: N818 - what the loader does, not an error
-    """The loader would put a random other picture in this one's place."""
+    """The loader would use a random other picture instead."""
 
 
 def overlap(a: list[int], b: list[int]) -> float:
@@ -35,13 +35,13 @@ def overlap(a: list[int], b: list[int]) -> float:
 
 
 def choose_start(rng: np.random.Generator, low: int, high: int, length: int, side: int) -> int | None:
-    """A random start of a window of `side` in `length` that holds [low, high); None where there is none."""
+    """A random start of a window of `side` in `length` that holds [low, high); None if there is none."""
     starts = range(max(0, high - side), min(low, length - side) + 1)
     return int(rng.choice(starts)) if starts else None
 
 
 def published_loader(root: Path, key: str, rng: np.random.Generator) -> dict[str, Any]:
-    """Do what MIP-Adapter's loader does with a picture; no flip, no resize of the references, no text."""
+    """Load a picture as MIP-Adapter's loader does, but without flip, resizing of references and tokens."""
     info = json.loads((root / "jsons" / f"{key}.json").read_text())
     pixels = np.asarray(Image.open(root / "images" / f"{key}.png").convert("RGB"))
     labels = np.asarray(Image.open(root / "masks" / f"{key}.png"))
@@ -94,7 +94,7 @@ def keys_of(root: Path, name: str) -> list[str]:
 
 
 def is_accepted(root: Path, key: str) -> bool:
-    """Whether the loader accepts a picture and shows each reference as what it is, wherever its window lies."""
+    """Whether the loader accepts a picture and masks each reference with its own pixels, wherever its window lies."""
     outcomes = []
     for seed in range(3):
         try:
@@ -109,7 +109,7 @@ def is_accepted(root: Path, key: str) -> bool:
     return outcomes[0]
 
 
-def test_the_published_loader_gets_each_object_as_the_sample_says(tmp_path: Path) -> None:
+def test_the_published_loader_reads_each_object_of_the_sample(tmp_path: Path) -> None:
     picture = example_of_objects("sa_1", scores=(0.7, 0.8))
     write_dataset(tmp_path / "data", [[picture]], sample_format=FORMAT)
     exported = export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
@@ -137,7 +137,7 @@ def test_the_published_loader_gets_each_object_as_the_sample_says(tmp_path: Path
 
 
 def random_example(rng: np.random.Generator, key: str) -> Example:
-    """A picture of up to four objects of any size, place, score and cover, some of one name."""
+    """A picture of up to four objects of any size, place, score and cover, some with the same name."""
     size = (int(rng.integers(60, 160)), int(rng.integers(60, 120)))
     objects: list[tuple[str, BBox]] = []
     masks = []
@@ -152,7 +152,7 @@ def random_example(rng: np.random.Generator, key: str) -> Example:
     return example_of_objects(key, objects, size, masks, scores)
 
 
-def test_the_selected_pictures_are_those_that_the_loader_takes_and_shows_rightly(tmp_path: Path) -> None:
+def test_the_selected_pictures_are_those_that_the_loader_accepts_with_the_right_masks(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     pictures = [random_example(rng, f"k{number:03d}") for number in range(150)]
     write_dataset(tmp_path / "data", [pictures], sample_format=FORMAT)
@@ -167,7 +167,7 @@ def test_the_selected_pictures_are_those_that_the_loader_takes_and_shows_rightly
     assert len(exported.refused_objects) >= 7, exported.refused_objects
 
 
-def judged(picture: Example) -> tuple[str, dict[str, int]]:
+def judge(picture: Example) -> tuple[str, dict[str, int]]:
     refused: Counter[str] = Counter()
     shown, labels = show_objects(Record.from_example(picture), Counter())
     return refusal(shown, labels, refused), dict(+refused)
@@ -214,21 +214,21 @@ GATES: dict[str, tuple[Example, str, str]] = {
 
 
 @pytest.mark.parametrize("case", GATES)
-def test_each_gate_refuses_what_it_is_there_for(case: str) -> None:
+def test_each_gate_refuses_its_case(case: str) -> None:
     picture, reason, reason_of_object = GATES[case]
-    found, refused = judged(picture)
+    found, refused = judge(picture)
     assert found == reason
     assert refused == ({reason_of_object: 1} if reason_of_object else {})
 
 
 def test_a_picture_that_passes_all_gates_is_taken() -> None:
-    assert judged(example_of_objects("k")) == ("", {})
+    assert judge(example_of_objects("k")) == ("", {})
 
 
 def test_the_two_of_highest_logit_are_used() -> None:
     three = [("a dog", (20, 10, 40, 50)), ("a blue dog", (20, 65, 40, 50)), ("a cat", (90, 30, 40, 50))]
-    assert judged(example_of_objects("k", three, scores=(0.7, 0.8, 0.9)))[0] == ""
-    assert judged(example_of_objects("k", three, scores=(0.9, 0.8, 0.7)))[0] == "with two objects of one name"
+    assert judge(example_of_objects("k", three, scores=(0.7, 0.8, 0.9)))[0] == ""
+    assert judge(example_of_objects("k", three, scores=(0.9, 0.8, 0.7)))[0] == "with two objects of one name"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_the_json_is_ascii_and_the_pickle_holds_nothing_but_strings(tmp_path: Pa
 
 def test_only_a_mip_adapter_dataset_is_exported(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", [[example("a")]])
-    with pytest.raises(InputError, match="holds a fastcomposer dataset: this format is made from mip-adapter datasets"):
+    with pytest.raises(InputError, match="holds a fastcomposer dataset: this format takes mip-adapter datasets"):
         export_mip_adapter(str(tmp_path / "data"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

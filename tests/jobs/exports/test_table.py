@@ -1,4 +1,4 @@
-"""The table of formats, and the command that is made from it."""
+"""The table of formats, and the command that is generated from it."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_a_format_gets_its_options(run: Run, datasets: dict[str, Path], tmp_path
         (["--format", "mip-adapter", "--held-out", "0", "--seed", "0"], "has no option --held-out, --seed"),
         (["--format", "coko"], "there is no format 'coko', did you mean 'coco'? Choose from fastcomposer, coco, mip-"),
         (["--format", "fastcomposer", "--held-out", "-1"], "'--held-out'"),
-        (["--format", "mip-adapter"], "holds a fastcomposer dataset: this format is made from mip-adapter datasets"),
+        (["--format", "mip-adapter"], "holds a fastcomposer dataset: this format takes mip-adapter datasets"),
     ],
 )
 def test_a_wrong_format_or_option_is_refused(

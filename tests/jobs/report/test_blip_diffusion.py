@@ -48,7 +48,7 @@ def test_each_sample_shows_its_four_pictures_and_their_hardest_part(page: str) -
     assert "9 read = 8 written + 1 rejected" in page
 
 
-def test_what_sources_say_cannot_become_markup(page: str) -> None:
+def test_text_from_sources_cannot_become_markup(page: str) -> None:
     assert "<script>alert" not in page
 
 
@@ -106,7 +106,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(folder: Path, open_page: Op
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_the_parts_are_shown_pixel_by_pixel_and_framed_where_they_lie(folder: Path, open_page: OpenPage) -> None:
+def test_enlarged_parts_are_pixelated_and_framed_in_their_pictures(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         card = page.locator(".gallery .card").first
         assert card.locator(".close").first.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"

@@ -105,7 +105,7 @@ def page(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_every_picture_stands_under_its_name_with_caption_and_scalars(page: str) -> None:
+def test_every_picture_is_shown_with_its_name_caption_and_scalars(page: str) -> None:
     assert page.count("data:image/jpeg;base64,") == 2 * COUNT
     assert re.findall(r"<i>(.*?)</i>\s*<span class=\"whole\"><img", page) == ["target", "pencil sketch"] * COUNT
     assert page.count('<p class="caption" dir="auto">a dog</p>') == COUNT
@@ -117,7 +117,7 @@ def test_every_picture_stands_under_its_name_with_caption_and_scalars(page: str)
     assert 'class="gallery wide"' in page
 
 
-def test_what_sources_say_cannot_become_markup(page: str) -> None:
+def test_text_from_sources_cannot_become_markup(page: str) -> None:
     assert "<script>alert" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2
 
@@ -176,7 +176,7 @@ def test_a_recipe_with_a_card_keeps_it_and_others_have_the_default() -> None:
 
 def test_hashes_of_the_index_are_not_drawn() -> None:
     card = default_card(FORMATS["mip-adapter"])
-    scored = FORMATS["mip-adapter"].row_of(example_of_objects("k"))
+    scored = FORMATS["mip-adapter"].pack(example_of_objects("k"))[1]
     columns = FORMATS["mip-adapter"].columns
     index = pa.Table.from_pylist([{name: scored[name] for name in columns.names}], schema=columns)
     values, contents = card.sections(index, DatasetInfo.model_construct())
@@ -189,7 +189,7 @@ def test_one_picture_is_shown_larger_than_several() -> None:
     large = replace(example("k1"), image=jpeg(900, 600), width=900, height=600)
     sizes = [
         [decode_image(base64.b64decode(shown["address"].partition(",")[2])).shape[1] for shown in card["pictures"]]
-        for card in (fill(sample_format, sample_format.sample_of(large)) for sample_format in (PLAIN, SKETCHES))
+        for card in (fill(sample_format, sample_format.pack(large)[0]) for sample_format in (PLAIN, SKETCHES))
     ]
     assert sizes == [[640], [400, 400]]
 
@@ -220,7 +220,7 @@ def test_large_and_negative_numbers_share_bars_of_a_round_width() -> None:
     assert figures.number_histogram(np.array([], np.int64), "what") is None
 
 
-def test_numbers_that_are_none_are_left_out_of_a_histogram() -> None:
+def test_nan_and_infinity_are_left_out_of_a_histogram() -> None:
     drawn = figures.score_histogram(np.array([0.5, np.nan, np.inf, 0.7]), "what")
     assert drawn is not None
     assert drawn["summary"] == "2 values from 0.50 to 0.70, median 0.60."

@@ -65,7 +65,7 @@ def test_the_dataset_is_inspected_and_reported(folder: Path, page: str) -> None:
         assert f"<b>S {0.7 - 0.01 * number:.2f}</b> from single 0.70 and pair" in page
 
 
-def test_what_sources_say_cannot_become_markup(page: str) -> None:
+def test_text_from_sources_cannot_become_markup(page: str) -> None:
     assert "<script>alert" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
 
@@ -74,13 +74,13 @@ def test_the_same_dataset_gives_the_same_page(folder: Path, page: str) -> None:
     assert Path(write_report(str(folder))).read_text(encoding="utf-8") == page
 
 
-def test_nothing_written_is_a_page_too(tmp_path: Path) -> None:
+def test_a_dataset_without_samples_has_a_page(tmp_path: Path) -> None:
     write_dataset(tmp_path / "none", [[Reject("a", "a", "read", Reason.EMPTY_IMAGE, "")]], sample_format=FORMAT)
     assert "No sample was written" in Path(write_report(str(tmp_path / "none"))).read_text()
 
 
 def test_a_card_ties_each_phrase_to_its_object() -> None:
-    card = fill(FORMAT.sample_of(example_of_objects("k", scores=(0.71, 0.82), similarity=-0.001)))
+    card = fill(FORMAT.pack(example_of_objects("k", scores=(0.71, 0.82), similarity=-0.001))[0])
     first, second = card["regions"]
     assert (card["drawing"], first["frame"], second["frame"]) == (
         (1280, 960),
@@ -101,7 +101,7 @@ def test_a_card_ties_each_phrase_to_its_object() -> None:
 def test_two_objects_of_one_phrase_share_its_place_in_the_caption() -> None:
     example = example_of_objects("k")
     twins = replace(example, objects=tuple(replace(thing, phrase=0) for thing in example.objects))
-    card = fill(FORMAT.sample_of(twins))
+    card = fill(FORMAT.pack(twins)[0])
     assert len(card["regions"]) == 2
     assert "".join(piece["text"] for piece in card["pieces"]) == example.caption
     assert [piece["region"] for piece in card["pieces"] if piece["region"] is not None] == [0]
@@ -117,7 +117,7 @@ def test_two_objects_of_one_phrase_share_its_place_in_the_caption() -> None:
         ({"min_quality": -1.0}, True),
     ],
 )
-def test_the_cut_is_drawn_where_there_was_one(folder: Path, config: dict[str, Any], is_marked: bool) -> None:
+def test_the_cut_is_drawn_if_there_was_one(folder: Path, config: dict[str, Any], is_marked: bool) -> None:
     info = read_info(str(folder)).model_copy(update={"config": config})
     index, rejects = read_table(str(folder), "index.parquet"), read_table(str(folder), "rejects.parquet")
     found = re.findall(r"cut at ([−.0-9]+)", render(info, index, rejects, [], CARD, 0))
@@ -143,7 +143,7 @@ def test_negative_numbers_have_a_minus_sign_and_zero_has_none() -> None:
     assert not any("-" in tick["text"] for tick in drawn["ticks"])
 
 
-def test_boxes_lie_where_the_record_says_and_can_be_switched_off(folder: Path, open_page: OpenPage) -> None:
+def test_boxes_are_drawn_at_the_record_s_positions_and_can_be_switched_off(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         card = page.locator('.gallery .card[aria-label="Sample evil"]')
         places = card.locator(".canvas").evaluate(

@@ -1,4 +1,4 @@
-"""The report: what it says, and how it behaves in a real browser."""
+"""The report: its contents, and its behaviour in a real browser."""
 
 import re
 import time
@@ -57,19 +57,19 @@ def page(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_page_holds_all_that_it_needs(page: str) -> None:
+def test_the_page_loads_nothing_and_shows_the_counts(page: str) -> None:
     assert re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page) == []
     assert page.count("data:image/jpeg;base64,") == 9
     assert "The counts add up." in page
     assert "11 read = 9 written + 2 rejected" in page
 
 
-def test_what_sources_say_cannot_become_markup(page: str) -> None:
+def test_text_from_sources_cannot_become_markup(page: str) -> None:
     assert "<script>alert" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
 
 
-def test_rejects_stand_by_reason_with_examples(page: str) -> None:
+def test_rejects_are_listed_by_reason_with_examples(page: str) -> None:
     assert "empty-image" in page
     assert "no-match" in page
     assert '<code class="key">bad</code>' in page
@@ -84,13 +84,13 @@ def test_the_same_dataset_gives_the_same_page(folder: Path, page: str) -> None:
     assert Path(write_report(str(folder))).read_text(encoding="utf-8") == page
 
 
-def test_nothing_written_is_a_page_too(tmp_path: Path) -> None:
+def test_a_dataset_without_samples_has_a_page(tmp_path: Path) -> None:
     write_dataset(tmp_path / "none", [[Reject("a", "a", "read", Reason.EMPTY_IMAGE, "")]])
     page = Path(write_report(str(tmp_path / "none"))).read_text()
     assert "No sample was written" in page
 
 
-def test_no_dataset_no_report(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no dataset"):
         write_report(str(tmp_path))
 
@@ -184,7 +184,7 @@ def test_the_gallery_is_used_with_the_keyboard_alone(folder: Path, open_page: Op
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Escape")
         assert page.locator("dialog[open]").count() == 0
-        # A dialog tells that it is closed a moment after it is.
+        # A dialog's close event comes a moment after it is closed.
         page.wait_for_function("last => document.activeElement.getAttribute('aria-label') !== last", arg=second)
         assert page.evaluate("document.activeElement.className") == "open"
         assert page.evaluate("document.activeElement.getAttribute('aria-label')") not in {first, second}

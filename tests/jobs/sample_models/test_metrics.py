@@ -16,7 +16,7 @@ def test_iou_by_hand() -> None:
 
 
 def test_panoptic_quality_by_hand() -> None:
-    # cat: one match of IoU 4/5 and one miss: sq 0.8, rq 1 / 1.5. dog: one invention: 0.
+    # cat: a match of IoU 4/5 and a false negative: sq 0.8, rq 1 / 1.5. dog: a false positive: 0.
     pictures = [([("cat", box(0, 4)), ("dog", box(6, 9))], [("cat", box(0, 5)), ("cat", box(6, 10))])]
     scores = panoptic_quality(pictures)
     assert scores["sq"] == pytest.approx((0.8 + 0) / 2)

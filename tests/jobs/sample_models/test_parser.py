@@ -1,4 +1,4 @@
-"""Relabelling the treebank, on trees worked by hand, and what the trained parser reaches on held-out text."""
+"""Relabelling the treebank, on small trees, and the scores of the trained parser on held-out text."""
 
 import gzip
 from pathlib import Path

@@ -61,21 +61,21 @@ def test_a_few_steps_lower_the_loss_of_a_scene() -> None:
     assert all(parameter.grad is not None for parameter in sam.image_encoder.parameters())
 
 
-def test_a_fine_sam_begins_with_what_a_coarse_one_knows() -> None:
+def test_a_fine_sam_starts_from_the_weights_of_a_coarse_one() -> None:
     torch.manual_seed(0)
     coarse, fine = new_sam(COARSE), new_sam(FINE)
-    known = coarse.state_dict()
-    for name in known:
+    weights = coarse.state_dict()
+    for name in weights:
         if "pos" in name:
-            torch.nn.init.normal_(known[name])
-    refine(known, fine)
+            torch.nn.init.normal_(weights[name])
+    refine(weights, fine)
     small = torch.randn(1, 3, SIDE // 2, SIDE // 2)
     enlarged = torch.nn.functional.interpolate(small, scale_factor=2)
     torch.testing.assert_close(
         fine.image_encoder.patch_embed(small), coarse.image_encoder.patch_embed(enlarged), atol=1e-5, rtol=1e-4
     )
     # Half the distance in the windows of the first layer, as many pixels; the whole grid in the second's.
-    ours, theirs = fine.state_dict(), known
+    ours, theirs = fine.state_dict(), weights
     for layer, reach in ((0, 8), (1, 32)):
         name = f"image_encoder.blocks.{layer}.attn.rel_pos_h"
         assert len(ours[name]) == 2 * reach - 1

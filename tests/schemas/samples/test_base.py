@@ -60,8 +60,8 @@ def test_a_sample_has_the_members_and_a_row_the_columns_of_its_format() -> None:
     assert sample.members["jpg"] == EXAMPLE.image
     common = {"key": "k", "caption": "a dog", "width": 6, "height": 4, "source": "there", "license": "CC0"}
     assert row == {**common, "words": 2, "hash": 9}
-    assert FORMAT.sample_of(EXAMPLE) == sample
-    assert FORMAT.row_of(EXAMPLE) == row
+    assert FORMAT.pack(EXAMPLE)[0] == sample
+    assert FORMAT.pack(EXAMPLE)[1] == row
     assert {"shard", "offset", "size", "crc32", *row} == set(FORMAT.index_columns.names)
     assert FORMAT.problems_of(sample, row) == []
 

@@ -29,11 +29,11 @@ def matted() -> Example:
 
 def row_of(example: Example) -> dict[str, Any]:
     told = {"caption": example.caption, "width": 60, "height": 40, "source": example.source.uri, "license": ""}
-    return told | FORMAT.row_of(example)
+    return told | FORMAT.pack(example)[1]
 
 
 def test_the_json_is_the_one_that_the_contract_lays_down() -> None:
-    assert json.loads(FORMAT.sample_of(matted()).members["json"]) == {
+    assert json.loads(FORMAT.pack(matted())[0].members["json"]) == {
         "key": "dog-1",
         "caption": "a red ball on grass",
         "caption_origin": "blip2",
@@ -52,23 +52,23 @@ def test_the_json_is_the_one_that_the_contract_lays_down() -> None:
 
 
 def test_the_members_are_the_five_and_an_annotated_subject_has_no_phrase() -> None:
-    sample = FORMAT.sample_of(pair("k"))
+    sample = FORMAT.pack(pair("k"))[0]
     assert set(sample.members) == FORMAT.member_names == {"target.jpg", "input.jpg", "alpha.png", "trimap.png", "json"}
     assert (Record.from_sample(sample).origin, Record.from_sample(sample).phrase) == ("annotation", "")
 
 
 def test_the_index_holds_the_salience_of_an_annotated_subject() -> None:
     parts = ("area", "centrality", "wholeness", "border")
-    assert [FORMAT.row_of(matted())[part] for part in parts] == [None] * 4
+    assert [FORMAT.pack(matted())[1][part] for part in parts] == [None] * 4
     example = pair("k")
     assert example.subject is not None
     salient = replace(example, subject=replace(example.subject, salience=Salience(0.123456, 0.5, 1.0, 0.0)))
-    assert [FORMAT.row_of(salient)[part] for part in parts] == [0.1235, 0.5, 1.0, 0.0]
-    assert FORMAT.sample_of(salient) == FORMAT.sample_of(example)
+    assert [FORMAT.pack(salient)[1][part] for part in parts] == [0.1235, 0.5, 1.0, 0.0]
+    assert FORMAT.pack(salient)[0] == FORMAT.pack(example)[0]
 
 
 def test_a_sound_sample_has_no_problems() -> None:
-    assert FORMAT.problems_of(FORMAT.sample_of(matted()), row_of(matted())) == []
+    assert FORMAT.problems_of(FORMAT.pack(matted())[0], row_of(matted())) == []
 
 
 def test_no_alpha_of_a_half_is_an_empty_box() -> None:
@@ -77,7 +77,7 @@ def test_no_alpha_of_a_half_is_an_empty_box() -> None:
 
 
 def broken(name: str, content: bytes) -> Sample:
-    sample = FORMAT.sample_of(matted())
+    sample = FORMAT.pack(matted())[0]
     return Sample(sample.key, {**sample.members, name: content})
 
 
@@ -85,7 +85,7 @@ def test_everything_wrong_with_a_sample_is_said() -> None:
     row = row_of(matted())
     alpha = decode_grey(matted().alpha)
     moved, strange = np.roll(alpha, 2, axis=1), np.where(alpha == 128, 100, alpha).astype(np.uint8)
-    record = json.loads(FORMAT.sample_of(matted()).members["json"])
+    record = json.loads(FORMAT.pack(matted())[0].members["json"])
     cases = {
         "cannot be decoded": broken("target.jpg", b"no picture"),
         "is 60 x 39 pixels, its JSON says 60 x 40": broken("trimap.png", encode_grey(alpha[:39])),
@@ -104,7 +104,7 @@ def test_everything_wrong_with_a_sample_is_said() -> None:
     for message, sample in cases.items():
         assert any(message in problem for problem in FORMAT.problems_of(sample, row)), message
     wrong_row = row | {"background": "sea.jpg"}
-    (problem,) = FORMAT.problems_of(FORMAT.sample_of(matted()), wrong_row)
+    (problem,) = FORMAT.problems_of(FORMAT.pack(matted())[0], wrong_row)
     assert problem == "the index says background 'sea.jpg', the record 'sky.jpg'"
 
 

@@ -27,16 +27,16 @@ def sample_and_row(**changes: object) -> tuple[Sample, dict[str, Any]]:
         "height": 48,
         "source": made.source.uri,
         "license": "CC0",
-        **FORMAT.row_of(made),
+        **FORMAT.pack(made)[1],
     }
-    sample = FORMAT.sample_of(made)
+    sample = FORMAT.pack(made)[0]
     return Sample(
         sample.key, {**sample.members, "json": json.dumps(json.loads(sample.members["json"]) | changes).encode()}
     ), row
 
 
 def test_the_json_is_the_one_that_the_contract_lays_down() -> None:
-    record = json.loads(FORMAT.sample_of(example("dog-1", PAIR, extra_segments=3)).members["json"])
+    record = json.loads(FORMAT.pack(example("dog-1", PAIR, extra_segments=3))[0].members["json"])
     mask = record["subjects"][1].pop("segmentation")
     record["subjects"][0].pop("segmentation")
     assert mask["size"] == [48, 64]
@@ -63,7 +63,7 @@ def test_the_json_is_the_one_that_the_contract_lays_down() -> None:
 
 def test_a_sample_is_pinned_byte_for_byte() -> None:
     made = dataclasses.replace(example("ü", PAIR), image=b"jpeg", caption="ein Hünd 🐕")
-    sample = FORMAT.sample_of(made)
+    sample = FORMAT.pack(made)[0]
     assert sample.members["jpg"] == b"jpeg"
     assert "ein Hünd 🐕".encode() in sample.members["json"]
     assert (
@@ -81,7 +81,7 @@ def test_subjects_stand_in_the_order_of_their_phrases_and_scores_have_four_decim
 
 def test_a_whole_number_as_score_stays_a_float() -> None:
     made = example("a")
-    sample = FORMAT.sample_of(dataclasses.replace(made, matches=(dataclasses.replace(made.matches[0], score=1),)))
+    sample = FORMAT.pack(dataclasses.replace(made, matches=(dataclasses.replace(made.matches[0], score=1),)))[0]
     assert b'"score":1.0,' in sample.members["json"]
 
 
@@ -93,13 +93,13 @@ def test_a_record_comes_back_as_the_example_it_was_made_from(text: str, score: f
         segments=(dataclasses.replace(made.segments[0], score=1.0),),
         matches=(dataclasses.replace(made.matches[0], score=round(score, 4)),),
     )
-    sample = FORMAT.sample_of(made)
+    sample = FORMAT.pack(made)[0]
     assert Record.from_sample(sample).to_example(sample.members["jpg"]) == made
 
 
 def test_an_example_without_a_match_is_refused() -> None:
     with pytest.raises(RecordError) as caught:
-        FORMAT.sample_of(dataclasses.replace(example("a"), matches=()))
+        FORMAT.pack(dataclasses.replace(example("a"), matches=()))[0]
     assert caught.value.reason == Reason.NO_MATCH
 
 
@@ -155,8 +155,8 @@ def test_a_picture_that_cannot_be_decoded_is_said() -> None:
 
 
 def test_the_index_has_the_columns_that_a_row_fills() -> None:
-    assert set(FORMAT.row_of(example("a"))) == set(FORMAT.index_columns.names) - {"shard", "offset", "size", "crc32"}
-    row = FORMAT.row_of(dataclasses.replace(example("a", PAIR, extra_segments=2), left_out=3))
+    assert set(FORMAT.pack(example("a"))[1]) == set(FORMAT.index_columns.names) - {"shard", "offset", "size", "crc32"}
+    row = FORMAT.pack(dataclasses.replace(example("a", PAIR, extra_segments=2), left_out=3))[1]
     assert {name: row[name] for name in FORMAT.columns.names} == {
         "phrases": 2,
         "subjects": 2,

@@ -19,7 +19,7 @@ from training.recipes.blip_diffusion import Config, Model, Parts, load, prepare
 from training.recipes.blip_diffusion.model import Prompter, average_by_subject
 
 CONFIG = Config(
-    steps=6, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
+    steps=4, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
 )
 
 
@@ -48,7 +48,7 @@ def test_the_prompter_computes_the_formula() -> None:
     np.testing.assert_allclose(prompter(answers)[0].detach(), expected, atol=1e-5)
 
 
-def test_the_forward_pass_is_the_papers_steps_one_by_one(parts: Parts) -> None:
+def test_the_forward_pass_matches_the_steps_of_the_paper(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_pairs(parts, ["ball", "cup", None])
     draws = model.draw(batch, np.random.default_rng(1))
@@ -58,12 +58,12 @@ def test_the_forward_pass_is_the_papers_steps_one_by_one(parts: Parts) -> None:
         texts = []
         for row in range(3):
             vision = parts.image_encoder
-            seen = vision.post_layernorm(
+            features = vision.post_layernorm(
                 vision((batch["input_pixel_values"][row : row + 1] - mean) / std).last_hidden_state
             )
             subject = batch["subject_input_ids"][row][batch["subject_attention_mask"][row]]  # without padding
             answers = parts.qformer(
-                subject[None], query_embeds=parts.prompter.queries[None], encoder_hidden_states=seen
+                subject[None], query_embeds=parts.prompter.queries[None], encoder_hidden_states=features
             )
             prompt = parts.prompter(answers.last_hidden_state[:, :16])[0]
             encoder = parts.text_encoder
@@ -86,7 +86,7 @@ def test_the_forward_pass_is_the_papers_steps_one_by_one(parts: Parts) -> None:
     assert losses["loss"].item() == losses["noise"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_subject_prompt_stands_in_its_places_and_changes_nothing_before(parts: Parts) -> None:
+def test_the_subject_prompt_changes_only_its_own_and_later_tokens(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_pairs(parts, ["ball", "ball"])
     with torch.no_grad():
@@ -94,18 +94,18 @@ def test_the_subject_prompt_stands_in_its_places_and_changes_nothing_before(part
         changed = (text_of(model, batch) - plain).abs().amax(-1) > 1e-5
     assert not changed[:, :10].any()
     assert changed[:, 10:].all()
-    with torch.no_grad():  # and the encoder is as before
+    with torch.no_grad():  # the encoder itself is unchanged
         assert torch.equal(parts.text_encoder(batch["input_ids"]).last_hidden_state, plain)
 
 
-def test_a_dropped_prompt_leaves_the_caption_alone(parts: Parts) -> None:
+def test_without_a_prompt_the_text_is_the_encoded_caption(parts: Parts) -> None:
     batch = tiny_pairs(parts, [None])
     with torch.no_grad():
         text = text_of(Model(parts), batch)
         assert torch.equal(text, parts.text_encoder(batch["input_ids"]).last_hidden_state)
 
 
-def test_the_prompt_depends_on_picture_and_subject_and_not_on_padding(parts: Parts) -> None:
+def test_the_prompt_depends_on_picture_and_subject_but_not_on_padding(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_pairs(parts, ["ball"])
     other = {**batch, "input_pixel_values": batch["input_pixel_values"].flip(-1)}
@@ -116,7 +116,7 @@ def test_the_prompt_depends_on_picture_and_subject_and_not_on_padding(parts: Par
         "subject_attention_mask": torch.nn.functional.pad(batch["subject_attention_mask"], (0, 5)),
     }
     with torch.no_grad():
-        prompt, mirrored, cup, padded = (model.compute_prompts(one) for one in (batch, other, named, longer))
+        prompt, mirrored, cup, padded = (model.compute_prompts(changed) for changed in (batch, other, named, longer))
     assert prompt.shape == (1, 16, 64)
     assert (prompt - mirrored).abs().max() > 1e-4
     assert (prompt - cup).abs().max() > 1e-4
@@ -132,7 +132,7 @@ def trained(model: Model) -> set[str]:
     return {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_pre_training_teaches_all_but_image_encoder_and_autoencoder(parts: Parts) -> None:
+def test_pre_training_trains_all_but_image_encoder_and_autoencoder(parts: Parts) -> None:
     assert trained(Model(parts)) == {"qformer", "prompter", "text_encoder", "unet"}
     assert trained(Model(parts, Config(train_encoders=True))) == {
         "qformer", "prompter", "text_encoder", "unet", "image_encoder",
@@ -155,7 +155,7 @@ def test_every_trained_parameter_has_a_gradient_and_no_frozen_one(
     assert bool(gradient.any()) == (subjects[0] is not None)
 
 
-def test_nothing_is_dropped_at_random_within_the_networks(parts: Parts) -> None:
+def test_the_networks_apply_no_dropout(parts: Parts) -> None:
     for part in (parts.qformer, parts.text_encoder, parts.unet):
         part.train()
     model = Model(parts)
@@ -172,7 +172,7 @@ def test_prompts_are_averaged_by_subject() -> None:
     assert torch.allclose(averaged["dog"], (prompts[0] + prompts[2] + prompts[3]) / 3)
 
 
-def test_kept_prompts_stand_in_for_their_subjects_pictures(parts: Parts) -> None:
+def test_averaged_prompts_replace_those_of_the_pictures(parts: Parts) -> None:
     model = Model(parts, Config(finetune=True))
     first, second = (tiny_pairs(parts, ["ball", "ball"], seed) for seed in (0, 1))
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_kept_prompts_stand_in_for_their_subjects_pictures(parts: Parts) -> None
         assert torch.equal(prompts[1], model.compute_prompts(mixed)[1])
 
     def fail(*_: object, **__: object) -> None:
-        pytest.fail("the Q-Former ran although the prompt is kept")
+        pytest.fail("the Q-Former ran although an averaged prompt exists")
 
     model.qformer.forward = fail
     batch = tiny_pairs(parts, ["ball", None])
@@ -194,15 +194,15 @@ def test_kept_prompts_stand_in_for_their_subjects_pictures(parts: Parts) -> None
     assert model.unet.conv_in.weight.grad is not None
 
 
-def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: Parts, tmp_path: Path) -> None:
+def test_a_saved_model_can_be_loaded_also_by_diffusers(parts: Parts, tmp_path: Path) -> None:
     batch = tiny_pairs(parts, ["ball", "cup", None])
     model = Model(parts)
     draws = model.draw(batch, np.random.default_rng(0))
     Model(parts).save(tmp_path / "model")
     loaded = load(tmp_path / "model")
-    again = Model(loaded)
+    reloaded = Model(loaded)
     assert loaded.subjects == {}
-    assert again(batch, draws)["loss"].item() == pytest.approx(model(batch, draws)["loss"].item(), rel=1e-6)
+    assert reloaded(batch, draws)["loss"].item() == pytest.approx(model(batch, draws)["loss"].item(), rel=1e-6)
     assert loaded.subject_tokenizer("a ball").input_ids == parts.subject_tokenizer("a ball").input_ids
     assert not list((tmp_path / "model").rglob("*.bin"))
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
@@ -210,24 +210,24 @@ def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: Parts, tmp_path:
     assert pipeline(PROMPTS[0], num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
 
 
-def test_kept_prompts_are_saved_with_the_model(parts: Parts, tmp_path: Path) -> None:
+def test_averaged_prompts_are_saved_with_the_model(parts: Parts, tmp_path: Path) -> None:
     model = Model(parts, Config(finetune=True))
     batch = tiny_pairs(parts, ["ball", "cup"])
     model.average_prompts([batch])
     model.save(tmp_path / "model")
     loaded = load(tmp_path / "model")
     assert torch.equal(Model(loaded).prompts(batch), model.prompts(batch))
-    again = Model(loaded)
-    prepare(again, [], Config())
-    assert again.subjects == {}
+    reloaded = Model(loaded)
+    prepare(reloaded, [], Config())
+    assert reloaded.subjects == {}
 
 
-def test_a_missing_model_is_named(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"no model in {tmp_path / 'none'}: .*BLIP-Diffusion's layout"):
         load(tmp_path / "none")
 
 
-def test_sampling_is_a_function_of_noise_texts_and_input(parts: Parts) -> None:
+def test_sampling_depends_only_on_noise_texts_and_input(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_pairs(parts, ["ball"])
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -245,7 +245,7 @@ def new_model(vae: Path, **options: bool) -> Model:
 
 
 def batches_of(model: Model) -> Callable[[int], Iterator[dict[str, Any]]]:
-    """Batches that are a function of their number."""
+    """Return a function that yields batches, each determined by its number."""
 
     def batches(done: int) -> Iterator[dict[str, Any]]:
         while True:
@@ -273,12 +273,14 @@ def test_an_interrupted_run_is_resumed_with_the_same_numbers_and_weights(vae: Pa
     rest = run(vae, tmp_path / "broken", resume=True)
     assert losses([*first[:2], *rest]) == losses(whole)
     for name in ("unet/diffusion_pytorch_model", "qformer/model", "prompter/diffusion_pytorch_model"):
-        one, other = (load_file(tmp_path / which / "model" / f"{name}.safetensors") for which in ("whole", "broken"))
-        assert all(torch.equal(one[key], other[key]) for key in one)
+        whole_weights, resumed_weights = (
+            load_file(tmp_path / folder / "model" / f"{name}.safetensors") for folder in ("whole", "broken")
+        )
+        assert all(torch.equal(whole_weights[key], resumed_weights[key]) for key in whole_weights)
 
 
 def train_with_dropped_prompts(vae: Path, output: Path, steps: int) -> None:
-    """Train in one of two processes, whose batches have all of their subject prompts or none, in turn."""
+    """Train in one of two processes. Its batches alternately have all of their subject prompts and none."""
     rank = int(os.environ["RANK"])
     model = new_model(vae)
 
@@ -291,7 +293,7 @@ def train_with_dropped_prompts(vae: Path, output: Path, steps: int) -> None:
 
 
 def test_two_processes_train_one_model_and_resume_together(vae: Path, tmp_path: Path) -> None:
-    """In each batch of one of them all subject prompts are dropped: no parameter may be left waiting."""
+    """In each step one process drops all subject prompts: the other must not wait for gradients of the prompter."""
 
     def train_both(name: str, steps: int) -> list[tuple[float, ...]]:
         processes.run_together(2, tmp_path / f"{name}-{steps}", train_with_dropped_prompts, vae, tmp_path / name, steps)
@@ -304,7 +306,7 @@ def test_two_processes_train_one_model_and_resume_together(vae: Path, tmp_path: 
     assert train_both("broken", 4) == whole
 
 
-def test_fine_tuning_changes_the_unet_alone_and_lowers_the_loss(vae: Path, tmp_path: Path) -> None:
+def test_fine_tuning_changes_only_the_unet_and_lowers_the_loss(vae: Path, tmp_path: Path) -> None:
     model = new_model(vae, finetune=True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     batch = tiny_pairs(model.parts, ["ball", "ball"])
@@ -313,17 +315,17 @@ def test_fine_tuning_changes_the_unet_alone_and_lowers_the_loss(vae: Path, tmp_p
     start = model(batch, draws)["loss"].item()
     config = CONFIG.model_copy(update={"steps": 12, "average": 0.0, "checkpoint_every": 12})
 
-    def same(_: int) -> Iterator[dict[str, Any]]:
+    def repeated(_: int) -> Iterator[dict[str, Any]]:
         while True:
             yield batch
 
-    list(train(model, same, config, tmp_path / "run"))
+    list(train(model, repeated, config, tmp_path / "run"))
     changed = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {"unet"}
     assert model(batch, draws)["loss"].item() < 0.9 * start
     assert load(tmp_path / "run" / "model").subjects.keys() == {"ball"}
 
 
-def test_averaged_prompts_of_the_parts_are_the_models(parts: Parts) -> None:
+def test_a_model_keeps_the_averaged_prompts_of_its_parts(parts: Parts) -> None:
     prompt = torch.ones(16, 64)
     assert Model(replace(parts, subjects={"ball": prompt})).subjects == {"ball": prompt}

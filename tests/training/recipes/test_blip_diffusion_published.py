@@ -1,4 +1,4 @@
-"""The published layout, as diffusers' own classes write it, with weights of no meaning."""
+"""Models in the published layout, written by diffusers' own classes with random weights."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def published(vae: Path, tmp_path: Path) -> tuple[Path, Any]:
     return folder, model
 
 
-def test_the_published_image_encoder_sees_the_same(published: tuple[Path, Any]) -> None:
+def test_image_features_match_the_published_encoder(published: tuple[Path, Any]) -> None:
     folder, theirs = published
     ours = load(folder).image_encoder
     pictures = torch.randn(2, 3, 32, 32)
@@ -70,8 +70,8 @@ def test_the_published_image_encoder_sees_the_same(published: tuple[Path, Any]) 
         assert torch.allclose(ours.post_layernorm(ours(pictures).last_hidden_state), expected, atol=1e-5)
 
 
-def test_the_published_q_former_and_feed_forward_answer_the_same(published: tuple[Path, Any]) -> None:
-    """transformers' BLIP-2 Q-Former with text is the peer; diffusers' own no longer runs."""
+def test_the_prompts_match_the_published_q_former_and_feed_forward(published: tuple[Path, Any]) -> None:
+    """Compare with transformers' BLIP-2 Q-Former with text, because diffusers' own no longer runs."""
     folder, theirs = published
     parts = load(folder)
     model = Model(parts)
@@ -87,28 +87,28 @@ def test_the_published_q_former_and_feed_forward_answer_the_same(published: tupl
     peer.layernorm.weight.data = weights["embeddings.LayerNorm.weight"]
     peer.layernorm.bias.data = weights["embeddings.LayerNorm.bias"]
 
-    read = parts.subject_tokenizer(["a ball", "cup"], padding=True, return_tensors="pt")
-    assert read.input_ids.tolist() == [[2, 5, 6, 3], [2, 7, 3, 0]]
+    tokens = parts.subject_tokenizer(["a ball", "cup"], padding=True, return_tensors="pt")
+    assert tokens.input_ids.tolist() == [[2, 5, 6, 3], [2, 7, 3, 0]]
     batch = {
         "input_pixel_values": torch.rand(2, 3, 32, 32),
-        "subject_input_ids": read.input_ids,
-        "subject_attention_mask": read.attention_mask.bool(),
+        "subject_input_ids": tokens.input_ids,
+        "subject_attention_mask": tokens.attention_mask.bool(),
     }
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     with torch.no_grad():
-        seen = theirs.visual_encoder((batch["input_pixel_values"] - mean) / std, return_dict=True).last_hidden_state
-        asked = embeddings(read.input_ids, query_embeds=weights["query_tokens"].expand(2, -1, -1))
+        features = theirs.visual_encoder((batch["input_pixel_values"] - mean) / std, return_dict=True).last_hidden_state
+        queries = embeddings(tokens.input_ids, query_embeds=weights["query_tokens"].expand(2, -1, -1))
         answers = peer(
-            query_embeds=asked,
+            query_embeds=queries,
             query_length=16,
-            attention_mask=torch.cat([torch.ones(2, 16, dtype=torch.long), read.attention_mask], dim=1),
-            encoder_hidden_states=seen,
+            attention_mask=torch.cat([torch.ones(2, 16, dtype=torch.long), tokens.attention_mask], dim=1),
+            encoder_hidden_states=features,
         ).last_hidden_state
         assert torch.allclose(model.compute_prompts(batch), theirs.proj_layer(answers[:, :16]), atol=1e-4)
 
 
-def test_a_published_model_runs_and_is_saved_in_the_own_layout(published: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_published_model_can_be_run_and_saved_in_our_layout(published: tuple[Path, Any], tmp_path: Path) -> None:
     model = Model(load(published[0]))
     batch = tiny_pairs(model.parts, ["ball", "cup"])
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -117,7 +117,7 @@ def test_a_published_model_runs_and_is_saved_in_the_own_layout(published: tuple[
     assert torch.equal(Model(load(tmp_path / "own")).sample(batch, noise, steps=2), pictures)
 
 
-def test_old_files_are_read_too(published: tuple[Path, Any]) -> None:
+def test_weights_in_the_older_bin_format_are_loaded(published: tuple[Path, Any]) -> None:
     folder, _ = published
     stored = folder / "qformer" / "model.safetensors"
     expected = load(folder).prompter.state_dict()
@@ -127,20 +127,20 @@ def test_old_files_are_read_too(published: tuple[Path, Any]) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_fields_that_a_config_leaves_out_are_blip2s(published: tuple[Path, Any]) -> None:
+def test_fields_missing_from_a_config_get_the_defaults_of_blip2(published: tuple[Path, Any]) -> None:
     folder, _ = published
     path = folder / "qformer" / "config.json"
-    told = json.loads(path.read_text())
+    config = json.loads(path.read_text())
     for part, name in (("vision_config", "layer_norm_eps"), ("qformer_config", "layer_norm_eps")):
-        told[part].pop(name)
-    path.write_text(json.dumps(told))
+        config[part].pop(name)
+    path.write_text(json.dumps(config))
     parts = load(folder)
     assert parts.image_encoder.config.layer_norm_eps == 1e-6
     assert parts.qformer.config.layer_norm_eps == 1e-12
     assert parts.image_encoder.config.hidden_act == "quick_gelu"
 
 
-def test_weights_that_do_not_fit_and_missing_ones_are_told(published: tuple[Path, Any]) -> None:
+def test_missing_weights_and_weights_that_do_not_fit_are_reported(published: tuple[Path, Any]) -> None:
     folder, model = published
     weights = {name: value for name, value in model.state_dict().items() if "layer.1.output.dense" not in name}
     (folder / "qformer" / "model.safetensors").unlink()
@@ -153,7 +153,7 @@ def test_weights_that_do_not_fit_and_missing_ones_are_told(published: tuple[Path
         load(folder)
 
 
-def test_a_plain_stable_diffusion_is_told(published: tuple[Path, Any]) -> None:
+def test_a_stable_diffusion_without_a_q_former_is_reported(published: tuple[Path, Any]) -> None:
     folder, _ = published
     for file in (folder / "qformer").iterdir():
         file.unlink()

@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from schemas.errors import InputError
 from schemas.example import Example, Placement
 from schemas.samples.blip_diffusion import FORMAT, PlacementField
 from schemas.shards import Sample, write_tar
-from tests.training.batches import same
+from tests.training.batches import equal_batches
 from tests.training.pairs import PROMPTS, pair, raw_of, write_pairs
 from training.drops import draw
 from training.geometry import window_of
@@ -27,8 +25,8 @@ TOKENIZERS = Tokenizers(TOKENIZER, TOKENIZER)
 CONFIG = Config(resolution=32, reference=16, batch=3, workers=0, seed=1)
 
 
-def one_view(one: Example, config: Config = CONFIG) -> Batch:
-    return to_floats(make_batch([(0, raw_of(one))], view, TOKENIZERS, config.plain()))
+def view_of(record: Example, config: Config = CONFIG) -> Batch:
+    return to_floats(make_batch([(0, raw_of(record))], view, TOKENIZERS, config.plain()))
 
 
 def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, **where: int) -> list[Batch]:
@@ -47,7 +45,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_template_by_hand() -> None:
-    """BOS, 5 words, ", the ball is", 16 places, EOS, padding."""
+    """The text is BOS, 5 words, ", the ball is", 16 prompt tokens, EOS and padding."""
     ids, mask = fill_template("a red ball on grass", "ball", TOKENIZER)
     words = [number(word) for word in ("a", "red", "ball", "on", "grass", ",", "the", "ball", "is")]
     assert ids[:10] == [TOKENIZER.bos_token_id, *words]
@@ -57,22 +55,22 @@ def test_the_template_by_hand() -> None:
     assert ids[27:] == [TOKENIZER.pad_token_id] * 50
 
 
-def test_without_a_subject_the_caption_stands_alone() -> None:
+def test_without_a_subject_the_text_is_the_caption() -> None:
     for caption in ("a red ball on grass.", ""):
         ids, mask = fill_template(caption, None, TOKENIZER)
         assert ids == TOKENIZER(caption, padding="max_length", max_length=77).input_ids
         assert not any(mask)
 
 
-def test_a_captions_full_stop_does_not_meet_the_templates_comma() -> None:
+def test_the_full_stop_of_a_caption_is_removed_before_the_comma() -> None:
     assert fill_template("a red ball on grass. ", "ball", TOKENIZER) == fill_template(
         "a red ball on grass", "ball", TOKENIZER
     )
 
 
 @pytest.mark.parametrize("words", [54, 55, 56, 90])
-def test_of_a_long_caption_the_end_is_cut_never_the_subject(words: int) -> None:
-    """77 - 2 marks - 4 of the tail - 16 leaves 55 words."""
+def test_a_long_caption_is_truncated_but_never_its_subject(words: int) -> None:
+    """77 tokens less BOS and EOS, 4 of the suffix and 16 of the prompt leave 55 words."""
     ids, mask = fill_template(" ".join(["ball"] * words), "cup", TOKENIZER)
     kept = min(words, 55)
     assert ids[1 : kept + 1] == [number("ball")] * kept
@@ -82,7 +80,7 @@ def test_of_a_long_caption_the_end_is_cut_never_the_subject(words: int) -> None:
     assert len(ids) == len(mask) == 77
 
 
-def test_a_subject_that_fills_the_text_is_told() -> None:
+def test_a_subject_too_long_for_the_text_is_reported() -> None:
     raw = raw_of(pair("key", subject=" ".join(["cup"] * 57)))
     (line,) = make_batch([(0, raw)], view, TOKENIZERS, CONFIG.plain())["skipped"]
     assert line.startswith("key: of 77 tokens the subject's 60 leave no room for its prompt: 'cup cup")
@@ -91,7 +89,7 @@ def test_a_subject_that_fills_the_text_is_told() -> None:
     ]
 
 
-def drawn(config: Config, count: int = 4000) -> list[tuple[str, str | None]]:
+def sample_drops(config: Config, count: int = 4000) -> list[tuple[str, str | None]]:
     table = drop_table(config)
     dropped = [draw(table, "sample", np.random.default_rng([1, i])) for i in range(count)]
     return [
@@ -100,14 +98,14 @@ def drawn(config: Config, count: int = 4000) -> list[tuple[str, str | None]]:
     ]
 
 
-def test_subject_prompts_are_dropped_for_fifteen_of_a_hundred() -> None:
-    results = drawn(Config())
+def test_subject_prompts_are_dropped_for_15_percent() -> None:
+    results = sample_drops(Config())
     assert np.mean([subject is None for _, subject in results]) == pytest.approx(0.15, abs=0.02)
     assert {caption for caption, _ in results} == {"a red ball on grass"}
 
 
-def test_texts_are_dropped_whole_at_their_own_rate() -> None:
-    results = drawn(Config(subject_dropped=0.2, unconditional=0.1))
+def test_whole_texts_are_dropped_at_their_rate() -> None:
+    results = sample_drops(Config(subject_dropped=0.2, unconditional=0.1))
     assert np.mean([caption == "" for caption, _ in results]) == pytest.approx(0.1, abs=0.02)
     assert np.mean([subject is None for _, subject in results]) == pytest.approx(0.3, abs=0.03)
     assert all(subject is None for caption, subject in results if not caption)
@@ -115,10 +113,10 @@ def test_texts_are_dropped_whole_at_their_own_rate() -> None:
 
 def test_the_plain_view_drops_nothing() -> None:
     config = Config(subject_dropped=1.0, unconditional=1.0).plain()
-    assert set(drawn(config, 50)) == {("a red ball on grass", "ball")}
+    assert set(sample_drops(config, 50)) == {("a red ball on grass", "ball")}
 
 
-def test_what_is_dropped_changes_from_epoch_to_epoch() -> None:
+def test_drops_differ_between_epochs() -> None:
     config = CONFIG.model_copy(update={"subject_dropped": 0.5})
     raw = raw_of(pair("key"))
     kept = [
@@ -129,7 +127,7 @@ def test_what_is_dropped_changes_from_epoch_to_epoch() -> None:
     assert 3 < sum(kept[:20]) < 17
 
 
-def test_the_batch_has_the_promised_tensors(dataset: Path) -> None:
+def test_the_batch_has_the_documented_tensors(dataset: Path) -> None:
     (batch,) = take(dataset, 1)
     expected = {
         "pixel_values": ((3, 3, 32, 32), torch.float32),
@@ -142,7 +140,7 @@ def test_the_batch_has_the_promised_tensors(dataset: Path) -> None:
     assert {n: (tuple(v.shape), v.dtype) for n, v in batch.items() if isinstance(v, torch.Tensor)} == expected
     assert batch["pixel_values"].min() < -0.9
     assert batch["input_pixel_values"].min() >= 0
-    assert batch["input_pixel_values"][:, 2].min() > 0.98  # the input, not the target
+    assert batch["input_pixel_values"][:, 2].min() > 0.98  # the bluer input, not the target
     assert batch["pixel_values"][:, 2].abs().max() < 0.02
     for text, ids, read in zip(
         batch["subject_text"], batch["subject_input_ids"], batch["subject_attention_mask"], strict=True
@@ -151,50 +149,9 @@ def test_the_batch_has_the_promised_tensors(dataset: Path) -> None:
         assert ids[1] == number(text)
 
 
-@pytest.mark.parametrize(
-    ("size", "box", "window"),
-    [
-        ((60, 40), (25, 5, 10, 10), (10, 0, 40)),  # in the middle: the middle
-        ((60, 40), (0, 5, 10, 10), (0, 0, 40)),  # at the left edge
-        ((60, 40), (8, 5, 10, 10), (8, 0, 40)),  # cut off by the middle: moved as far as needed
-        ((60, 40), (48, 5, 12, 10), (20, 0, 40)),
-        ((40, 60), (5, 45, 10, 10), (0, 15, 40)),
-        ((100, 40), (10, 0, 60, 40), (30, 0, 40)),  # longer than the square: the middle lies within it
-        ((100, 40), (0, 0, 60, 40), (20, 0, 40)),  # ... or its nearest part
-        ((40, 40), (0, 0, 40, 40), (0, 0, 40)),
-    ],
-)
-def test_the_window_holds_the_subject(
-    size: tuple[int, int], box: tuple[int, int, int, int], window: tuple[int, int, int]
-) -> None:
-    assert window_of(*size, box) == window
-
-
-@given(st.data())
-def test_no_window_of_that_size_is_nearer_the_middle_or_shows_more_of_the_subject(data: st.DataObject) -> None:
-    width, height = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
-    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
-    left, top, side = window_of(width, height, (x, y, w, h))
-
-    def rank(a: int, b: int) -> tuple[int, float]:
-        across, down = (
-            min(c + e, start + side) - max(c, start)
-            for c, e, start in ((x, w, a), (y, h, b))
-        )  # fmt: skip
-        return -across * down, abs(a - (width - side) / 2) + abs(b - (height - side) / 2)
-
-    everywhere = itertools.product(range(width - side + 1), range(height - side + 1))
-    best = min(rank(a, b) for a, b in everywhere)
-    shown, distance = rank(left, top)
-    assert side == min(width, height)
-    assert shown == best[0]
-    assert distance == pytest.approx(best[1])
-
-
-def test_target_and_input_show_the_window_of_their_subject() -> None:
-    """Red tells the column: of 60 columns 8 to 47 are seen, of the input, whose subject moved right, 18 to 57."""
-    batch = one_view(pair("key", box=(8, 5, 10, 10), placement=Placement("painted", shift=(40, 0))))
+def test_target_and_input_show_the_window_around_their_subject() -> None:
+    """Red encodes the column. The target shows columns 8 to 47 of 60; the input, whose subject moved, 18 to 57."""
+    batch = view_of(pair("key", box=(8, 5, 10, 10), placement=Placement("painted", shift=(40, 0))))
     target = (batch["pixel_values"][0, 0] + 1) / 2 * 59
     shown = batch["input_pixel_values"][0, 0] * 59
     assert target.mean(0)[[0, -1]].tolist() == pytest.approx([8, 47], abs=1)
@@ -204,16 +161,16 @@ def test_target_and_input_show_the_window_of_their_subject() -> None:
 
 
 def test_a_placed_box_by_hand() -> None:
-    """Mirrored in 100 columns, twice as large about its middle, then 3 right and 4 up."""
-    told = PlacementField(scale=2.0, shift=(3, -4), flip=True)
-    assert placed((10, 20, 8, 6), told, 100) == (100 - 18 - 4 + 3, 20 - 3 - 4, 16, 12)
+    """Mirrored in 100 columns, scaled by 2 about its centre, then moved 3 right and 4 up."""
+    placement = PlacementField(scale=2.0, shift=(3, -4), flip=True)
+    assert placed((10, 20, 8, 6), placement, 100) == (100 - 18 - 4 + 3, 20 - 3 - 4, 16, 12)
     assert placed((10, 20, 8, 6), PlacementField(scale=1.0, shift=(0, 0), flip=False), 100) == (10, 20, 8, 6)
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (479, 643), (1021, 515)])
-def test_a_picture_decoded_small_lies_where_the_whole_one_does(width: int, height: int) -> None:
+def test_a_picture_decoded_at_a_reduced_size_is_aligned_with_the_full_size(width: int, height: int) -> None:
     box = (width // 2, height // 2, 30, 30)
-    picture = one_view(pair("key", size=(width, height), box=box))["pixel_values"][0]
+    picture = view_of(pair("key", size=(width, height), box=box))["pixel_values"][0]
     left, top, side = window_of(width, height, box)
     places = (np.arange(32) + 0.5) * side / 32 - 0.5
     columns = (picture[0].numpy() + 1) / 2 * (width - 1) - left
@@ -223,26 +180,28 @@ def test_a_picture_decoded_small_lies_where_the_whole_one_does(width: int, heigh
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(dataset: Path, workers: int) -> None:
+def test_a_run_resumed_within_an_epoch_gets_the_same_batches(dataset: Path, workers: int) -> None:
     config = CONFIG.model_copy(update={"workers": workers, "subject_dropped": 0.5})
     whole = take(dataset, 9, config=config)
     for done in range(9) if workers == 0 else (1, 6):
-        assert all(same(a, b) for a, b in zip(whole[done:], take(dataset, 9 - done, done, config), strict=True))
+        assert all(
+            equal_batches(a, b) for a, b in zip(whole[done:], take(dataset, 9 - done, done, config), strict=True)
+        )
 
 
-def test_processes_read_shards_of_their_own(dataset: Path) -> None:
+def test_processes_read_different_samples(dataset: Path) -> None:
     config = CONFIG.model_copy(update={"batch": 1})
     firsts = [take(dataset, 3, config=config, rank=rank, world=2) for rank in range(2)]
     keys = [{batch["keys"][0] for batch in taken} for taken in firsts]
     assert not keys[0] & keys[1]
 
 
-def test_all_samples_are_seen_once_with_nothing_dropped(dataset: Path) -> None:
+def test_a_single_pass_yields_each_sample_once_without_drops(dataset: Path) -> None:
     config = CONFIG.model_copy(update={"batch": 5, "subject_dropped": 1.0})
-    seen = list(batches_once(find_shards(str(dataset), "blip-diffusion"), view, TOKENIZERS, config))
-    assert [len(batch["keys"]) for batch in seen] == [5, 5, 2]
-    assert [key for batch in seen for key in batch["keys"]] == [f"key{i:03d}" for i in range(12)]
-    assert all(batch["subject_prompt_mask"].sum(1).eq(16).all() for batch in seen)
+    taken = list(batches_once(find_shards(str(dataset), "blip-diffusion"), view, TOKENIZERS, config))
+    assert [len(batch["keys"]) for batch in taken] == [5, 5, 2]
+    assert [key for batch in taken for key in batch["keys"]] == [f"key{i:03d}" for i in range(12)]
+    assert all(batch["subject_prompt_mask"].sum(1).eq(16).all() for batch in taken)
 
 
 def without(name: str) -> Callable[[dict[str, Any]], Any]:
@@ -264,7 +223,7 @@ def with_record(**fields: object) -> Callable[[dict[str, Any]], Any]:
         (with_record(subject=3), "subject"),
     ],
 )
-def test_each_damage_of_a_sample_is_told_and_the_batch_is_smaller(
+def test_a_damaged_sample_is_reported_and_left_out_of_the_batch(
     damage: Callable[[dict[str, Any]], Any], why: str
 ) -> None:
     good, bad = raw_of(pair("good")), raw_of(pair("bad"))
@@ -277,8 +236,8 @@ def test_each_damage_of_a_sample_is_told_and_the_batch_is_smaller(
     assert batch["subject_text"] == ["ball"]
 
 
-def test_texts_are_read_as_the_template_has_them_and_damaged_ones_left_out(tmp_path: Path) -> None:
-    samples = [FORMAT.sample_of(pair(f"key{i}", caption=f"{i} balls")) for i in range(4)]
+def test_texts_are_read_as_in_the_template_and_damaged_records_skipped(tmp_path: Path) -> None:
+    samples = [FORMAT.pack(pair(f"key{i}", caption=f"{i} balls"))[0] for i in range(4)]
     samples[1] = Sample("key1", {**samples[1].members, "json": b"{"})
     with (tmp_path / "blip-diffusion-000000.tar").open("wb") as tar:
         write_tar(tar, samples)
@@ -286,7 +245,7 @@ def test_texts_are_read_as_the_template_has_them_and_damaged_ones_left_out(tmp_p
     assert found == ["0 balls, the ball is", "2 balls, the ball is"]
 
 
-def test_another_recipes_folder_is_told(tmp_path: Path) -> None:
+def test_a_folder_of_another_recipe_is_reported(tmp_path: Path) -> None:
     (tmp_path / "fastcomposer-000000.tar").touch()
     with pytest.raises(
         InputError, match=r"expected blip-diffusion-000000\.tar \.\.\., as `subjectloom build blip-diffusion` writes"

@@ -55,11 +55,11 @@ def test_the_noise_loss_is_the_mean_square_over_all_pixels() -> None:
     assert noise_loss(prediction, target, weight).item() == pytest.approx((1 + 1 + 0 + 0) / 4)
 
 
-def test_the_masked_loss_looks_at_the_union_of_the_subjects_and_everywhere_where_there_is_none() -> None:
+def test_the_masked_loss_covers_the_union_of_the_subjects_or_everything_without_subjects() -> None:
     segmentation = torch.zeros(2, 3, 4, 4)
     segmentation[:, 0, :2, :2] = 1
     segmentation[:, 1, 2:, 2:] = 1
-    segmentation[:, 2, :2, 2:] = 1  # of no subject
+    segmentation[:, 2, :2, 2:] = 1  # belongs to no subject
     valid = torch.tensor([[True, True, False], [False, False, False]])
     weight = subject_weight(segmentation, valid, (4, 4))
     union = segmentation[0, 0] + segmentation[0, 1]
@@ -67,33 +67,33 @@ def test_the_masked_loss_looks_at_the_union_of_the_subjects_and_everywhere_where
     assert torch.equal(weight[1, 0], torch.ones(4, 4))
 
 
-def test_a_network_that_predicts_nothing_has_the_loss_of_its_target(parts: Parts) -> None:
+def test_a_network_that_predicts_zero_has_the_mean_square_of_its_target_as_loss(parts: Parts) -> None:
     model = Model(parts, Config(localization_weight=0.25))
     torch.nn.init.zeros_(model.unet.conv_out.weight)
     torch.nn.init.zeros_(model.unet.conv_out.bias)
     batch = tiny_batch(parts, TWO)
-    drawn = model.draw(batch, np.random.default_rng(0))
-    everywhere = Draws(drawn.noise, drawn.latent_noise, drawn.timesteps)
+    draws = model.draw(batch, np.random.default_rng(0))
+    everywhere = Draws(draws.noise, draws.latent_noise, draws.timesteps)
     losses = model(batch, everywhere)
-    assert losses["noise"].item() == pytest.approx(drawn.noise.square().mean().item(), rel=1e-5)
+    assert losses["noise"].item() == pytest.approx(draws.noise.square().mean().item(), rel=1e-5)
     assert losses["loss"].item() == pytest.approx(losses["noise"].item() + 0.25 * losses["localization"].item())
 
-    # Sample 0 has both halves, sample 1 the left half, its edge smoothed by the resize: its middle columns count
-    # the less. Away from the edge the weights are 1 and 0.
-    without_background = replace(drawn, dropped=frozenset({"background"}))
+    # Sample 0 has both halves, sample 1 the left half. Resizing smooths the edge of its mask, so that the weights of
+    # the middle columns differ from 1 and 0.
+    without_background = replace(draws, dropped=frozenset({"background"}))
     masked = model(batch, without_background)["noise"].item()
-    left = drawn.noise[1, :, :, :8].square().sum().item()
-    assert masked == pytest.approx((drawn.noise[0].square().sum().item() + left) / drawn.noise.numel(), rel=0.03)
+    left = draws.noise[1, :, :, :8].square().sum().item()
+    assert masked == pytest.approx((draws.noise[0].square().sum().item() + left) / draws.noise.numel(), rel=0.03)
 
     model.scheduler.register_to_config(prediction_type="v_prediction")
     kept = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
-    a = kept[drawn.timesteps].float().view(-1, 1, 1, 1)
-    latents = encode_pictures(model.vae, batch["pixel_values"], drawn.latent_noise)
-    velocity = a.sqrt() * drawn.noise - (1 - a).sqrt() * latents
+    a = kept[draws.timesteps].float().view(-1, 1, 1, 1)
+    latents = encode_pictures(model.vae, batch["pixel_values"], draws.latent_noise)
+    velocity = a.sqrt() * draws.noise - (1 - a).sqrt() * latents
     assert model(batch, everywhere)["noise"].item() == pytest.approx(velocity.square().mean().item(), rel=1e-4)
 
 
-def test_the_forward_pass_is_the_published_steps_one_by_one(parts: Parts) -> None:
+def test_the_forward_pass_matches_the_published_steps(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_batch(parts, TWO)
     draws = model.draw(batch, np.random.default_rng(1))
@@ -102,8 +102,8 @@ def test_the_forward_pass_is_the_published_steps_one_by_one(parts: Parts) -> Non
         for sample, subject in ((0, 0), (0, 1), (1, 0)):
             mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
             std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-            seen = (batch["subject_pixel_values"][sample, subject] - mean) / std
-            image = parts.image_encoder(seen[None]).image_embeds
+            normalized = (batch["subject_pixel_values"][sample, subject] - mean) / std
+            image = parts.image_encoder(normalized[None]).image_embeds
             place = batch["subject_token_index"][sample, subject]
             text[sample, place] = parts.fuser(text[sample, place][None], image)[0]
         posterior = parts.vae.encode(batch["pixel_values"]).latent_dist
@@ -117,7 +117,7 @@ def test_the_forward_pass_is_the_published_steps_one_by_one(parts: Parts) -> Non
         assert model(batch, plain)["noise"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_only_the_tokens_of_subjects_change(parts: Parts) -> None:
+def test_fusing_changes_only_the_tokens_of_subjects(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_batch(parts, TWO)
     with torch.no_grad():
@@ -132,8 +132,8 @@ def test_a_batch_without_subjects_gives_every_trained_parameter_a_gradient(parts
     model = Model(parts, Config(train_encoders=True))
     batch = tiny_batch(parts, [[False, False]])
     assert torch.equal(model.fused_text(batch), parts.text_encoder(batch["input_ids"])[0])
-    drawn = model.draw(batch, np.random.default_rng(0))
-    losses = model(batch, replace(drawn, dropped=frozenset({"background"} if masked else ())))
+    draws = model.draw(batch, np.random.default_rng(0))
+    losses = model(batch, replace(draws, dropped=frozenset({"background"} if masked else ())))
     losses["loss"].backward()
     assert losses["localization"].item() == 0
     assert losses["noise"].item() > 0.1
@@ -142,37 +142,37 @@ def test_a_batch_without_subjects_gives_every_trained_parameter_a_gradient(parts
     assert without == set()
 
 
-def test_the_paper_trains_the_unet_the_fuser_and_the_last_blocks_of_the_image_encoder(parts: Parts) -> None:
+def test_the_unet_the_fuser_and_the_last_blocks_of_the_image_encoder_are_trained(parts: Parts) -> None:
     model = Model(parts, Config(trained_blocks=1))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name.split(".")[0] for name in trained} == {"unet", "fuser", "image_encoder"}
     assert {name.split(".")[4] for name in trained if name.startswith("image_encoder")} == {"1"}
 
 
-def test_draws_depend_on_their_generator_alone(parts: Parts) -> None:
+def test_draws_depend_only_on_their_generator(parts: Parts) -> None:
     model = Model(parts, Config(mask_probability=0.5))
     batch = tiny_batch(parts, TWO)
-    one, same, other = (model.draw(batch, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert one.noise.shape == (2, 4, 16, 16)
-    assert torch.equal(one.noise, same.noise)
-    assert not torch.equal(one.noise, other.noise)
-    assert not torch.equal(one.noise, one.latent_noise)
+    first, second, other = (model.draw(batch, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first.noise.shape == (2, 4, 16, 16)
+    assert torch.equal(first.noise, second.noise)
+    assert not torch.equal(first.noise, other.noise)
+    assert not torch.equal(first.noise, first.latent_noise)
     masked = ["background" in model.draw(batch, np.random.default_rng(seed)).dropped for seed in range(200)]
     assert 70 < sum(masked) < 130
 
 
-def test_sampling_shows_the_unet_text_alone_first_and_subjects_afterwards(parts: Parts) -> None:
+def test_sampling_starts_with_the_text_alone_and_adds_subjects_later(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_batch(parts, [[True, True]])
-    seen: list[torch.Tensor] = []
+    texts: list[torch.Tensor] = []
     forward = model.unet.forward
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 
-    def spy(latents: torch.Tensor, time: torch.Tensor, encoder_hidden_states: torch.Tensor) -> object:
-        seen.append(encoder_hidden_states)
+    def recording_forward(latents: torch.Tensor, time: torch.Tensor, encoder_hidden_states: torch.Tensor) -> object:
+        texts.append(encoder_hidden_states)
         return forward(latents, time, encoder_hidden_states=encoder_hidden_states)
 
-    model.unet.forward = spy
+    model.unet.forward = recording_forward
     model.subject_share = 0.6
     pictures = model.sample(batch, noise, steps=5)
     assert pictures.shape == (1, 3, 64, 64)
@@ -181,13 +181,13 @@ def test_sampling_shows_the_unet_text_alone_first_and_subjects_afterwards(parts:
         plain = parts.text_encoder(batch["input_ids"])[0]
         nothing = parts.text_encoder(model.tokenize([""]))[0]
         fused = model.fused_text(batch)
-    assert len(seen) == 5
-    for number, text in enumerate(seen):
+    assert len(texts) == 5
+    for number, text in enumerate(texts):
         assert torch.allclose(text[:1], nothing, atol=1e-5)
         assert torch.allclose(text[1:], plain if number < 2 else fused, atol=1e-5)
 
 
-def test_sampling_is_a_function_of_its_noise(parts: Parts) -> None:
+def test_sampling_depends_only_on_its_noise_and_conditions(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_batch(parts, [[True, True]])
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -199,22 +199,20 @@ def test_sampling_is_a_function_of_its_noise(parts: Parts) -> None:
     assert torch.equal(model.sample(batch, noise, steps=3), model.sample(without, noise, steps=3))
 
 
-def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: Parts, tmp_path: Path) -> None:
+def test_a_saved_model_can_be_loaded_also_by_diffusers(parts: Parts, tmp_path: Path) -> None:
     batch = tiny_batch(parts, TWO)
     model = Model(parts)
     draws = model.draw(batch, np.random.default_rng(0))
     Model(parts).save(tmp_path / "model")
-    again = Model(load(tmp_path / "model"))
-    assert again(batch, draws)["loss"].item() == pytest.approx(model(batch, draws)["loss"].item(), rel=1e-6)
+    loaded = Model(load(tmp_path / "model"))
+    assert loaded(batch, draws)["loss"].item() == pytest.approx(model(batch, draws)["loss"].item(), rel=1e-6)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline(CAPTIONS[0], num_inference_steps=2, output_type="np").images
     assert picture.shape == (1, 64, 64, 3)
 
 
-def test_a_plain_stable_diffusion_gets_its_image_encoder_from_elsewhere_and_a_fresh_fuser(
-    parts: Parts, tmp_path: Path
-) -> None:
+def test_a_plain_stable_diffusion_gets_a_separate_image_encoder_and_a_new_fuser(parts: Parts, tmp_path: Path) -> None:
     Model(parts).save(tmp_path / "model")
     (tmp_path / "model" / "image_encoder").rename(tmp_path / "clip")
     for file in (tmp_path / "model" / "fuser").iterdir():
@@ -224,6 +222,6 @@ def test_a_plain_stable_diffusion_gets_its_image_encoder_from_elsewhere_and_a_fr
     assert loaded.fuser.join[0].normalized_shape == (128,)
 
 
-def test_a_missing_model_is_named(tmp_path: Path) -> None:
+def test_a_missing_model_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"no model in {tmp_path / 'none'}: .*Stable Diffusion 1.5's layout"):
         load(tmp_path / "none")

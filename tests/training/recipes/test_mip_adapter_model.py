@@ -17,7 +17,7 @@ from training.merge import MergeName
 from training.recipes.mip_adapter import WEIGHTS, Adapter, Config, ImageProjection, Model, Parts, load
 
 CONFIG = Config(
-    steps=6, batch=2, learning_rate=1e-3, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
+    steps=4, batch=2, learning_rate=1e-3, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
 )
 BOTH = [[True, True], [True, False]]
 NOISE = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -34,7 +34,7 @@ def loss_of(model: Model, batch: dict[str, Any]) -> float:
 
 
 def test_the_projection_by_hand() -> None:
-    """Two tokens of width 2 out of an embedding of width 1: (3, 6) and (9, -3), normalised."""
+    """An embedding of width 1 gives two tokens of width 2: (3, 6) and (9, -3), normalized."""
     projection = ImageProjection(1, 2, 2)
     with torch.no_grad():
         projection.proj.weight.copy_(torch.tensor([[1.0], [2.0], [3.0], [-1.0]]))
@@ -45,7 +45,7 @@ def test_the_projection_by_hand() -> None:
 
 
 @pytest.mark.parametrize("merge", ["code", "paper", "uniform"])
-def test_the_forward_pass_is_its_steps_one_by_one(parts: Parts, merge: MergeName) -> None:
+def test_the_forward_pass_matches_a_sample_by_sample_computation(parts: Parts, merge: MergeName) -> None:
     model = Model(parts, Config(merge=merge))
     for layer in parts.adapter.layers:
         torch.nn.init.normal_(layer.predictor.weight)
@@ -65,8 +65,8 @@ def test_the_forward_pass_is_its_steps_one_by_one(parts: Parts, merge: MergeName
         modules = dict(parts.unet.named_modules())
         errors = []
         for row in range(2):  # each sample alone, with as many references as it has
-            seen = parts.image_encoder((batch["object_pixel_values"][row] - mean) / std).image_embeds
-            tokens = parts.adapter.image_proj(seen if row else torch.zeros_like(seen))
+            embeddings = parts.image_encoder((batch["object_pixel_values"][row] - mean) / std).image_embeds
+            tokens = parts.adapter.image_proj(embeddings if row else torch.zeros_like(embeddings))
             count = 1 if row else 2
 
             def merged(
@@ -80,20 +80,20 @@ def test_the_forward_pass_is_its_steps_one_by_one(parts: Parts, merge: MergeName
                 def heads(values: torch.Tensor) -> torch.Tensor:
                     return values.unflatten(-1, (attn.heads, -1)).transpose(0, 1)
 
-                def found(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+                def attend(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
                     shares = (heads(attn.to_q(x[0])) @ heads(key).mT * attn.scale).softmax(-1)
                     return (shares @ heads(value)).transpose(0, 1).flatten(1)
 
                 assert text is not None
-                z = found(attn.to_k(text[0]), attn.to_v(text[0]))
+                z = attend(attn.to_k(text[0]), attn.to_v(text[0]))
                 layer = attn.adapter_layer
                 f = torch.sigmoid(layer.predictor(z))
                 pictures = torch.zeros_like(z)
                 for i in range(count):
                     scores = heads(attn.to_k(names[i])) @ heads(attn.to_q(x[0])).mT * attn.scale
-                    about = scores.softmax(-1).mean((0, 1))[:, None]
-                    weight = torch.ones_like(about) if merge == "uniform" else about / about.mean()
-                    pictures += weight * found(layer.to_k_ip(tokens[i]), layer.to_v_ip(tokens[i]))
+                    relevance = scores.softmax(-1).mean((0, 1))[:, None]
+                    weight = torch.ones_like(relevance) if merge == "uniform" else relevance / relevance.mean()
+                    pictures += weight * attend(layer.to_k_ip(tokens[i]), layer.to_v_ip(tokens[i]))
                 z_new = {
                     "code": z + f / f.mean() * pictures,
                     "paper": f / f.mean() * z + pictures,
@@ -123,40 +123,40 @@ def _bound(function: Callable[..., torch.Tensor], attention: torch.nn.Module) ->
     return forward
 
 
-def test_the_three_merges_differ_only_where_relevance_does(parts: Parts) -> None:
+def test_only_relevance_makes_the_untrained_merges_differ(parts: Parts) -> None:
     batch = tiny_objects(parts, BOTH)
     losses = [loss_of(Model(parts, Config(merge=merge)), batch) for merge in ("code", "paper", "uniform")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # an untrained f is a constant
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # an untrained f is constant
     assert abs(losses[0] - losses[2]) > 1e-6
 
 
-def test_a_reference_that_is_missing_and_one_that_is_dropped(parts: Parts) -> None:
+def test_missing_and_dropped_references_differ(parts: Parts) -> None:
     model = Model(parts)
     plain, other = (tiny_objects(parts, [[True, True]], seed=seed) for seed in (0, 1))
     swapped = {**plain, "object_pixel_values": other["object_pixel_values"]}
-    unseen = {**plain, "image_kept": torch.tensor([False])}
+    dropped = {**plain, "image_kept": torch.tensor([False])}
     none = {**plain, "object_mask": torch.tensor([[False, False]])}
     assert loss_of(model, swapped) != loss_of(model, plain)
-    for changed in ({**swapped, "image_kept": torch.tensor([False])}, {**none, **unseen}):
+    for changed in ({**swapped, "image_kept": torch.tensor([False])}, {**none, **dropped}):
         assert loss_of(model, changed) != loss_of(model, plain)
-    assert loss_of(model, {**swapped, "image_kept": torch.tensor([False])}) == loss_of(model, unseen)
+    assert loss_of(model, {**swapped, "image_kept": torch.tensor([False])}) == loss_of(model, dropped)
     assert loss_of(model, {**swapped, "object_mask": none["object_mask"]}) == loss_of(model, none)
     with torch.no_grad():
         text = model.encode_text(plain["input_ids"])
         bare = parts.unet(NOISE, 10, text).sample
-        told = {"references": model.embed_references(none)}
-        torch.testing.assert_close(parts.unet(NOISE, 10, text, cross_attention_kwargs=told).sample, bare)
+        conditions = {"references": model.embed_references(none)}
+        torch.testing.assert_close(parts.unet(NOISE, 10, text, cross_attention_kwargs=conditions).sample, bare)
 
 
 def trained(model: Model) -> set[str]:
-    """Whose parameters are trained; of the adapter, which."""
+    """The parts whose parameters are trained; for the adapter, its layers."""
     names = [name.split(".") for name, parameter in model.named_parameters() if parameter.requires_grad]
     return {
         parts[-2] if parts[1] == "ip_adapter" else parts[1] if parts[0] == "adapter" else parts[0] for parts in names
     }
 
 
-def test_only_the_adapters_layers_are_trained(parts: Parts) -> None:
+def test_only_the_layers_of_the_adapter_are_trained(parts: Parts) -> None:
     layers = {"to_k_ip", "to_v_ip"}
     assert trained(Model(parts)) == trained(Model(parts, Config(merge="paper"))) == {*layers, "predictor"}
     assert trained(Model(parts, Config(merge="uniform"))) == layers
@@ -187,8 +187,8 @@ def test_gradient_checkpointing_changes_no_gradient(parts: Parts, train_encoders
     batch = tiny_objects(parts, BOTH)
     draws = model.draw(batch, np.random.default_rng(0))
     gradients = []
-    for again in (False, True):
-        if again:
+    for checkpointing in (False, True):
+        if checkpointing:
             model.unet.enable_gradient_checkpointing()
         model.zero_grad()
         model(batch, draws)["loss"].backward()
@@ -198,21 +198,21 @@ def test_gradient_checkpointing_changes_no_gradient(parts: Parts, train_encoders
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_a_saved_model_comes_back_and_diffusers_reads_it(parts: Parts, tmp_path: Path) -> None:
+def test_a_saved_model_can_be_loaded_also_by_diffusers(parts: Parts, tmp_path: Path) -> None:
     for layer in parts.adapter.layers:
         torch.nn.init.normal_(layer.predictor.weight)
     batch = tiny_objects(parts, BOTH)
     model = Model(parts)
     model.save(tmp_path / "model")
-    again = load(tmp_path / "model")
-    assert loss_of(Model(again), batch) == pytest.approx(loss_of(model, batch), rel=1e-6)
+    loaded = load(tmp_path / "model")
+    assert loss_of(Model(loaded), batch) == pytest.approx(loss_of(model, batch), rel=1e-6)
     assert not list((tmp_path / "model").rglob("*.bin"))
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a cup", num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
 
 
-def test_diffusers_loads_what_was_trained_as_a_plain_ip_adapter(parts: Parts, tmp_path: Path) -> None:
+def test_diffusers_loads_the_saved_weights_as_an_ip_adapter(parts: Parts, tmp_path: Path) -> None:
     Model(parts).save(tmp_path / "model")
     batch = tiny_objects(parts, [[True, False]])
     model = Model(parts, Config(merge="uniform"))
@@ -220,15 +220,15 @@ def test_diffusers_loads_what_was_trained_as_a_plain_ip_adapter(parts: Parts, tm
     pipeline.load_ip_adapter(str(tmp_path / "model"), subfolder="", weight_name=WEIGHTS, image_encoder_folder=None)
     with torch.no_grad():
         text = model.encode_text(batch["input_ids"])
-        told = {"references": model.embed_references(batch)}
-        ours = parts.unet(NOISE, 10, text, cross_attention_kwargs=told).sample
-        seen = model.embed(batch["object_pixel_values"][:, 0])
-        theirs = pipeline.unet(NOISE, 10, text, added_cond_kwargs={"image_embeds": [seen[:, None]]}).sample
+        conditions = {"references": model.embed_references(batch)}
+        ours = parts.unet(NOISE, 10, text, cross_attention_kwargs=conditions).sample
+        embeddings = model.embed(batch["object_pixel_values"][:, 0])
+        theirs = pipeline.unet(NOISE, 10, text, added_cond_kwargs={"image_embeds": [embeddings[:, None]]}).sample
     torch.testing.assert_close(ours, theirs)
 
 
 def plain_stable_diffusion(parts: Parts, folder: Path) -> tuple[Path, Path]:
-    """A Stable Diffusion, and a published IP-Adapter, which knows of no predictor, elsewhere."""
+    """Save a Stable Diffusion, and in another folder an IP-Adapter as published, without predictors."""
     Model(parts).save(folder / "sd")
     models = folder / "ip" / "models"
     models.mkdir(parents=True)
@@ -245,8 +245,8 @@ def test_a_plain_stable_diffusion_gets_a_published_ip_adapter(parts: Parts, tmp_
     folder, published = plain_stable_diffusion(parts, tmp_path)
     assert loss_of(Model(load(folder, published)), batch) == pytest.approx(expected, rel=1e-6)
     assert loss_of(Model(load(folder, published / "models")), batch) == pytest.approx(expected, rel=1e-6)
-    for one in ("image_encoder", WEIGHTS):
-        (published / "models" / one).rename(folder / one)
+    for name in ("image_encoder", WEIGHTS):
+        (published / "models" / name).rename(folder / name)
     assert loss_of(Model(load(folder, "nowhere")), batch) == pytest.approx(expected, rel=1e-6)
 
 
@@ -262,14 +262,14 @@ def test_sizes_are_those_of_the_published_weights() -> None:
     assert len(adapter.layers) == 16
 
 
-def test_the_published_names(parts: Parts, tmp_path: Path) -> None:
+def test_weights_have_the_published_names(parts: Parts, tmp_path: Path) -> None:
     Model(parts).save(tmp_path)
     layers = [
-        f"ip_adapter.{number}.{one}.weight"
+        f"ip_adapter.{number}.{kind}.weight"
         for number in range(1, 2 * len(cross_attention_layers(parts.unet)), 2)
-        for one in ("to_k_ip", "to_v_ip")
+        for kind in ("to_k_ip", "to_v_ip")
     ]
-    projection = [f"image_proj.{one}.{kind}" for one in ("proj", "norm") for kind in ("weight", "bias")]
+    projection = [f"image_proj.{layer}.{kind}" for layer in ("proj", "norm") for kind in ("weight", "bias")]
     names = {name for name in load_file(tmp_path / WEIGHTS) if "predictor" not in name}
     assert names == {*layers, *projection}
 
@@ -286,7 +286,7 @@ def test_the_published_names(parts: Parts, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_weights_of_another_kind_are_told(
+def test_weights_that_do_not_fit_are_reported(
     parts: Parts, tmp_path: Path, change: Callable[[dict[str, Any]], Any], name: str
 ) -> None:
     Model(parts).save(tmp_path)
@@ -297,7 +297,7 @@ def test_weights_of_another_kind_are_told(
         load(tmp_path)
 
 
-def test_damaged_and_missing_weights_are_told(parts: Parts, tmp_path: Path) -> None:
+def test_damaged_and_missing_weights_are_reported(parts: Parts, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"no model in {tmp_path / 'none'}: .*Stable Diffusion 1.5's layout"):
         load(tmp_path / "none", tmp_path)
     Model(parts).save(tmp_path)
@@ -309,7 +309,7 @@ def test_damaged_and_missing_weights_are_told(parts: Parts, tmp_path: Path) -> N
         load(tmp_path, tmp_path)
 
 
-def test_sampling_is_a_function_of_noise_text_and_references(parts: Parts) -> None:
+def test_sampling_depends_only_on_noise_text_and_references(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_objects(parts, [[True, True]])
     first = model.sample(batch, NOISE, steps=3)
@@ -321,30 +321,30 @@ def test_sampling_is_a_function_of_noise_text_and_references(parts: Parts) -> No
     assert model.references(batch).shape == (1, 2, 3, 64, 64)
 
 
-def test_guidance_leads_away_from_no_caption_and_no_picture(parts: Parts) -> None:
+def test_guidance_moves_away_from_an_empty_caption_without_pictures(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_objects(parts, [[True, True]])
     with torch.no_grad():
         empty = {**batch, "image_kept": torch.tensor([False])}
         halves = [
-            parts.unet(NOISE, 961, **model.conditions(half)).sample
+            parts.unet(NOISE, 501, **model.conditions(half)).sample
             for half in ({**empty, "input_ids": model.tokenize([""])}, batch)
         ]
-    seen: list[torch.Tensor] = []
+    predictions: list[torch.Tensor] = []
     forward = parts.unet.forward
 
-    def spy(*arguments: object, **named: object) -> Any:  # noqa: ANN401
+    def recording_forward(*arguments: object, **named: object) -> Any:  # noqa: ANN401
         result = forward(*arguments, **named)
-        seen.append(result.sample)
+        predictions.append(result.sample)
         return result
 
-    parts.unet.forward = spy
-    model.sample(batch, NOISE, steps=25)
-    torch.testing.assert_close(seen[0], torch.cat(halves), atol=1e-5, rtol=1e-4)
+    parts.unet.forward = recording_forward
+    model.sample(batch, NOISE, steps=2)
+    torch.testing.assert_close(predictions[0], torch.cat(halves), atol=1e-5, rtol=1e-4)
 
 
 def batches_of(parts: Parts) -> Callable[[int], Iterator[dict[str, Any]]]:
-    """Batches that are a function of their number."""
+    """Return a function that yields batches, each determined by its number."""
 
     def batches(done: int) -> Iterator[dict[str, Any]]:
         while True:
@@ -362,7 +362,7 @@ def losses(metrics: list[dict[str, float]]) -> list[tuple[float, ...]]:
     return [(m["step"], m["loss"], m["gradient_norm"]) for m in metrics]
 
 
-def test_a_broken_run_goes_on_to_the_same_numbers_and_weights(vae: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed_with_the_same_numbers_and_weights(vae: Path, tmp_path: Path) -> None:
     model = new_model(vae, train_encoders=True)
     whole = list(train(model, batches_of(model.parts), CONFIG, tmp_path / "whole"))
     model = new_model(vae, train_encoders=True)
@@ -372,14 +372,16 @@ def test_a_broken_run_goes_on_to_the_same_numbers_and_weights(vae: Path, tmp_pat
     model = new_model(vae, train_encoders=True)
     rest = list(train(model, batches_of(model.parts), CONFIG, tmp_path / "broken", resume=True))
     assert losses([*first[:2], *rest]) == losses(whole)
-    one, other = (load_file(tmp_path / which / "model" / WEIGHTS) for which in ("whole", "broken"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    whole_weights, resumed_weights = (
+        load_file(tmp_path / folder / "model" / WEIGHTS) for folder in ("whole", "broken")
+    )
+    assert all(torch.equal(whole_weights[name], resumed_weights[name]) for name in whole_weights)
 
 
-def test_half_precision_stays_near(vae: Path, tmp_path: Path) -> None:
+def test_half_precision_changes_the_loss_little(vae: Path, tmp_path: Path) -> None:
     runs = []
     for precision in ("no", "bf16"):
-        AcceleratorState._reset_state()  # which keeps the first run's precision otherwise
+        AcceleratorState._reset_state()  # otherwise it keeps the precision of the first run
         model = new_model(vae, merge="paper")
         config = CONFIG.model_copy(update={"steps": 2, "precision": precision})
         runs.append(list(train(model, batches_of(model.parts), config, tmp_path / precision)))
@@ -387,7 +389,7 @@ def test_half_precision_stays_near(vae: Path, tmp_path: Path) -> None:
         assert cheap["loss"] == pytest.approx(plain["loss"], rel=0.03)
 
 
-def test_training_the_adapter_lowers_the_loss_and_touches_nothing_else(vae: Path, tmp_path: Path) -> None:
+def test_training_the_adapter_lowers_the_loss_and_changes_nothing_else(vae: Path, tmp_path: Path) -> None:
     model = new_model(vae)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     batch = tiny_objects(model.parts, [[True, True]])
@@ -396,11 +398,11 @@ def test_training_the_adapter_lowers_the_loss_and_touches_nothing_else(vae: Path
         update={"steps": 15, "average": 0.0, "checkpoint_every": 15, "learning_rate": 1e-2, "train_encoders": False}
     )
 
-    def same(_: int) -> Iterator[dict[str, Any]]:
+    def repeated(_: int) -> Iterator[dict[str, Any]]:
         while True:
             yield batch
 
-    list(train(model, same, config, tmp_path / "run"))
+    list(train(model, repeated, config, tmp_path / "run"))
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(name.startswith("adapter.ip_adapter.") for name in changed)

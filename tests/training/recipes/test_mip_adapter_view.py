@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from schemas.example import Example
 from schemas.samples.mip_adapter import FORMAT, Record
 from schemas.shards import Sample, write_tar
-from tests.training.batches import same
+from tests.training.batches import equal_batches
 from tests.training.objects import TWO, example, raw_of, write_objects
 from training.drops import draw
-from training.geometry import crop_window, window_of
 from training.recipes.mip_adapter import Config, drop_table, highest_scores, name_tokens, texts, view
 from training.shards import Batch, batches, find_shards, make_batch, read_texts, to_floats
 from training.tokenizer import small_tokenizer
@@ -31,12 +28,12 @@ def views(samples: list[tuple[int, dict[str, Any]]], config: Config = CONFIG) ->
     return to_floats(make_batch(samples, view, TOKENIZER, config))
 
 
-def one_view(one: Example, config: Config = CONFIG) -> Batch:
-    return views([(0, raw_of(one))], config)
+def view_of(record: Example, config: Config = CONFIG) -> Batch:
+    return views([(0, raw_of(record))], config)
 
 
-def plain_view(one: Example, **fields: int) -> Batch:
-    return one_view(one, CONFIG.plain().model_copy(update=fields))
+def plain_view(record: Example, **fields: int) -> Batch:
+    return view_of(record, CONFIG.plain().model_copy(update=fields))
 
 
 def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, **where: int) -> list[Batch]:
@@ -54,7 +51,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_objects(tmp_path_factory.mktemp("data") / "mip", [4, 1, 5, 2])
 
 
-def test_the_batch_has_the_promised_tensors(dataset: Path) -> None:
+def test_the_batch_has_the_documented_tensors(dataset: Path) -> None:
     (batch,) = take(dataset, 1)
     expected = {
         "pixel_values": ((3, 3, 32, 32), torch.float32),
@@ -72,7 +69,7 @@ def test_the_batch_has_the_promised_tensors(dataset: Path) -> None:
     assert 0.9 < batch["object_pixel_values"].max() <= 1
 
 
-def test_names_are_told_alone_and_their_words_without_marks() -> None:
+def test_each_name_is_tokenized_alone_and_its_words_are_marked() -> None:
     ids, words = name_tokens(["ball", "teddy bear", ""], TOKENIZER)
     start, end = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
     assert ids[0, :3].tolist() == [start, number("ball"), end]
@@ -82,13 +79,13 @@ def test_names_are_told_alone_and_their_words_without_marks() -> None:
     assert places == [[1], [1, 2], []]
 
 
-def test_a_long_name_is_cut_and_keeps_its_marks() -> None:
+def test_a_long_name_is_truncated_but_keeps_its_start_and_end_tokens() -> None:
     ids, words = name_tokens([" ".join(["ball"] * 40)], TOKENIZER)
     assert ids[0].tolist() == [TOKENIZER.bos_token_id, *[number("ball")] * 14, TOKENIZER.eos_token_id]
     assert words[0].tolist() == [False, *[True] * 14, False]
 
 
-def test_an_objects_text_is_its_name() -> None:
+def test_the_text_of_an_object_is_its_name() -> None:
     batch = plain_view(example("key"))
     assert batch["object_input_ids"][0, :, 1].tolist() == [number("ball"), number("cup")]
     assert batch["object_token_mask"][0].sum(1).tolist() == [1, 1]
@@ -97,7 +94,7 @@ def test_an_objects_text_is_its_name() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_objects_up_to_the_most(count: int) -> None:
+def test_unused_object_slots_are_empty(count: int) -> None:
     three = [("a ball", (2, 2, 10, 10)), ("a cup", (14, 2, 10, 10)), ("a bear", (28, 2, 8, 10))][:count]
     batch = plain_view(example("key", three), max_objects=3)
     assert batch["object_mask"][0].tolist() == [True] * count + [False] * (3 - count)
@@ -106,18 +103,18 @@ def test_any_number_of_objects_up_to_the_most(count: int) -> None:
         assert held.tolist() == batch["object_mask"][0].tolist(), name
 
 
-def test_of_more_objects_the_surest_stay_in_their_order() -> None:
+def test_the_objects_with_the_highest_scores_are_kept_in_order() -> None:
     three = [("a ball", (2, 2, 10, 10)), ("a cup", (14, 2, 10, 10)), ("a bear", (28, 2, 8, 10))]
     record = Record.from_example(example("key", three, scores=[0.6, 0.5, 0.9]))
-    assert [one.name for one in highest_scores(record.objects, 2)] == ["ball", "bear"]
-    assert [one.name for one in highest_scores(record.objects, 1)] == ["bear"]
-    assert [one.name for one in highest_scores(record.objects, 9)] == ["ball", "cup", "bear"]
+    assert [thing.name for thing in highest_scores(record.objects, 2)] == ["ball", "bear"]
+    assert [thing.name for thing in highest_scores(record.objects, 1)] == ["bear"]
+    assert [thing.name for thing in highest_scores(record.objects, 9)] == ["ball", "cup", "bear"]
     equal = Record.from_example(example("key", three))
-    assert [one.name for one in highest_scores(equal.objects, 2)] == ["ball", "cup"]
+    assert [thing.name for thing in highest_scores(equal.objects, 2)] == ["ball", "cup"]
 
 
-def test_a_reference_is_its_object_on_white_in_the_middle_of_a_square() -> None:
-    """The mask is 18 x 9 pixels from (5, 7), so 16 x 8 of 16; its blue is that of the picture, 51."""
+def test_a_reference_shows_its_object_centred_on_a_white_square() -> None:
+    """The mask has 18 x 9 pixels from (5, 7) on and fills 16 x 8 of the square; blue is 51 in the whole picture."""
     batch = plain_view(example("key", [("a ball", (4, 6, 20, 11))], blue=51))
     reference = (batch["object_pixel_values"][0, 0] * 255).round()
     assert (reference[:, :4] == 255).all()
@@ -129,30 +126,30 @@ def test_a_reference_is_its_object_on_white_in_the_middle_of_a_square() -> None:
     assert rows.mean(1)[[0, -1]].tolist() == pytest.approx([7, 15], abs=0.7)
 
 
-def test_around_a_mask_that_is_no_box_all_is_white() -> None:
-    made = example("key", [("a ball", (4, 6, 22, 22))])
-    mask = made.objects[0].mask.to_array()
+def test_the_surroundings_of_an_irregular_mask_are_white() -> None:
+    record = example("key", [("a ball", (4, 6, 22, 22))])
+    mask = record.objects[0].mask.to_array()
     mask[8:17, 6:15] = False
-    ring = replace(made.objects[0], mask=type(made.objects[0].mask).from_array(mask))
-    batch = plain_view(replace(made, objects=(ring,)))
+    ring = replace(record.objects[0], mask=type(record.objects[0].mask).from_array(mask))
+    batch = plain_view(replace(record, objects=(ring,)))
     reference = batch["object_pixel_values"][0, 0]
     assert (reference[:, 2:6, 2:6] == 1).all()
     assert (reference[2, 9:, 9:] < 0.6).all()
 
 
-def test_references_are_mirrored_half_of_the_time_each_for_itself() -> None:
-    falls = []
+def test_each_reference_is_mirrored_independently_half_of_the_time() -> None:
+    flips = []
     for epoch in range(60):
         batch = views([(epoch, raw_of(example("key")))])
-        falls.append([bool(one[0, 8, 4] > one[0, 8, 11]) for one in batch["object_pixel_values"][0]])
-    shares = np.mean(falls, axis=0)
+        flips.append([bool(reference[0, 8, 4] > reference[0, 8, 11]) for reference in batch["object_pixel_values"][0]])
+    shares = np.mean(flips, axis=0)
     assert (np.abs(shares - 0.5) < 0.2).all()
-    assert {tuple(pair) for pair in falls} == set(itertools.product([True, False], repeat=2))
+    assert {tuple(pair) for pair in flips} == set(itertools.product([True, False], repeat=2))
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (40, 40), (640, 480), (479, 643)])
-def test_picture_mask_and_box_move_together(size: tuple[int, int]) -> None:
-    """In a picture that tells its coordinates, what the mask shows is what it was drawn around, and so is the box."""
+def test_picture_mask_and_box_get_the_same_geometry(size: tuple[int, int]) -> None:
+    """The colours of the picture encode coordinates: those inside the cropped mask and box are the original ones."""
     width, height = size
     box = (width // 4, height // 4, width // 4, height // 3)
     mirrored, lefts = set(), set()
@@ -168,7 +165,7 @@ def test_picture_mask_and_box_move_together(size: tuple[int, int]) -> None:
         assert rows[shown].max() == pytest.approx(box[1] + box[3] - 2, abs=slack)
         x, y, w, h = batch["object_bbox"][0, 0].tolist()
         places = np.argwhere(shown)
-        inner = 32 / min(width, height)  # the mask is a pixel less on each side
+        inner = 32 / min(width, height)  # the mask leaves a border of one pixel
         assert [y, x] == pytest.approx((places.min(0) - inner).tolist(), abs=1)
         assert [y + h, x + w] == pytest.approx((places.max(0) + 1 + inner).tolist(), abs=1)
         mirrored.add(bool(columns[0, 0] > columns[0, -1]))
@@ -177,37 +174,8 @@ def test_picture_mask_and_box_move_together(size: tuple[int, int]) -> None:
     assert (len(lefts) > 3) == (width > height)
 
 
-@given(st.data())
-def test_every_window_that_holds_the_box_is_drawn_and_no_other(data: st.DataObject) -> None:
-    width, height = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
-    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
-    side = min(width, height)
-
-    def fits(start: int, low: int, extent: int) -> bool:
-        inside = start <= low and low + extent <= start + side
-        return inside or (low <= start and start + side <= low + extent)
-
-    expected = {
-        (a, b, side)
-        for a, b in itertools.product(range(width - side + 1), range(height - side + 1))
-        if fits(a, x, w) and fits(b, y, h)
-    }
-    drawn = {window_of(width, height, (x, y, w, h), np.random.default_rng(seed)) for seed in range(80)}
-    assert drawn == expected
-
-
-def test_a_box_in_a_window_by_hand() -> None:
-    """Of a window of 20 pixels at (10, 5), shown in 40."""
-    crop = crop_window(100, (10, 5, 20), 40, mirrored=False)
-    assert crop.crop_box((12, 10, 4, 6)) == (4, 10, 8, 12)
-    assert crop.crop_box((5, 0, 10, 10)) == (0, 0, 10, 10)
-    assert crop.crop_box((0, 0, 10, 100)) == (0, 0, 0, 40)
-    assert crop_window(100, (10, 5, 20), 40, mirrored=True).crop_box((12, 10, 4, 6)) == (28, 10, 8, 12)
-
-
-def test_an_object_that_the_window_misses_is_none_of_the_samples() -> None:
-    """In 120 x 20 pixels two things at the ends: no square of 20 holds both, the middle one neither."""
+def test_an_object_outside_the_window_is_left_out() -> None:
+    """In 120 x 20 pixels with an object at each end no window of 20 holds both, and the central one holds neither."""
     wide = example("key", [("a ball", (0, 2, 12, 12)), ("a cup", (104, 2, 12, 12))], (120, 20))
     batch = plain_view(wide)
     assert not batch["object_mask"].any()
@@ -218,7 +186,7 @@ def test_an_object_that_the_window_misses_is_none_of_the_samples() -> None:
     assert batch["object_input_ids"][0, 0, 1] == number("cup")
 
 
-def test_a_box_that_lies_outside_its_picture_spoils_nothing_else() -> None:
+def test_a_box_outside_the_picture_does_not_damage_the_sample() -> None:
     raw = raw_of(example("key", [BALL]))
     in_object(bbox=(900, -50, 20, 16))(raw)
     for config in (CONFIG, CONFIG.plain()):
@@ -227,7 +195,7 @@ def test_a_box_that_lies_outside_its_picture_spoils_nothing_else() -> None:
         assert not batch["object_bbox"][..., 2].any()
 
 
-def drawn(config: Config, count: int = 4000) -> list[tuple[str, bool]]:
+def sample_drops(config: Config, count: int = 4000) -> list[tuple[str, bool]]:
     table = drop_table(config)
     dropped = [draw(table, "sample", np.random.default_rng([1, i])) for i in range(count)]
     return [("" if "caption" in names else "a ball", "references" not in names) for names in dropped]
@@ -235,42 +203,44 @@ def drawn(config: Config, count: int = 4000) -> list[tuple[str, bool]]:
 
 def test_pictures_and_texts_are_dropped_at_their_rates() -> None:
     config = Config(image_dropped=0.1, text_dropped=0.2, both_dropped=0.3)
-    results = drawn(config)
+    results = sample_drops(config)
     shares = {kind: results.count(kind) / len(results) for kind in set(results)}
     expected = {("a ball", False): 0.1, ("", True): 0.2, ("", False): 0.3, ("a ball", True): 0.4}
     assert shares == pytest.approx(expected, abs=0.03)
-    published = drawn(Config())
+    published = sample_drops(Config())
     assert np.mean([caption == "" for caption, _ in published]) == pytest.approx(0.1, abs=0.02)
     assert np.mean([not kept for _, kept in published]) == pytest.approx(0.1, abs=0.02)
 
 
-def test_what_is_dropped_is_missing_from_the_batch() -> None:
+def test_dropped_conditions_are_missing_from_the_batch() -> None:
     empty = TOKENIZER("", padding="max_length", max_length=77).input_ids
     dropped = CONFIG.model_copy(update={"image_dropped": 0.0, "text_dropped": 0.0, "both_dropped": 1.0})
-    batch = one_view(example("key"), dropped)
+    batch = view_of(example("key"), dropped)
     assert batch["input_ids"][0].tolist() == empty
     assert batch["image_kept"].tolist() == [False]
     assert batch["object_mask"].all()
-    batch = one_view(example("key"), dropped.plain())
+    batch = view_of(example("key"), dropped.plain())
     assert batch["input_ids"][0].tolist() != empty
     assert batch["image_kept"].tolist() == [True]
 
 
-def test_the_plain_view_is_the_same_in_all_epochs() -> None:
+def test_the_plain_view_does_not_depend_on_the_epoch() -> None:
     raw = raw_of(example("key"))
     first, *others = (views([(epoch, raw)], CONFIG.plain()) for epoch in range(5))
-    assert all(same(first, other) for other in others)
+    assert all(equal_batches(first, other) for other in others)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(dataset: Path, workers: int) -> None:
+def test_a_run_resumed_within_an_epoch_gets_the_same_batches(dataset: Path, workers: int) -> None:
     config = CONFIG.model_copy(update={"workers": workers, "text_dropped": 0.3})
     whole = take(dataset, 9, config=config)
     for done in range(9) if workers == 0 else (5,):
-        assert all(same(a, b) for a, b in zip(whole[done:], take(dataset, 9 - done, done, config), strict=True))
+        assert all(
+            equal_batches(a, b) for a, b in zip(whole[done:], take(dataset, 9 - done, done, config), strict=True)
+        )
 
 
-def test_processes_read_shards_of_their_own(dataset: Path) -> None:
+def test_processes_read_different_samples(dataset: Path) -> None:
     config = CONFIG.model_copy(update={"batch": 1})
     firsts = [take(dataset, 3, config=config, rank=rank, world=2) for rank in range(2)]
     keys = [{batch["keys"][0] for batch in taken} for taken in firsts]
@@ -292,7 +262,7 @@ def in_object(**fields: object) -> Callable[[dict[str, Any]], Any]:
         (lambda raw: raw.pop("jpg"), "no JPEG"),
         (lambda raw: raw.pop("json"), "Invalid JSON"),
         (lambda raw: raw.update(jpg=raw["jpg"][: len(raw["jpg"]) // 2]), "truncated"),
-        (in_object(text="a cat"), "'a cat' does not stand at 0 to 10 of the caption"),
+        (in_object(text="a cat"), "'a cat' is not the text at 0 to 10 of the caption"),
         (in_object(area=3), "a mask has 252 pixels, its record says 3"),
         (
             in_object(segmentation={"size": [20, 60], "counts": "0"}),
@@ -301,7 +271,7 @@ def in_object(**fields: object) -> Callable[[dict[str, Any]], Any]:
         (in_object(name=3), "name"),
     ],
 )
-def test_each_damage_of_a_sample_is_told_and_the_batch_is_smaller(
+def test_a_damaged_sample_is_reported_and_left_out_of_the_batch(
     damage: Callable[[dict[str, Any]], Any], why: str
 ) -> None:
     good, bad = raw_of(example("good")), raw_of(example("bad"))
@@ -313,8 +283,8 @@ def test_each_damage_of_a_sample_is_told_and_the_batch_is_smaller(
     assert batch["keys"] == ["good"]
 
 
-def test_captions_and_names_are_read_and_damaged_ones_left_out(tmp_path: Path) -> None:
-    samples = [FORMAT.sample_of(example(f"key{i}", [BALL] if i else TWO)) for i in range(4)]
+def test_captions_and_names_are_read_and_damaged_records_skipped(tmp_path: Path) -> None:
+    samples = [FORMAT.pack(example(f"key{i}", [BALL] if i else TWO))[0] for i in range(4)]
     samples[1] = Sample("key1", {**samples[1].members, "json": b"{"})
     with (tmp_path / "mip-adapter-000000.tar").open("wb") as tar:
         write_tar(tar, samples)

@@ -152,6 +152,20 @@ def test_some_thirty_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 5 < len(products) < 60
 
 
+def test_where_the_factor_fails_it_is_tried_with_a_larger_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, trimap = noisy(np.random.default_rng(0), 40, 40), banded(40, 40)
+    expected = closed_form_alpha(image, trimap)
+    shifts = []
+
+    def fail_twice(rows: Floats, before: NDArray[np.int32], shift: float, *filled: NDArray[np.float32]) -> bool:
+        shifts.append(shift)
+        return len(shifts) > 2 and bool(_factor(rows, before, shift, *filled))
+
+    monkeypatch.setattr("transforms.matting.laplacian._factor", fail_twice)
+    np.testing.assert_allclose(closed_form_alpha(image, trimap), expected, atol=0.01)
+    assert shifts == pytest.approx([0.016, 0.064, 0.256])
+
+
 def test_a_matrix_that_has_no_factor_is_said_to_have_none() -> None:
     rows = np.zeros((2, 13))
     rows[:, 12] = 1
@@ -282,6 +296,13 @@ def test_pictures_too_small_for_a_window_take_the_nearest_sure_pixel(shape: tupl
     assert (closed_form_alpha(np.random.default_rng(0).random((*shape, 3)), trimap) == 1).all()
 
 
+def test_the_smallest_picture_with_a_window_is_solved() -> None:
+    """Its middle column is half of each side; the nearest sure pixel would make it one of them."""
+    image = np.array([[0.9, 0.2, 0.1], [0.5, 0.3, 0.5], [0.1, 0.4, 0.9]])[None].repeat(3, axis=0)
+    trimap = np.array([[255, 128, 0]], np.uint8).repeat(3, axis=0)
+    np.testing.assert_allclose(closed_form_alpha(image, trimap), [[1, 0.5, 0]] * 3, atol=0.01)
+
+
 def test_a_line_between_two_sure_ends_is_cut_in_the_middle() -> None:
     trimap = np.array([[255, 128, 128, 128, 128, 0]], np.uint8)
     alpha = closed_form_alpha(np.full((1, 6, 3), 0.5), trimap)
@@ -321,16 +342,20 @@ def test_holes_islands_and_bands_of_one_pixel() -> None:
 @pytest.mark.parametrize(
     ("image", "trimap", "message"),
     [
-        (np.zeros((4, 4)), np.zeros((4, 4), np.uint8), r"image must be \[H, W, 3\] float64, it is \[4, 4\]"),
-        (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), "it is .* float32"),
-        (np.zeros((4, 4, 3)), np.zeros((4, 5), np.uint8), r"trimap must be \[4, 4\] uint8, it is \[4, 5\]"),
-        (np.zeros((4, 4, 3)), np.zeros((4, 4)), "it is .* float64"),
+        (np.zeros((4, 4)), np.zeros((4, 4), np.uint8), r"the image must be \[H, W, 3\] float64, it is \[4, 4\]"),
+        (
+            np.zeros((4, 4, 3), np.float32),
+            np.zeros((4, 4), np.uint8),
+            r"the image must be .* it is .* float32",
+        ),
+        (np.zeros((4, 4, 3)), np.zeros((4, 5), np.uint8), r"the trimap must be \[4, 4\] uint8, it is \[4, 5\]"),
+        (np.zeros((4, 4, 3)), np.zeros((4, 4)), r"the trimap must be .* it is \[4, 4\] float64"),
         (np.full((4, 4, 3), np.nan), np.zeros((4, 4), np.uint8), "the image holds NaN or infinity"),
-        (np.zeros((4, 4, 3)), np.full((4, 4), 127, np.uint8), "holds 127: its values are 0, 128 and 255"),
+        (np.zeros((4, 4, 3)), np.full((4, 4), 127, np.uint8), "the trimap holds 127: its values are 0, 128 and 255"),
     ],
 )
 def test_what_is_no_picture_or_trimap_is_refused(image: Floats, trimap: NDArray[np.uint8], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         closed_form_alpha(image, trimap)
 
 

@@ -127,8 +127,8 @@ def test_scores_are_stored_with_four_decimals(clip: Clip) -> None:
 def test_what_is_scored_agrees_with_what_the_record_states(clip: Clip) -> None:
     many = annotated("k" * 9, *((f"a thing number {i}", i, i + 3) for i in range(7)))
     (example,) = add_quality(clip, [many])
-    row = FORMAT.row_of(example) | {"caption": example.caption, "source": "mem://" + example.key, "license": ""}
-    sample = FORMAT.sample_of(example)
+    row = FORMAT.pack(example)[1] | {"caption": example.caption, "source": "mem://" + example.key, "license": ""}
+    sample = FORMAT.pack(example)[0]
     assert FORMAT.problems_of(sample, row | {"width": example.width, "height": example.height}) == []
     assert Record.from_sample(sample).quality.total == row["quality"]
 

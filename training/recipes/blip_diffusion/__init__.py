@@ -2,8 +2,8 @@
 
 Li, Li and Hoi, "BLIP-Diffusion: Pre-trained Subject Representation for Controllable Text-to-Image Generation and
 Editing" (2023), section 3.2. A frozen CLIP image encoder embeds the input. A Q-Former reads the embedding together with
-the subject's text; a two-layer feed-forward network turns its 16 outputs into the subject prompt, which stands among
-the words of a template in front of the text encoder:
+the subject's text; a two-layer feed-forward network turns its 16 outputs into the subject prompt, which is inserted
+among the words of a template in the text encoder's input:
 
     [text prompt], the [subject text] is [subject prompt]
 

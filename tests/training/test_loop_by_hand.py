@@ -1,0 +1,449 @@
+"""The training loop with a model of a single weight, for which every number can be worked out by hand."""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+import training.loop
+from schemas.errors import InputError, ModelError
+from tests.training import processes
+from training.checkpoint import complete_checkpoints
+from training.diffusion import Batch, Draws
+from training.loop import NOT_LOSSES, RunConfig, check_run, to_device, train
+
+CONFIG = RunConfig(steps=2, learning_rate=0.1, warmup=0, weight_decay=0.0, average=0.0, seed=5)
+
+
+class Line(torch.nn.Module):
+    """A model whose loss is `slope` times its weight, so that its gradient is always `slope`.
+
+    AdamW therefore moves the weight by the learning rate in every step, against the sign of `slope`.
+    """
+
+    def __init__(self, weight: float = 0.0) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+        self.frozen = torch.nn.Parameter(torch.tensor(7.0), requires_grad=False)
+        self.unet: Any = SimpleNamespace(enable_gradient_checkpointing=lambda: self.calls.append("checkpointing"))
+        self.calls: list[str] = []
+        self.numbers: list[float] = []
+        self.autocast: list[bool] = []
+
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        del draws
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
+        loss = batch["slope"] * self.weight
+        return {"loss": loss, "doubled": 2 * loss}
+
+    def draw(self, batch: Batch, rng: np.random.Generator) -> Draws:
+        del batch
+        self.numbers.append(rng.random())
+        return Draws(torch.tensor(self.numbers[-1]), torch.ones(()), torch.ones(()))
+
+    def sample(self, batch: Batch, noise: Tensor) -> Tensor:
+        """Pictures of 2 x 2 pixels: red is the weight, green the noise."""
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
+        pictures = torch.zeros(len(batch["keys"]), 3, 2, 2)
+        pictures[:, 0], pictures[:, 1] = self.weight.detach(), noise
+        return pictures
+
+    def references(self, batch: Batch) -> Tensor:
+        pictures: Tensor = batch["reference_pixel_values"]
+        return pictures
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weight.json").write_text(json.dumps(self.weight.item()))
+
+
+def batch_of(slope: float, keys: Sequence[str] = ("key",), skipped: Sequence[str] = ()) -> Batch:
+    return {"slope": slope, "keys": list(keys), "skipped": list(skipped)}
+
+
+def slopes(*values: float) -> Any:  # noqa: ANN401
+    """Batches with these slopes, again and again."""
+    return lambda done: itertools.islice(itertools.cycle([batch_of(value) for value in values]), done, None)
+
+
+def run(output: Path, config: RunConfig = CONFIG, batches: Any = None, **options: Any) -> list[dict[str, float]]:  # noqa: ANN401
+    return list(train(Line(), batches or slopes(1.0), config, output, **options))
+
+
+def checkpoint_of(output: Path, kind: str) -> dict[str, float]:
+    """The numbers of one kind in the newest checkpoint."""
+    tensors = load_file(complete_checkpoints(output)[-1] / f"{kind}.safetensors")
+    return {name: value.item() for name, value in tensors.items()}
+
+
+def moments(output: Path) -> tuple[float, float]:
+    """AdamW's moments after one step: 0.1 times the gradient, and 0.001 times its square."""
+    state = checkpoint_of(output, "optimizer")
+    return state["weight/exp_avg"], state["weight/exp_avg_sq"]
+
+
+def saved_weight(output: Path) -> float:
+    return float(json.loads((output / "model" / "weight.json").read_text()))
+
+
+def test_the_gradient_of_accumulated_micro_batches_is_their_mean(tmp_path: Path) -> None:
+    """The mean is (0.2 + 0.5 + 0.8) / 3. AdamW's step would be the same for the sum; its moments differ."""
+    config = CONFIG.model_copy(update={"steps": 1, "accumulation": 3, "clip": 100.0})
+    (metrics,) = run(tmp_path / "run", config, slopes(0.2, 0.5, 0.8))
+    assert metrics["gradient_norm"] == pytest.approx(0.5)
+    assert moments(tmp_path / "run") == pytest.approx((0.1 * 0.5, 0.001 * 0.25))
+
+
+@pytest.mark.parametrize(("slope", "clipped"), [(4.0, 0.5), (-4.0, -0.5), (0.4, 0.4)])
+def test_a_large_gradient_is_scaled_down_to_the_norm_limit(tmp_path: Path, slope: float, clipped: float) -> None:
+    config = CONFIG.model_copy(update={"steps": 1, "clip": 0.5})
+    (metrics,) = run(tmp_path / "run", config, slopes(slope))
+    assert metrics["gradient_norm"] == pytest.approx(abs(slope))  # before clipping
+    assert moments(tmp_path / "run") == pytest.approx((0.1 * clipped, 0.001 * clipped**2), rel=1e-4)
+
+
+def test_gradients_do_not_carry_over_to_the_next_step(tmp_path: Path) -> None:
+    metrics = run(tmp_path / "run", CONFIG.model_copy(update={"clip": 100.0}), slopes(2.0, 3.0))
+    assert [line["gradient_norm"] for line in metrics] == pytest.approx([2.0, 3.0])
+
+
+@pytest.mark.parametrize(("warmup", "rates"), [(0, [0.1, 0.1, 0.1]), (2, [0.05, 0.1, 0.1]), (4, [0.025, 0.05, 0.075])])
+def test_the_learning_rate_rises_to_its_constant_value(tmp_path: Path, warmup: int, rates: list[float]) -> None:
+    metrics = run(tmp_path / "run", CONFIG.model_copy(update={"steps": 3, "warmup": warmup}))
+    assert [line["learning_rate"] for line in metrics] == pytest.approx(rates)
+    assert checkpoint_of(tmp_path / "run", "weights") == {"weight": pytest.approx(-sum(rates))}
+
+
+def test_weights_decay_by_learning_rate_times_weight_decay(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 1, "weight_decay": 0.5})
+    list(train(Line(2.0), slopes(1.0), config, tmp_path / "run"))
+    assert saved_weight(tmp_path / "run") == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
+
+
+@pytest.mark.parametrize(("average", "expected"), [(0.5, -(2 / 11 * 0.1 + 9 / 11 * 0.2)), (0.1, -0.19), (0.0, -0.2)])
+def test_the_saved_model_holds_the_moving_average(tmp_path: Path, average: float, expected: float) -> None:
+    """The weight is -0.1 after the first step and -0.2 after the second.
+
+    The average starts with the first, then its decay is the smaller of `average` and (1 + 1) / (10 + 1).
+    """
+    model = Line()
+    list(train(model, slopes(1.0), CONFIG.model_copy(update={"average": average}), tmp_path / "run"))
+    assert saved_weight(tmp_path / "run") == pytest.approx(expected)
+    assert checkpoint_of(tmp_path / "run", "average") == {"weight": pytest.approx(expected)}
+    assert model.weight.item() == pytest.approx(-0.2)
+
+
+def test_metrics_are_means_over_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses -0.2 and -0.4 of the weight -0.1; three samples in 4 seconds."""
+    monkeypatch.setattr(training.loop, "time", SimpleNamespace(perf_counter=iter([0.0, 1.0, 10.0, 14.0]).__next__))
+    batches = [
+        batch_of(1.0),
+        batch_of(1.0),
+        batch_of(2.0, "ab", ["c: no JPEG"]),
+        batch_of(4.0, "d", ["e: cut", "f: x"]),
+    ]
+    config = CONFIG.model_copy(update={"accumulation": 2, "clip": 100.0})
+    metrics = run(tmp_path / "run", config, lambda _: iter(batches))
+    assert metrics[1] == {
+        "step": 1,
+        "loss": pytest.approx(-0.3),
+        "doubled": pytest.approx(-0.6),
+        "gradient_norm": pytest.approx(3.0),
+        "learning_rate": 0.1,
+        "samples_per_second": 0.75,
+        "skipped": 3,
+    }
+    assert metrics[0]["skipped"] == 0
+    assert metrics[0].keys() == {"loss", "doubled", *NOT_LOSSES}
+    assert (tmp_path / "run" / "skipped.txt").read_text() == "c: no JPEG\ne: cut\nf: x\n"
+
+
+def test_without_skipped_samples_there_is_no_list_of_them(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    assert not (tmp_path / "run" / "skipped.txt").exists()
+
+
+def test_processes_exchange_gradients_only_after_the_last_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the first two of three micro-batches is computed within `no_sync`."""
+    model = Line()
+    computed: list[int] = []
+
+    @contextlib.contextmanager
+    def no_sync(_accelerator: Accelerator, _model: object) -> Iterator[None]:
+        computed.append(len(model.autocast))
+        yield
+        computed.append(len(model.autocast))
+
+    monkeypatch.setattr(Accelerator, "no_sync", no_sync)
+    list(train(model, slopes(1.0), CONFIG.model_copy(update={"steps": 1, "accumulation": 3}), tmp_path / "run"))
+    assert computed == [0, 1, 1, 2]
+
+
+def train_in_one_of_two_processes(output: Path) -> None:
+    """Train with a slope of 1 in the first process and of 3 in the second; then with a slope of NaN in the second."""
+    rank = int(os.environ["RANK"])
+    sound = batch_of(1.0 + 2 * rank, [f"key{rank}"], [f"damaged{rank}"])
+    model = Line()
+    list(train(model, lambda _: itertools.repeat(sound), CONFIG.model_copy(update={"clip": 100.0}), output / "run"))
+    assert model.numbers == [np.random.default_rng([5, step, 0, rank]).random() for step in range(2)]
+    damaged = {**sound, "slope": [1.0, math.nan][rank]}
+    with pytest.raises(ModelError, match=r"step 0 is not finite; .* The samples of this step: key0, key1"):
+        list(train(Line(), lambda _: itertools.repeat(damaged), CONFIG, output / "damaged"))
+
+
+def test_two_processes_average_their_losses_and_gradients(tmp_path: Path) -> None:
+    """After the first step the weight is -0.1 in both, so the losses are -0.1 and -0.3."""
+    processes.run_together(2, tmp_path / "rendezvous", train_in_one_of_two_processes, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == pytest.approx([0.0, -0.2])
+    assert [line["gradient_norm"] for line in lines] == pytest.approx([2.0, 2.0])
+    assert [line["skipped"] for line in lines] == [2, 2]
+    assert (tmp_path / "run" / "skipped.txt").read_text() == "damaged0\ndamaged1\n" * 2
+
+
+def test_each_micro_batch_draws_from_seed_step_and_its_number(tmp_path: Path) -> None:
+    model = Line()
+    config = CONFIG.model_copy(update={"accumulation": 2})
+    list(train(model, slopes(1.0), config, tmp_path / "run"))
+    places = itertools.product(range(2), range(2))
+    assert model.numbers == [np.random.default_rng([5, step, micro, 0]).random() for step, micro in places]
+
+
+def test_a_resumed_run_continues_batches_metrics_and_average(tmp_path: Path) -> None:
+    """The third step is lost: the run was interrupted after it, and the newest checkpoint is that of the second."""
+    asked: list[int] = []
+
+    def batches(done: int) -> Iterator[Batch]:
+        asked.append(done)
+        return slopes(1.0, 0.5, -2.0)(done)
+
+    config = CONFIG.model_copy(update={"steps": 4, "accumulation": 2, "average": 0.5, "checkpoint_every": 2})
+    whole = run(tmp_path / "whole", config, batches)
+    running = train(Line(), batches, config, tmp_path / "broken")
+    for _ in range(3):
+        next(running)
+    running.close()
+    rest = run(tmp_path / "broken", config, batches, resume=True)
+    assert asked == [0, 0, 4]
+    lines = [json.loads(line) for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
+    for line in (*whole, *rest, *lines):
+        del line["samples_per_second"]
+    assert lines == whole
+    assert rest == whole[2:]
+    for kind in ("weights", "average", "optimizer"):
+        assert checkpoint_of(tmp_path / "broken", kind) == checkpoint_of(tmp_path / "whole", kind)
+    assert saved_weight(tmp_path / "broken") == saved_weight(tmp_path / "whole")
+
+
+def test_checkpoints_and_pictures_are_written_at_their_steps_and_at_the_end(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 7, "checkpoint_every": 3, "sample_every": 2, "keep": 9})
+    run(tmp_path / "run", config, show=sheet_batch())
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["00000003", "00000006", "00000007"]
+    pictures = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert pictures == ["00000002.png", "00000004.png", "00000006.png", "00000007.png"]
+
+
+def test_without_samples_to_show_no_pictures_are_drawn(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def sheet_batch() -> Batch:
+    """Two samples, each with a picture of its own and two references."""
+    own = torch.stack([torch.full((3, 2, 2), value) for value in (-1.0, 1.0)])
+    references = torch.tensor([[0.2, 0.4], [0.6, 0.8]]).view(2, 2, 1, 1, 1).expand(-1, -1, 3, 1, 1)
+    return {**batch_of(0.0, "ab"), "pixel_values": own, "reference_pixel_values": references}
+
+
+@pytest.mark.parametrize("average", [0.5, 0.0])
+def test_a_row_of_the_sheet_shows_drawn_picture_own_picture_and_references(tmp_path: Path, average: float) -> None:
+    """Slopes of -1 raise the weight from 0.3 to 0.4 and 0.5; their average is 2/11 of 0.4 plus 9/11 of 0.5."""
+    config = CONFIG.model_copy(update={"average": average, "sample_every": 1})
+    list(train(Line(0.3), slopes(-1.0), config, tmp_path / "run", show=sheet_batch()))
+    red = 2 / 11 * 0.4 + 9 / 11 * 0.5 if average else 0.5
+    green = np.random.default_rng([5, 0]).random()
+    with Image.open(tmp_path / "run" / "samples" / "00000002.png") as sheet:
+        pixels = np.asarray(sheet)
+    cells = pixels[3::4, 3::4]  # a pixel of each picture: 2 x 2 pixels with borders of 2
+    assert pixels.shape == (2 * 4 + 2, 4 * 4 + 2, 3)
+    expected = [[[red, green, 0], *([[v] * 3 for v in row])] for row in ([0, 0.2, 0.4], [1, 0.6, 0.8])]
+    np.testing.assert_allclose(cells / 255, expected, atol=0.003)
+    with Image.open(tmp_path / "run" / "samples" / "00000001.png") as sheet:
+        assert abs(sheet.getpixel((3, 3))[1] / 255 - green) < 0.003  # type: ignore[index] # the same noise
+
+
+def test_tensorboard_gets_every_metric_once_also_when_a_run_is_resumed(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 4, "checkpoint_every": 2, "sample_every": 4})
+    running = train(Line(), slopes(1.0), config, tmp_path / "run")
+    first = [next(running) for _ in range(3)]
+    running.close()
+    run(tmp_path / "run", config, resume=True, show=sheet_batch())
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == first[0].keys() - {"step"}
+    assert [event.step for event in board.Scalars("loss")] == [0, 1, 2, 3]
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx([0.0, -0.1, -0.2, -0.3])
+    assert [event.step for event in board.Images("samples")] == [4]
+
+
+def test_without_tensorboard_metrics_and_pictures_are_written_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    metrics = run(tmp_path / "run", show=sheet_batch())
+    assert [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == metrics
+    assert (tmp_path / "run" / "samples" / "00000002.png").is_file()
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_a_new_model_replaces_that_of_an_earlier_run(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    for leftover in ("model", ".model"):  # the second is left behind by a run that was killed while saving
+        (tmp_path / "run" / leftover).mkdir(exist_ok=True)
+        (tmp_path / "run" / leftover / "leftover").touch()
+    run(tmp_path / "run", resume=True)
+    assert [path.name for path in (tmp_path / "run" / "model").iterdir()] == ["weight.json"]
+    assert not (tmp_path / "run" / ".model").exists()
+
+
+def test_the_config_of_a_run_is_written_with_its_origin(tmp_path: Path) -> None:
+    """With nothing to resume, the run starts from the beginning; folders above its own are created."""
+    output = tmp_path / "runs" / "first"
+    run(output, resume=True, origin={"data": "here"})
+    note = json.loads((output / "config.json").read_text())
+    assert note == {"processes": 1, "data": "here", **CONFIG.model_dump(mode="json")}
+
+
+def test_gradient_checkpointing_is_switched_on_only_if_asked_for(tmp_path: Path) -> None:
+    for wanted in (False, True):
+        model = Line()
+        config = CONFIG.model_copy(update={"gradient_checkpointing": wanted})
+        list(train(model, slopes(1.0), config, tmp_path / str(wanted)))
+        assert model.calls == ["checkpointing"] * wanted
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_steps_and_sample_pictures_are_computed_in_the_precision_asked_for(tmp_path: Path, precision: str) -> None:
+    model = Line()
+    config = CONFIG.model_copy(update={"precision": precision})
+    list(train(model, slopes(1.0), config, tmp_path / "run", show=sheet_batch()))
+    assert model.autocast == [precision == "bf16"] * 3  # two steps and a picture
+
+
+class Root(Line):
+    """The loss is the root of the weight: 0 at the weight 0, where its gradient is infinite."""
+
+    def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        del batch, draws
+        return {"loss": self.weight.sqrt()}
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    message = r"at step 0 is not finite; there is no checkpoint yet. The samples of this step: a, b, c\."
+    with pytest.raises(ModelError, match=message):
+        list(train(Root(), lambda _: iter([batch_of(1.0, "cab")]), CONFIG, tmp_path / "run"))
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_its_step(tmp_path: Path) -> None:
+    model = Line()
+    config = CONFIG.model_copy(update={"steps": 3, "checkpoint_every": 1})
+    message = rf"at step 2 is not finite; the last good checkpoint is {tmp_path}/run/checkpoints/00000002\. The samples"
+    with pytest.raises(ModelError, match=message):
+        list(train(model, slopes(1.0, 1.0, math.nan), config, tmp_path / "run"))
+    assert model.weight.item() == pytest.approx(-0.2)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_cannot_be_resumed_with_fewer_steps_than_it_has_made(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"run has made 2 steps: it cannot be resumed with --steps 1$"):
+        run(tmp_path / "run", CONFIG.model_copy(update={"steps": 1}), resume=True)
+    assert run(tmp_path / "run", resume=True) == []
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    with pytest.raises(InputError, match="holds a run already: give --resume"):
+        run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"learning_rate was 0\.1, now 0\.2$"):
+        run(tmp_path / "run", CONFIG.model_copy(update={"learning_rate": 0.2}), resume=True)
+    assert len(run(tmp_path / "run", CONFIG.model_copy(update={"steps": 3}), resume=True)) == 1
+
+
+def test_only_some_fields_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"steps": 1, "keep": 2, "seed": 3, "data": "a"}))
+    check_run(tmp_path, {"steps": 2, "keep": 3, "sample_every": 4, "checkpoint_every": 5, "seed": 3}, resume=True)
+    message = rf"^{tmp_path} cannot be resumed as another run: batch was None, now 8, data was a, now b$"
+    with pytest.raises(InputError, match=message):
+        check_run(tmp_path, {"seed": 3, "data": "b", "batch": 8}, resume=True)
+    with pytest.raises(InputError, match="holds a run already: give --resume"):
+        check_run(tmp_path, {"seed": 3}, resume=False)
+
+
+def test_only_a_new_or_empty_folder_is_used_for_a_new_run(tmp_path: Path) -> None:
+    for resume in (False, True):
+        check_run(tmp_path / "none", {}, resume)
+        check_run(tmp_path, {}, resume)
+    (tmp_path / "b.txt").touch()
+    (tmp_path / "a.txt").touch()
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"holds files that are not a run of Subjectloom's, a\.txt for one"):
+            check_run(tmp_path, {}, resume)
+
+
+def test_the_tensors_of_a_batch_are_moved_to_the_device() -> None:
+    moved = to_device({"input_ids": torch.ones(2), "keys": ["a"]}, torch.device("meta"))
+    assert moved["input_ids"].device.type == "meta"
+    assert moved["keys"] == ["a"]
+
+
+def test_the_defaults_are_those_of_the_published_script_of_fastcomposer() -> None:
+    config = RunConfig()
+    assert (config.steps, config.accumulation, config.batch, config.seed) == (150_000, 1, 16, 42)
+    assert (config.learning_rate, config.weight_decay, config.clip) == (1e-5, 0.01, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("accumulation", 0),
+        ("learning_rate", 0.0),
+        ("warmup", -1),
+        ("weight_decay", -0.1),
+        ("clip", 0.0),
+        ("average", -0.1),
+        ("average", 1.0),
+        ("precision", "fp16"),
+        ("checkpoint_every", 0),
+        ("keep", 0),
+        ("sample_every", 0),
+    ],
+)
+def test_settings_outside_their_range_are_refused(field: str, value: float | str) -> None:
+    with pytest.raises(ValidationError, match=rf"(?s){field}\n"):
+        RunConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_the_least_settings_are_accepted() -> None:
+    RunConfig(steps=1, accumulation=1, learning_rate=1e-9, warmup=0, weight_decay=0, clip=1e-9, average=0)
+    RunConfig(checkpoint_every=1, keep=1, sample_every=1)
