@@ -176,6 +176,8 @@ FORMAT = SampleFormat(
             ("score_min", pa.float64()),
             ("scores", pa.list_(pa.float64())),  # of each subject
             ("labels", pa.list_(pa.string())),  # class of each subject
+            ("annotations_left_out", pa.int32()),  # of the picture's: those that could not be used
         ]
     ),
+    index_only={"annotations_left_out": lambda example: example.left_out},
 )

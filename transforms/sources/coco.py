@@ -57,7 +57,8 @@ class Annotated:
         caption = read_file(self.caption.path) if isinstance(self.caption, File) else self.caption
         example = to_example(self.key, image, caption, Source(self.uri, self.license))
         check_size(example, self.size)
-        return replace(example, segments=self.truth.segments(self.size))
+        segments, left_out = self.truth.segments(self.size)
+        return replace(example, segments=segments, left_out=left_out)
 
 
 def is_annotation(file: File, kind: str) -> bool:

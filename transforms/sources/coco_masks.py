@@ -78,10 +78,10 @@ class PanopticTruth:
         """The PNG's stamp and the rows."""
         return f"{self.png.stamp if self.png else ''} {self.infos}"
 
-    def segments(self, size: tuple[int, int]) -> tuple[Segment, ...]:
-        """Return a segment per row of the JSON, score 1. `size` is the picture's (height, width) in pixels.
+    def segments(self, size: tuple[int, int]) -> tuple[tuple[Segment, ...], int]:
+        """Return a segment per row of the JSON, score 1, and the number of rows that are left out.
 
-        Rows whose category is unknown are left out.
+        Those are the rows whose category is unknown. `size` is the picture's (height, width) in pixels.
 
         Raises:
             RecordError: MISMATCHED_ANNOTATION, the PNG is missing or corrupt, or differs from the JSON in its size, its
@@ -99,7 +99,7 @@ class PanopticTruth:
         ]
         if self.infos and not segments:
             raise mismatch(f"no list names the categories of its {len(self.infos)} segments")
-        return tuple(segments)
+        return tuple(segments), len(self.infos) - len(segments)
 
     def _check(self, counts: dict[int, int]) -> None:
         listed = [info.id for info in self.infos]
@@ -148,11 +148,12 @@ class InstancesTruth:
         """All instances, and what is left out."""
         return repr(self.instances) + (repr(self.left_out) if self.left_out else "")
 
-    def segments(self, size: tuple[int, int]) -> tuple[Segment, ...]:
-        """Return a segment per annotation, score 1. `size` is the picture's (height, width) in pixels.
+    def segments(self, size: tuple[int, int]) -> tuple[tuple[Segment, ...], int]:
+        """Return a segment per annotation, score 1, and the number of annotations that are left out.
 
-        Annotations whose mask is malformed or of another size are left out. COCO has a few polygons thinner than a
-        pixel; they cover no pixel and are left out too.
+        Those are the annotations whose category is unknown and those whose mask is malformed or of another size. COCO
+        has a few polygons thinner than a pixel; they cover no pixel, and are neither returned nor counted. `size` is
+        the picture's (height, width) in pixels.
 
         Raises:
             RecordError: MISMATCHED_ANNOTATION, there are annotations, and none of them can be used.
@@ -168,7 +169,7 @@ class InstancesTruth:
             if mask.area:
                 segments.append(Segment(label, 1.0, mask, is_thing=is_thing))
         check_left_out(left_out, len(segments))
-        return tuple(segments)
+        return tuple(segments), len(left_out)
 
 
 def check_left_out(problems: Sequence[str], used: int) -> None:

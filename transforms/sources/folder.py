@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from transforms.files import read_file
 from transforms.sources.files import File
 from transforms.sources.records import (
     IMAGE_EXTENSIONS,
+    OTHER_EXTENSIONS,
     Entry,
     caption_of,
     first_caption,
@@ -35,10 +37,18 @@ from transforms.sources.records import (
     to_example,
 )
 
-_PICTURES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+_PICTURES = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS))
+_COMMON = IMAGE_EXTENSIONS.index("jfif")
+"""Number of extensions at the beginning that are read whatever else has the same name."""
 _TEXTS = (".txt", ".caption")
 _CAPTIONS = (*_TEXTS, ".json")
 _METADATA = ("metadata.jsonl", "metadata.csv")
+
+_NO_CAPTION = re.compile(
+    r"(.*/)?(\d+_stats\.json|(readme|licen[cs]e|copying|notice|authors|citation|changelog|requirements|classes)\.txt)",
+    re.IGNORECASE,
+)
+"""Files without a picture that are no captions: img2dataset's statistics, and notes on a dataset."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,11 @@ def is_picture(file: File) -> bool:
     return file.has_extension(_PICTURES)
 
 
+def _rank(file: File) -> int:
+    """The place of a picture's extension in the order in which pictures of one name are taken."""
+    return _PICTURES.index(posixpath.splitext(file.name)[1].lower())
+
+
 def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry | Reject]:
     """Pair pictures with captions, in the order of their names.
 
@@ -84,26 +99,47 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
         beside: files among which their captions and pictures may also be, sorted by name.
 
     Returns:
-        An entry per picture; a reject for the second picture of one key, and for a caption without a picture.
+        An entry per picture; a reject for the second picture of one key, and for a caption without a picture. Of
+        pictures that have one name and less common extensions (IMG.HEIC beside IMG.JPG), one is taken.
     """
     captions = {(file.stem, kind): file for file in beside for kind in _CAPTIONS if file.has_extension((kind,))}
     metadata = [file for file in beside if posixpath.basename(file.name) in _METADATA]
     rows = {name: row for file in metadata for name, row in _read_rows(file) if not isinstance(row, Reject)}
+    ranks: dict[str, int] = {}
+    for file in beside:
+        if is_picture(file):
+            ranks[file.stem] = min(_rank(file), ranks.get(file.stem, len(_PICTURES)))
     pictures = {file.name for file in beside if is_picture(file)}
-    return list(_pair(files, captions, rows, pictures))
+    known = (*_PICTURES, *_CAPTIONS, *_METADATA)
+    unknown = {file.stem: file for file in beside if not file.has_extension(known)}
+    return list(_pair(files, captions, rows, ranks, pictures, unknown))
 
 
 def _pair(
     files: Sequence[File],
     captions: Mapping[tuple[str, str], File],
     rows: Mapping[str, dict[str, Any]],
+    ranks: Mapping[str, int],
     pictures: set[str],
+    unknown: Mapping[str, File],
 ) -> Iterator[Entry | Reject]:
+    """As `list_pictures`.
+
+    Args:
+        files: as there.
+        captions: the files of captions by stem and extension.
+        rows: the rows of metadata files by the name of their picture.
+        ranks: the best rank of a picture by stem.
+        pictures: the names of all pictures.
+        unknown: the files of unknown kinds by stem.
+    """
     first: dict[str, File] = {}
-    stems = pictures | {posixpath.splitext(name)[0] for name in pictures}
+    stems = pictures | ranks.keys()
     for file in files:
         key = clean_key(file.stem)
         if is_picture(file):
+            if _rank(file) >= max(_COMMON, ranks[file.stem] + 1):
+                continue
             if key in first:
                 detail = f"{first[key].name} has the same key: rename one of the two"
                 yield refuse(key, file.uri, Reason.DUPLICATE_KEY, detail)
@@ -119,7 +155,10 @@ def _pair(
                 if isinstance(row, Reject) or name not in pictures
             )
         elif _is_orphan(file, captions, stems):
-            yield refuse(key, file.uri, Reason.MISSING_IMAGE, f"no picture stands beside {file.name}")
+            detail = f"no picture stands beside {file.name}"
+            if file.stem in unknown:
+                detail += f", and {unknown[file.stem].name} has the extension of no known kind of picture"
+            yield refuse(key, file.uri, Reason.MISSING_IMAGE, detail)
 
 
 def _beside(picture: File, captions: Mapping[tuple[str, str], File]) -> tuple[tuple[File, ...], File | None]:
@@ -162,7 +201,7 @@ def _without_picture(name: str, metadata: File) -> Reject:
 
 def _is_orphan(file: File, captions: Mapping[tuple[str, str], File], stems: set[str]) -> bool:
     """Whether `file` is a caption without a picture; of several with one name, only the first kind counts."""
-    if not file.has_extension(_CAPTIONS) or file.stem in stems:
+    if not file.has_extension(_CAPTIONS) or file.stem in stems or _NO_CAPTION.fullmatch(file.name):
         return False
     kinds = [kind for kind in _CAPTIONS if (file.stem, kind) in captions]
     return not kinds or file.has_extension((kinds[0],))

@@ -95,7 +95,7 @@ class Framed:
         boxes = [frame.box(example.width, example.height) for frame in self.frames if frame.is_near]
         bad = [f"the box of {frame.label} does not lie in it" for frame in self.frames if not frame.is_near]
         check_left_out(bad, len(boxes))
-        return replace(example, boxes=tuple(boxes))
+        return replace(example, boxes=tuple(boxes), left_out=len(bad))
 
 
 def is_boxes(file: File) -> bool:

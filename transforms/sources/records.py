@@ -15,8 +15,11 @@ from transforms.text.markup import undo_markup
 
 STAGE = "read"
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-"""Extensions of pictures; of several pictures of one sample, the first in this order is taken."""
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "jpe", "avif")
+"""Extensions of pictures that are decoded; of several pictures of one sample, the first in this order is taken."""
+
+OTHER_EXTENSIONS = ("heic", "heif", "jxl", "jp2", "psd", "tga", "ppm")
+"""Extensions of pictures that are not decoded, unless their content is another's: they become rejects."""
 
 MAX_CAPTION = 2_000
 """Most characters of a caption: a longer text is an article, or an error of the scraper."""

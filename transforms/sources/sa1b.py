@@ -154,7 +154,8 @@ def load(sample: TarSample, captions: Captions) -> Example:
     example = to_example(sample.key, image, caption, Source(sample.uri))
     size, annotations = read_annotation(sample.members["json"])
     check_size(example, size)
-    return replace(example, segments=segments_of(annotations, size))
+    segments, left_out = segments_of(annotations, size)
+    return replace(example, segments=segments, left_out=left_out)
 
 
 def read_annotation(content: bytes) -> tuple[tuple[int, int], list[Any]]:
@@ -174,10 +175,11 @@ def read_annotation(content: bytes) -> tuple[tuple[int, int], list[Any]]:
     return size, annotations
 
 
-def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[Segment, ...]:
-    """Return a segment per annotation whose mask is not empty; its score is `predicted_iou`, clipped to [0, 1].
+def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[tuple[Segment, ...], int]:
+    """Return a segment per annotation whose mask is not empty, and the number of annotations that are left out.
 
-    Annotations that are malformed, or whose mask is of another size, are left out.
+    A segment's score is `predicted_iou`, clipped to [0, 1]. Annotations that are malformed, or whose mask is of another
+    size, are left out.
 
     Args:
         annotations: those of the JSON.
@@ -199,7 +201,7 @@ def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[Segm
         if mask.area:
             segments.append(Segment(LABEL, min(max(score, 0.0), 1.0), mask))
     check_left_out(left_out, len(segments))
-    return tuple(segments)
+    return tuple(segments), len(left_out)
 
 
 def _is_table(path: str) -> bool:

@@ -93,7 +93,7 @@ def test_the_mask_of_several_segments_is_their_union() -> None:
 
 
 def test_a_record_of_an_earlier_version_has_one_segment_per_subject() -> None:
-    sample = FORMAT.sample_of(example("a", PAIR))
+    sample = FORMAT.pack(example("a", PAIR))[0]
     earlier = sample.members["json"].replace(b',"segments":1', b"")
     assert earlier != sample.members["json"]
     assert Record.model_validate_json(earlier) == Record.from_sample(sample)
@@ -176,7 +176,7 @@ def test_a_picture_that_cannot_be_decoded_is_said() -> None:
 
 def test_the_index_has_the_columns_that_a_row_fills() -> None:
     assert set(FORMAT.pack(example("a"))[1]) == set(FORMAT.index_columns.names) - {"shard", "offset", "size", "crc32"}
-    row = FORMAT.pack(example("a", PAIR, extra_segments=2))[1]
+    row = FORMAT.pack(dataclasses.replace(example("a", PAIR, extra_segments=2), left_out=3))[1]
     assert {name: row[name] for name in FORMAT.columns.names} == {
         "phrases": 2,
         "subjects": 2,
@@ -185,4 +185,5 @@ def test_the_index_has_the_columns_that_a_row_fills() -> None:
         "score_min": 0.5,
         "scores": [0.5, 0.6],
         "labels": ["dog", "cats"],
+        "annotations_left_out": 3,
     }

@@ -335,7 +335,9 @@ def test_a_malformed_mask_costs_itself_and_its_picture_only_if_it_is_alone(
 ) -> None:
     content = instances()
     content["annotations"][0]["segmentation"] = segmentation
-    assert shown(example(write(tmp_path, content, name="instances.json"))) == THREE[:1]
+    record = example(write(tmp_path, content, name="instances.json"))
+    assert shown(record) == THREE[:1]
+    assert record.left_out == 1
     del content["annotations"][1]
     assert detail in why(write(tmp_path, content, name="instances.json"))
 
@@ -353,7 +355,9 @@ def test_an_unusable_annotation_is_left_out_and_counted_if_nothing_is_left(tmp_p
     content = instances()
     bad, detail = UNUSABLE[name]
     content["annotations"].append(bad)
-    assert shown(example(write(tmp_path, content, name="instances.json"))) == THREE[:2]
+    record = example(write(tmp_path, content, name="instances.json"))
+    assert shown(record) == THREE[:2]
+    assert record.left_out == 1
     content["annotations"] = [bad, bad]
     found = why(write(tmp_path, content, name="instances.json"))
     assert found.startswith(f"all of its annotations are left out (2): {detail}")
@@ -362,7 +366,9 @@ def test_an_unusable_annotation_is_left_out_and_counted_if_nothing_is_left(tmp_p
 def test_a_panoptic_segment_of_an_unknown_category_is_left_out(tmp_path: Path) -> None:
     content = panoptic()
     change_segment(category_id=99)(content)
-    assert shown(example(write(tmp_path, content))) == THREE[1:]
+    record = example(write(tmp_path, content))
+    assert shown(record) == THREE[1:]
+    assert record.left_out == 1
     content["categories"] = [{"id": 50, "name": "cat"}]
     assert why(write(tmp_path, content)) == "no list names the categories of its 3 segments"
 

@@ -186,6 +186,59 @@ def test_a_link_that_leads_nowhere_is_a_reject(tmp_path: Path) -> None:
     assert "a.jpg" in record.detail
 
 
+def test_less_common_pictures_are_read_or_stand_in_the_books(tmp_path: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    files = {"a.jfif": JPEG, "b.JPE": JPEG, "c.avif": encode(scene(), "AVIF"), "d.heic": heic, "e.HEIC": JPEG}
+    fill(tmp_path, files | {f"{name}.txt": f"caption of {name}" for name in "abcde"})
+    records = read_all(list_source(str(tmp_path)))
+    assert outcomes(records) == [
+        ("a", "caption of a"),
+        ("b", "caption of b"),
+        ("c", "caption of c"),
+        ("d", Reason.UNDECODABLE_IMAGE),
+        ("e", "caption of e"),  # a JPEG under another name
+    ]
+    assert isinstance(records[3], Reject)
+    assert records[3].detail == "a picture of the format HEIC, which is not decoded: convert it to JPEG or PNG"
+
+
+def test_a_less_common_picture_beside_one_of_its_name_is_passed_over(tmp_path: Path) -> None:
+    """Phones save IMG.HEIC and IMG.JPG of one photograph; it was read from the JPEG, and still is."""
+    avif = encode(scene(), "AVIF")
+    fill(tmp_path, {"a.HEIC": b"x", "a.JPG": JPEG, "a.avif": avif, "a.txt": "a dog", "b.avif": avif, "b.heic": b"x"})
+    fill(tmp_path, {"b.txt": "a cat", "c.jpg": JPEG, "c.png": encode(scene()), "c.txt": "two pictures"})
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [
+        ("a", "a dog"),
+        ("b", "a cat"),
+        ("c", "two pictures"),
+        ("c", Reason.DUPLICATE_KEY),
+    ]
+
+
+def test_statistics_and_notes_are_no_captions(tmp_path: Path) -> None:
+    notes = ("00000_stats.json", "README.txt", "readme.txt", "x/LICENSE.txt", "x/00012_stats.json", "classes.txt")
+    fill(tmp_path, dict.fromkeys(notes, "a note") | {"a.jpg": JPEG, "a.txt": "a dog", "b_stats.json": "{}"})
+    fill(tmp_path, {"x/readme.jpg": JPEG, "x/readme.txt": "a picture of a manual"})
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [
+        ("a", "a dog"),
+        ("b_stats", Reason.MISSING_IMAGE),
+        (clean_key("x/readme"), "a picture of a manual"),
+    ]
+
+
+def test_a_picture_of_an_unknown_kind_is_named_where_its_caption_stands(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.jpg": JPEG, "a.txt": "a dog", "b.pcx": b"x", "b.txt": "a cat", "c.txt": "nothing"})
+    rejects = [r for r in read_all(list_source(str(tmp_path))) if isinstance(r, Reject)]
+    assert [(r.key, r.reason, r.detail) for r in rejects] == [
+        (
+            "b",
+            Reason.MISSING_IMAGE,
+            "no picture stands beside b.txt, and b.pcx has the extension of no known kind of picture",
+        ),
+        ("c", Reason.MISSING_IMAGE, "no picture stands beside c.txt"),
+    ]
+
+
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     fill(tmp_path, {"else/where/a.jpg": JPEG, "else/where/a.txt": "a dog", "in/b.jpg": JPEG, "in/b.txt": "a cat"})
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "else")

@@ -91,6 +91,7 @@ def test_a_box_far_outside_costs_itself_and_its_picture_only_if_it_is_alone(tmp_
     (record,) = read_bare(list_source(str(tmp_path)))
     assert isinstance(record, Example)
     assert [box.label for box in record.boxes] == ["Teddy bear"]
+    assert record.left_out == 1
     (tmp_path / BOXES).write_text(HEAD + row("aa01", "/m/02", 0, float(bad), 0, 1))
     (record,) = read_bare(list_source(str(tmp_path)))
     assert isinstance(record, Reject)

@@ -106,7 +106,7 @@ def test_a_picture_comes_with_its_masks_as_they_are(tmp_path: Path, below: str) 
 def test_any_mask_is_read_and_an_empty_one_left_out(mask: NDArray[np.bool_], score: float) -> None:
     content = annotation(mask, size=mask.shape)
     content["annotations"][0]["predicted_iou"] = score
-    segments = segments_of(content["annotations"], mask.shape)
+    segments, _ = segments_of(content["annotations"], mask.shape)
     assert len(segments) == mask.any()
     for segment in segments:
         np.testing.assert_array_equal(segment.mask.to_array(), mask)
@@ -130,7 +130,7 @@ def test_run_lengths_are_either_right_or_refused(counts: str) -> None:
     damaged = annotation(DOG)["annotations"]
     damaged[0]["segmentation"]["counts"] = counts
     try:
-        found = segments_of(damaged, (24, 32))
+        found, _ = segments_of(damaged, (24, 32))
     except RecordError:
         refused = True
     else:
@@ -214,6 +214,7 @@ def test_a_malformed_annotation_costs_itself_and_its_picture_only_if_it_is_alone
     record = one(tmp_path, ("sa_1.jpg", JPEG), ("sa_1.json", json.dumps(content)))
     assert isinstance(record, Example)
     assert [segment.mask for segment in record.segments] == [Mask.from_array(RING)]
+    assert record.left_out == 1
     del content["annotations"][0]
     found = why(one(tmp_path, ("sa_1.jpg", JPEG), ("sa_1.json", json.dumps(content))))
     assert found.startswith("annotation 0 is malformed: ")
