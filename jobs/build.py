@@ -52,6 +52,7 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     beam_options: tuple[str, ...] = ()
+    keys: str = "first-dot"
 
 
 def build(request: Request, console: Console) -> DatasetInfo:
@@ -71,6 +72,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
         samples_per_shard=request.config.samples_per_shard,
         batch_size=request.config.batch_size,
         limit=request.limit,
+        keys=request.keys,
     )
     chunks = listing.chunks
     config = recipe.settle(request.config, models, listing)

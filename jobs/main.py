@@ -86,6 +86,9 @@ def build(
             "Detected by default.",
         ),
     ] = None,
+    keys: Annotated[
+        str, typer.Option(help="Where keys in tars end: first-dot (WebDataset's rule) or last-dot of a name.")
+    ] = "first-dot",
     preset: Annotated[
         str, typer.Option(help="Models: sample (small, in the package) or hub (published, downloaded).")
     ] = "sample",
@@ -114,7 +117,7 @@ def build(
     from jobs.build import build as run_build
     from jobs.report.page import write_report
 
-    request = Request(recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj))
+    request = Request(recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys)
     info = run_build(request, out)
     report = write_report(output)
     print_books(info.counts.model_dump(), info.seconds)

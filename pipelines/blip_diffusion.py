@@ -47,6 +47,18 @@ class BlipDiffusionConfig(BuildConfig):
         description="anything with this share of the largest thing's area, or more, is a second subject",
     )  # fmt: skip
     people: bool = Field(default=False, description="take people as subjects too (section 4.1 removes them)")
+    min_centrality: float = Field(
+        default=0.5, ge=0, le=1,
+        description="of an annotated subject: 1 in the middle of the picture, 0 in a corner (not in the paper)",
+    )  # fmt: skip
+    min_wholeness: float = Field(
+        default=0.9, ge=0, le=1,
+        description="of an annotated subject, its largest connected piece has more than this share (not in the paper)",
+    )  # fmt: skip
+    max_border: float = Field(
+        default=0.05, ge=0,
+        description="of an annotated subject's width and height, the share on the picture's border (not in the paper)",
+    )  # fmt: skip
     lower: float | None = Field(
         default=None, ge=0, le=1, description="CLIPSeg's confidence below which is background; none: the preset's"
     )
@@ -111,7 +123,10 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
         find_subject.append(ExtractPhrases(models.parser, plurals=False))
     if not has_named_masks:
         find_subject.append(FindHeatmaps(models.clipseg))
-    filters = Filters(config.min_side, config.min_area, config.max_area, config.rival, config.people)
+    filters = Filters(
+        config.min_side, config.min_area, config.max_area, config.rival, config.people,
+        config.min_centrality, config.min_wholeness, config.max_border,
+    )  # fmt: skip
     composition = Composition(config.scale, config.move, config.flip, config.blending)
     return [
         DropSmallPictures(config.min_side),

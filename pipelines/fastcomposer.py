@@ -41,6 +41,11 @@ class FastComposerConfig(BuildConfig):
         description="what finds the segments: a panoptic model (section 5.1), or SAM's automatic masks, which have no "
         "class names",
     )
+    plurals: Literal["union", "one", "leave-out"] = Field(
+        default="union",
+        description='mask of a phrase for several things, as "a group of people" or "some dogs": the union of their '
+        "segments of one class, one of them, or none; without class names always one",
+    )
     threshold: float | None = Field(
         default=None, description="lowest similarity of a match, -1 to 1; none: the preset's (the paper does not say)"
     )
@@ -54,7 +59,9 @@ def settle(config: FastComposerConfig, models: "Models", listing: "Listing") -> 
     is_named = listing.has_labels if listing.has_segments else config.segmenter == "panoptic"
     check_similarity(config.similarity, listing, is_named=is_named)
     threshold = models.thresholds[config.similarity] if config.threshold is None else config.threshold
-    return config.model_copy(update={"threshold": threshold})
+    # Without class names, the others of a group are not known.
+    plurals = "one" if config.plurals == "union" and not is_named else config.plurals
+    return config.model_copy(update={"threshold": threshold, "plurals": plurals})
 
 
 def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "Sequence[Step]":
@@ -76,7 +83,7 @@ def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "
         ExtractPhrases(models.parser, config.expand_plurals),
         segment,
         ScoreSimilarity(config.similarity, models.clip),
-        MatchPhrases(config.threshold),
+        MatchPhrases(config.threshold, config.plurals),
     ]
 
 

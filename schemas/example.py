@@ -25,7 +25,8 @@ class Phrase:
 
     `start` and `end` are characters, end exclusive; `text == caption[start:end]`. `root` is the lemma of
     its head noun. `origin` is the span in `Example.source_caption` that it comes from: the same span
-    unless a numbered plural was expanded, in which case several phrases share an origin.
+    unless a numbered plural was expanded, in which case several phrases share an origin. `things` is how many things
+    it names at most: 1 for "a dog", 5 for "five dogs", None for "some dogs" and "a group of people".
     """
 
     text: str
@@ -33,6 +34,7 @@ class Phrase:
     end: int
     root: str
     origin: tuple[int, int]
+    things: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Match:
-    """Phrase `phrase` names segment `segment` (both indices), with similarity `score`."""
+    """Phrase `phrase` names segment `segment` (both indices), with similarity `score`.
+
+    A phrase that names several things also names the segments `others`.
+    """
 
     phrase: int
     segment: int
     score: float
+    others: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,17 +83,36 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Salience:
+    """How much a mask stands out as the subject of its picture.
+
+    Attributes:
+        area: share of the picture's pixels, in [0, 1].
+        centrality: 1 where its center of mass is the picture's center, falling linearly to 0 in the corners.
+        wholeness: share of its pixels that are in its largest connected piece, in [0, 1].
+        border: its pixels on the picture's border, as a share of the width and height of its box: 0 where it does not
+            touch the border, about 1 where a whole side of it is cut off.
+    """
+
+    area: float
+    centrality: float
+    wholeness: float
+    border: float
+
+
+@dataclass(frozen=True)
 class Subject:
     """The single thing that the picture is about.
 
     `text` is its class or the head noun of its phrase; `phrase` holds the caption's words for it, "" if an annotation
     named it. Its pixels are `mask`, or if that is None, those where `heatmap` is high: [h, w] float32 in [0, 1], a grid
-    over the whole picture.
+    over the whole picture. `salience` is set for the mask of an annotation.
     """
 
     text: str
     phrase: str = ""
     mask: Mask | None = None
+    salience: Salience | None = None
     heatmap: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
 
@@ -142,6 +167,8 @@ class Example:
     a grid over the picture; in a picture with `boxes`, for each label of a box. `trimap` (0, 128, 255) and `alpha` are
     8-bit PNGs of the picture's size, `composite` is a JPEG of the subject on another background, as `placement` states.
 
+    `left_out` annotations of the picture could not be used.
+
     `objects` are in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
     """
 
@@ -167,6 +194,7 @@ class Example:
     objects: tuple[Object, ...] = ()
     quality: Quality | None = None
     phash: int = 0
+    left_out: int = 0
     _pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def pixels(self) -> NDArray[np.uint8]:

@@ -6,8 +6,11 @@ rectangles.
 """
 
 import io
+import re
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,8 +27,24 @@ MAX_PIXELS = 2**26
 MAX_SIDE = 65_500
 """Longest side that a JPEG can have (libjpeg's JPEG_MAX_DIMENSION)."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """The formats that are decoded. Pillow knows forty more, some of which start other programs (EPS)."""
+
+_OTHERS = {
+    "HEIC": rb".{4}ftyp.{0,64}?hei[cmsx]",
+    "JPEG XL": rb"\xff\x0a|.{4}JXL ",
+    "JPEG 2000": rb".{4}jP  |\xff\x4f\xff\x51",
+    "SVG": rb"\s*(<\?xml[^>]*>\s*)?<svg",
+    "Photoshop": rb"8BPS",
+    "PDF": rb"%PDF",
+}
+"""Formats of pictures that are not decoded, by what a file begins with."""
+
+_ORIENTATIONS = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Keywords of a PNG's texts in which programs write the EXIF orientation."""
+
+_MAX_TEXT = 2**20
+"""Most bytes of such a text. Pillow refuses a picture with a longer one (PngImagePlugin.MAX_TEXT_CHUNK)."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,9 +94,20 @@ def to_stored_jpeg(data: bytes) -> tuple[bytes, NDArray[np.uint8]]:
             Reason.HUGE_IMAGE,
             f"{picture.width} x {picture.height} pixels: no side of a JPEG is longer than {MAX_SIDE}",
         )
-    stored = _to_jpeg(_rgb(picture))
+    with _decoding():
+        upright = _rgb(picture)
+    stored = _to_jpeg(upright)
     # The pixels of the JPEG, not those before it: whoever opens the shard sees the same ones.
     return stored, decode_image(stored)
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether the EXIF orientation of a picture file rotates or mirrors it; a broken or unknown one does not."""
+    try:
+        with _quiet(), Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS) as picture:
+            return picture.getexif().get(ExifTags.Base.Orientation, 1) in _UPRIGHT
+    except Exception:  # as in `_upright`
+        return False
 
 
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
@@ -87,7 +117,8 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
 
 def _to_jpeg(picture: Image.Image) -> bytes:
     stored = io.BytesIO()
-    picture.save(stored, "JPEG", quality=95, subsampling="4:4:4")
+    # Without `comment`, that of a GIF or of another JPEG is written, and one of 64 KiB or more is an error.
+    picture.save(stored, "JPEG", quality=95, subsampling="4:4:4", comment=b"")
     return stored.getvalue()
 
 
@@ -116,7 +147,11 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise RecordError(Reason.EMPTY_IMAGE, "the file holds no bytes")
     with _quiet(), _decoding():
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        try:
+            picture = Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
+        except UnidentifiedImageError:
+            _check_format(data)
+            raise
         if picture.width * picture.height > MAX_PIXELS:
             raise _huge(f"{picture.width} x {picture.height} pixels")
         # A phone's JPEG carries a preview or a gain map as second picture (MPO): its first one is the photograph.
@@ -128,6 +163,44 @@ def _open(data: bytes) -> Image.Image:
         if picture.format == "TIFF":
             picture.load()  # here, where warnings are silenced: it reads its tags while loading
     return picture
+
+
+def _without_texts(data: bytes) -> bytes:
+    """Leave out a PNG's colour profile and texts, but for those with the orientation; other files stay as they are.
+
+    Pillow refuses a picture with a long one, and takes the keywords "transparency" and "interlace" for properties of
+    the pixels.
+    """
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    kept, start, end = [], 0, 8
+    while end + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, end)
+        body = data[end + 8 : end + 8 + length] if kind in (b"tEXt", b"zTXt", b"iTXt") else b""
+        if kind == b"iCCP" or (body and not _has_orientation(kind, body)):
+            kept.append(data[start:end])
+            start = end + 12 + length
+        end += 12 + length  # a chunk: length, kind, body, checksum
+    return b"".join([*kept, data[start:]]) if kept else data
+
+
+def _has_orientation(kind: bytes, body: bytes) -> bool:
+    """Whether a PNG's text may hold the orientation, and is short enough to be read."""
+    keyword, _, rest = body.partition(b"\0")
+    if keyword not in _ORIENTATIONS:
+        return False
+    if kind == b"zTXt":
+        compressed = rest[1:]
+    elif kind == b"iTXt" and rest[:1] == b"\1":
+        compressed = rest[2:].split(b"\0", 2)[-1]  # behind the language and the translated keyword
+    else:
+        return len(body) <= _MAX_TEXT
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(compressed, _MAX_TEXT)
+    except zlib.error:
+        return False
+    return not unpacker.unconsumed_tail
 
 
 def _upright(picture: Image.Image) -> tuple[Image.Image, bool]:
@@ -155,6 +228,9 @@ def _rgb(picture: Image.Image) -> Image.Image:
         )
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
+        if layer.getchannel("A").getextrema()[1] == 0:
+            # BMPs of 32 bits often leave the fourth byte 0, and viewers show them opaque.
+            return layer.convert("RGB")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return picture.convert("RGB")
@@ -177,6 +253,14 @@ def _decoding() -> Iterator[None]:
     except Exception as error:  # decoders raise a dozen types, by the place where the bytes stop making sense
         detail = "not a picture of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise RecordError(Reason.UNDECODABLE_IMAGE, detail or type(error).__name__) from error
+
+
+def _check_format(data: bytes) -> None:
+    """Raise a RecordError that names the format of a picture that is none of `FORMATS`."""
+    for name, start in _OTHERS.items():
+        if re.match(start, data[:1000], re.DOTALL):
+            detail = f"a picture of the format {name}, which is not decoded: convert it to JPEG or PNG"
+            raise RecordError(Reason.UNDECODABLE_IMAGE, detail)
 
 
 def _huge(size: str) -> RecordError:

@@ -10,7 +10,14 @@ from pycocotools import mask as coco
 
 from schemas.boxes import BBox
 
-__all__ = ["BBox", "Mask", "intersection_over_union"]
+__all__ = ["BBox", "Mask", "intersection_over_union", "union"]
+
+MAX_OUTLINE = 2**22
+"""Longest outline of polygons, and their farthest coordinate, in pixels. pycocotools takes some 40 bytes per pixel of
+outline, and its integers overflow from 4e8 on: a coordinate of 1e10 ends the process."""
+
+_MAX_DIGITS = 7
+"""Most characters of a run length: 35 bits, more than any picture has pixels."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,18 @@ class Mask:
 
     @classmethod
     def from_json(cls, rle: Mapping[str, Any]) -> Self:
-        """Take `{"size": [h, w], "counts": str}`; uncompressed counts (a list) are compressed."""
+        """Take `{"size": [h, w], "counts": str}`; uncompressed counts (a list) are compressed.
+
+        Raises:
+            ValueError, TypeError, OverflowError: uncompressed counts are no numbers, or do not add up to the picture's
+                pixels.
+        """
         height, width = rle["size"]
         counts = rle["counts"]
         if isinstance(counts, list):
+            # Before they are compressed, as pycocotools writes beyond its memory for a run of 2**29 and more.
+            counts = list(map(int, counts))
+            _check_runs(counts, (height, width))
             counts = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
         if isinstance(counts, bytes):
             counts = counts.decode("ascii")
@@ -46,10 +61,15 @@ class Mask:
         """Fill COCO's polygons, each [x, y, x, y, ...] in pixels, of a picture of `size` (height, width).
 
         Raises:
-            ValueError: there is no polygon, or one has fewer than three corners or half a corner.
+            ValueError: there is no polygon, one has fewer than three corners or half a corner, or their outlines are
+                longer than `MAX_OUTLINE`.
         """
         if not polygons or not all(len(p) >= 6 and len(p) % 2 == 0 and np.isfinite(p).all() for p in polygons):
             raise ValueError("a polygon needs three corners or more, each of two finite numbers")
+        corners = [np.reshape(np.asarray(polygon, dtype=np.float64), (-1, 2)) for polygon in polygons]
+        is_near = all(np.abs(c).max() <= MAX_OUTLINE for c in corners)
+        if not is_near or sum(map(_outline, corners)) > MAX_OUTLINE:
+            raise ValueError(f"polygons of coordinates or outlines of more than {MAX_OUTLINE:,} pixels")
         rle = coco.merge(coco.frPyObjects([list(map(float, p)) for p in polygons], *size))
         return cls(size=size, counts=rle["counts"].decode("ascii"))
 
@@ -62,9 +82,7 @@ class Mask:
 
         pycocotools leaves pixels that no run covers uninitialised, so masks that come from files are checked first.
         """
-        runs = _runs(self.counts)
-        if sum(runs) != self.size[0] * self.size[1] or min(runs, default=0) < 0:
-            raise ValueError(f"its runs cover {sum(runs):,} pixels of a picture of {self.size[1]} x {self.size[0]}")
+        _check_runs(_runs(self.counts), self.size)
 
     def to_array(self) -> NDArray[np.bool_]:
         """Decode to [H, W] bool."""
@@ -94,6 +112,26 @@ def intersection_over_union(a: Mask, b: Mask) -> float:
     return both / either if either else 0.0
 
 
+def union(masks: Sequence[Mask]) -> Mask:
+    """The mask of all pixels that are in at least one of `masks`, one or more of one size; one alone stays as it is."""
+    if len(masks) == 1:
+        return masks[0]
+    if len({mask.size for mask in masks}) != 1:
+        raise ValueError("masks of several sizes, or no mask, have no union")
+    rle = coco.merge([mask._rle() for mask in masks])
+    return Mask(masks[0].size, rle["counts"].decode("ascii"))
+
+
+def _outline(corners: NDArray[np.float64]) -> float:
+    """The pixels on the sides of a polygon of `corners` [N, 2], as pycocotools counts them."""
+    return float(np.abs(np.roll(corners, -1, axis=0) - corners).max(axis=1).sum())
+
+
+def _check_runs(runs: Sequence[int], size: tuple[int, int]) -> None:
+    if sum(runs) != size[0] * size[1] or min(runs, default=0) < 0:
+        raise ValueError(f"its runs cover {sum(runs):,} pixels of a picture of {size[1]} x {size[0]}")
+
+
 def _runs(counts: str) -> list[int]:
     """Decode COCO's string of run lengths.
 
@@ -108,6 +146,8 @@ def _runs(counts: str) -> list[int]:
             raise ValueError(f"{character!r} is not a character of COCO's run lengths")
         value |= (bits & 31) << shift
         shift += 5
+        if shift > 5 * _MAX_DIGITS:
+            raise ValueError(f"a run length of more than {_MAX_DIGITS} characters")
         if not bits & 32:
             value -= (bits & 16) << (shift - 4)
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))

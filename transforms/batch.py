@@ -64,7 +64,7 @@ def _run(
     try:
         advanced = list(step(examples))
     except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
-        _check_blame(error, stage)
+        check_blame(error, stage)
         failed = reject(examples[0], stage, error)
     if failed:
         if len(examples) == 1:
@@ -81,8 +81,12 @@ def _run(
     return list(advanced)
 
 
-def _check_blame(error: Exception, stage: str) -> None:
-    """Stop the job if no record is the cause of an error: all that follow would be rejected too."""
+def check_blame(error: Exception, stage: str) -> None:
+    """Stop the job if no record is the cause of `error`, which `stage` raised: all that follow would be rejected too.
+
+    Raises:
+        SubjectloomError: `error` is one that is no RecordError, or says that the device failed.
+    """
     if isinstance(error, SubjectloomError) and not isinstance(error, RecordError):
         raise error
     # By name, as torch is not imported here. A device that failed stays unusable until its process ends.
@@ -100,9 +104,14 @@ def _is_exhausted(error: Exception) -> bool:
 
 def reject(example: Example, stage: str, error: Exception) -> Reject:
     """The reject of `example`, for which `stage` raised `error`."""
+    return reject_of(example.key, example.source.uri, stage, error)
+
+
+def reject_of(key: str, uri: str, stage: str, error: Exception) -> Reject:
+    """The reject of the record `key`, whose picture has the address `uri`, for which `stage` raised `error`."""
     if isinstance(error, RecordError):
         reason, detail = error.reason, error.detail
     else:
         reason = Reason.OUT_OF_MEMORY if _is_exhausted(error) else Reason.STEP_FAILED
         detail = f"{type(error).__name__}: {error}"
-    return Reject(example.key, example.source.uri, stage, reason, " ".join(detail.split())[:500])
+    return Reject(key, uri, stage, reason, " ".join(detail.split())[:500])

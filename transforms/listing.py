@@ -8,12 +8,13 @@ For local sources Beam is not imported, so that a wrong folder is reported at on
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast, get_args
 
 from schemas.errors import InputError, choices
 from transforms.sources.files import File, find_files
 from transforms.sources.kinds import KINDS, Query, is_parquet
 from transforms.sources.records import Chunk
-from transforms.sources.webdataset import is_tar
+from transforms.sources.webdataset import Keys, is_tar
 
 BATCH_SIZE = 8
 """Records that go through a model together."""
@@ -55,6 +56,7 @@ def list_source(
     samples_per_shard: int = 1000,
     batch_size: int = BATCH_SIZE,
     limit: int | None = None,
+    keys: str = "first-dot",
 ) -> Listing:
     """List a source.
 
@@ -64,10 +66,13 @@ def list_source(
         samples_per_shard: records that make a shard, rejected ones included; a tar always makes one.
         batch_size: records of one batch.
         limit: take only the first records, in the order of the listing.
+        keys: where the keys of a WebDataset tar's members end, "first-dot" or "last-dot" of their names.
 
     Raises:
-        InputError: nothing is there, it cannot be read, or its kind is unclear.
+        InputError: nothing is there, it cannot be read, its kind is unclear, or `keys` are none of its kind.
     """
+    if keys not in get_args(Keys):
+        raise InputError(f"there are no keys {keys!r}{choices(keys, get_args(Keys))}")
     if kind is not None and kind not in KINDS:
         raise InputError(f"there is no kind of source {kind!r}{choices(kind, KINDS)}")
     files = find_files(source)
@@ -76,7 +81,9 @@ def list_source(
     wanted = [file for file in files if KINDS[chosen].is_read(file) or (kind and file.path == source)]
     if not wanted:
         raise InputError(f"{source}: nothing to read as {chosen} among its {len(files)} files")
-    query = Query(source, files, wanted, samples_per_shard, batch_size, limit)
+    if keys != "first-dot" and chosen != "webdataset":
+        raise InputError(f"{source}: --keys {keys} is for the names in WebDataset tars, the source is {chosen}")
+    query = Query(source, files, wanted, samples_per_shard, batch_size, limit, cast("Keys", keys))
     return Listing(chosen, tuple(KINDS[chosen].list(query)))
 
 

@@ -8,6 +8,8 @@ KEY.json          a `Record`
 """
 
 from collections.abc import Iterator
+from dataclasses import fields
+from functools import partial
 from typing import Literal, Self
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from schemas.boxes import BBox, box_of
 from schemas.dataset import Row
-from schemas.example import Example
+from schemas.example import Example, Salience
 from schemas.images import decode_grey
 from schemas.samples.base import Pictures, SampleFormat, SampleRecord, Score, SourceField
 from schemas.strict import StrictModel
@@ -84,7 +86,7 @@ class Record(SampleRecord):
 
     def columns(self) -> Row:
         """Return the subject, its background and how much of the picture is subject and unknown."""
-        return {name: getattr(self, name) for name in FORMAT.columns.names}
+        return {name: getattr(self, name) for name in FORMAT.columns.names if name not in FORMAT.index_only}
 
     def problems(self, pictures: Pictures) -> Iterator[str]:
         """Yield where trimap, alpha and the numbers about them contradict each other."""
@@ -111,6 +113,15 @@ def bbox_of(alpha: NDArray[np.uint8]) -> BBox:
     return box_of(alpha >= 128)
 
 
+_PARTS = tuple(part.name for part in fields(Salience))
+
+
+def _salience(part: str, example: Example) -> float | None:
+    """A part of the subject's salience; None where it was not found by a mask of the annotation."""
+    salience = example.subject.salience if example.subject else None
+    return None if salience is None else round(getattr(salience, part), 4)
+
+
 FORMAT = SampleFormat(
     recipe="blip-diffusion",
     record=Record,
@@ -127,6 +138,15 @@ FORMAT = SampleFormat(
             ("foreground_fraction", pa.float64()),
             ("unknown_fraction", pa.float64()),
             ("background", pa.string()),
+            ("area", pa.float64()),
+            ("centrality", pa.float64()),
+            ("wholeness", pa.float64()),
+            ("border", pa.float64()),
+            ("annotations_left_out", pa.int32()),  # of the picture's: those that could not be used
         ]
     ),
+    index_only={
+        **{name: partial(_salience, name) for name in _PARTS},
+        "annotations_left_out": lambda example: example.left_out,
+    },
 )

@@ -10,7 +10,7 @@ from pydantic import Field
 from schemas.dataset import Row
 from schemas.errors import RecordError
 from schemas.example import Example, Match, Phrase, Segment, Source
-from schemas.masks import BBox
+from schemas.masks import BBox, union
 from schemas.rejects import Reason
 from schemas.samples.base import (
     Pictures,
@@ -43,7 +43,8 @@ class Subject(StrictModel):
 
     `phrase` is an index into the record's phrases, whose `text`, `start` and `end` are repeated. `label` is
     the class of the segment, `score` the similarity by which the two were matched. `bbox` is [x, y, w, h]
-    and `area` a count, both in pixels of the stored image.
+    and `area` a count, both in pixels of the stored image. The mask is the union of `segments` segments: 1, or more
+    where the phrase names several things ("a group of people"); the score is that of the best of them.
     """
 
     phrase: int
@@ -55,6 +56,7 @@ class Subject(StrictModel):
     bbox: BBox
     area: int
     segmentation: Segmentation
+    segments: int = 1
 
 
 class Record(SampleRecord):
@@ -91,13 +93,14 @@ class Record(SampleRecord):
                 for p in example.phrases
             ],
             subjects=[_subject(example, match) for match in sorted(example.matches, key=lambda m: m.phrase)],
-            segments_unmatched=len(example.segments) - len(example.matches),
+            segments_unmatched=len(example.segments) - sum(1 + len(match.others) for match in example.matches),
         )
 
     def to_example(self, image: bytes) -> Example:
         """Return the example that this record describes.
 
-        The dataset does not hold segments without a phrase, nor a segment's confidence: that becomes 1.
+        The dataset does not hold segments without a phrase, nor a segment's confidence: that becomes 1. The segments
+        of a phrase for several things are one segment.
         """
         return Example(
             key=self.key,
@@ -145,6 +148,7 @@ class Record(SampleRecord):
 
 def _subject(example: Example, match: Match) -> Subject:
     phrase, segment = example.phrases[match.phrase], example.segments[match.segment]
+    mask = union([segment.mask, *(example.segments[other].mask for other in match.others)])
     return Subject(
         phrase=match.phrase,
         text=phrase.text,
@@ -152,9 +156,10 @@ def _subject(example: Example, match: Match) -> Subject:
         end=phrase.end,
         label=segment.label,
         score=match.score,
-        bbox=segment.bbox,
-        area=segment.area,
-        segmentation=Segmentation.of(segment.mask),
+        bbox=mask.bbox,
+        area=mask.area,
+        segmentation=Segmentation.of(mask),
+        segments=1 + len(match.others),
     )
 
 
@@ -171,6 +176,8 @@ FORMAT = SampleFormat(
             ("score_min", pa.float64()),
             ("scores", pa.list_(pa.float64())),  # of each subject
             ("labels", pa.list_(pa.string())),  # class of each subject
+            ("annotations_left_out", pa.int32()),  # of the picture's: those that could not be used
         ]
     ),
+    index_only={"annotations_left_out": lambda example: example.left_out},
 )

@@ -95,6 +95,16 @@ def test_the_dataset_is_sound_and_its_books_balance(dataset: Path) -> None:
     assert list(inspection.info.seconds) == ["read", "size", "subject", "trimap", "matte", "composite", "write"]
 
 
+def test_the_index_holds_what_made_each_annotated_subject_salient(dataset: Path) -> None:
+    rows = pq.read_table(dataset / "index.parquet").to_pylist()
+    assert rows
+    for row in rows:
+        assert 0.03 <= row["area"] <= 0.7
+        assert 0.5 <= row["centrality"] <= 1
+        assert 0.9 < row["wholeness"] <= 1
+        assert 0 <= row["border"] <= 0.05
+
+
 def test_each_filter_has_its_reason_and_count(dataset: Path) -> None:
     rejects = {row["key"]: row["reason"] for row in pq.read_table(dataset / "rejects.parquet").to_pylist()}
     assert rejects["person"] == "person-subject"

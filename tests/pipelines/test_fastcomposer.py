@@ -18,6 +18,7 @@ from rich.console import Console
 
 from benchmarks.accuracy import link_scores, read_truths
 from jobs.build import Request, build
+from jobs.exports.folder import read_samples
 from jobs.inspect import inspect
 from jobs.scenes import write_scenes
 from pipelines.fastcomposer import FastComposerConfig
@@ -202,3 +203,36 @@ def test_the_source_caption_is_kept_beside_the_expanded_one(tmp_path: Path, scen
     spans = [record["caption"][phrase["start"] : phrase["end"]] for phrase in record["phrases"]]
     assert len(spans) >= 2
     assert spans == [phrase["text"] for phrase in record["phrases"]]
+
+
+@pytest.mark.parametrize(
+    ("plurals", "things"),
+    [
+        ("union", {"A group of people": 3, "a dog": 1}),
+        ("one", {"A group of people": 1, "a dog": 1}),
+        ("leave-out", {"a dog": 1}),
+    ],
+)
+def test_a_phrase_for_several_things_names_them_all(tmp_path: Path, plurals: Any, things: dict[str, int]) -> None:  # noqa: ANN401
+    Image.new("RGB", (64, 48), (90, 120, 90)).save(tmp_path / "a.jpg")
+    corners = [(4, 4), (20, 4), (36, 4), (50, 30)]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1 + (i == 3), "iscrowd": 0, "bbox": [x, y, 10, 12], "area": 120,
+         "segmentation": [[x, y, x + 10, y, x + 10, y + 12, x, y + 12]]}
+        for i, (x, y) in enumerate(corners)
+    ]  # fmt: skip
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}],
+        "annotations": annotations,
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    (tmp_path / "a.txt").write_text("A group of people with a dog")
+    config = FastComposerConfig(similarity="label", plurals=plurals)
+    build(Request("fastcomposer", str(tmp_path), str(tmp_path / "out"), config, SAMPLE), QUIET)
+    assert inspect(str(tmp_path / "out")).problems == ()
+    (sample,) = read_samples(str(tmp_path / "out"), "fastcomposer")
+    record = json.loads(sample.members["json"])
+    assert {subject["text"]: subject["segments"] for subject in record["subjects"]} == things
+    assert [subject["area"] for subject in record["subjects"]] == [120 * count for count in things.values()]
+    assert record["segments_unmatched"] == 4 - sum(things.values())

@@ -24,12 +24,12 @@ from schemas.rejects import Reason
 from tests.pictures import encode, scene, with_orientation
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
     """A PNG written by hand, for what Pillow reads but does not write."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -133,6 +133,108 @@ def test_a_palette_with_transparency_is_laid_on_white(transparency: int | bytes)
     picture.putpalette([10, 20, 30, 200, 100, 0])
     assert decode_image(encode(picture))[0].tolist() == [[10, 20, 30], [200, 100, 0]]
     assert decode_image(encode(picture, transparency=transparency))[0].tolist() == [[255] * 3, [200, 100, 0]]
+
+
+def with_chunks(data: bytes, *chunks: bytes, behind_pixels: bool = False) -> bytes:
+    """A PNG with more chunks, before its pixels or behind them."""
+    place = data.index(b"IEND" if behind_pixels else b"IDAT") - 4
+    return data[:place] + b"".join(chunks) + data[place:]
+
+
+LONG = b"x" * 1_200_000
+METADATA = {
+    "a keyword that Pillow takes for the palette's transparency": chunk(b"tEXt", b"transparency\0none"),
+    "a keyword that Pillow takes for the order of the rows": chunk(b"tEXt", b"interlace\0yes"),
+    "a long comment": chunk(b"tEXt", b"comment\0" + LONG[:100_000]),
+    "a long compressed text": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(LONG)),
+    "a long international text": chunk(b"iTXt", b"prompt\0\1\0\0\0" + zlib.compress(LONG)),
+    "a long compressed EXIF block": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(LONG)),
+    "long XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(LONG)),
+    "a long colour profile": chunk(b"iCCP", b"profile\0\0" + zlib.compress(LONG)),
+    "a text of an unknown compression": chunk(b"zTXt", b"note\0\7text"),
+    "a text with a wrong checksum": chunk(b"tEXt", b"note\0text")[:-4] + b"\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("behind_pixels", [False, True])
+@pytest.mark.parametrize("name", METADATA)
+def test_texts_and_profiles_of_a_png_decide_nothing_over_its_pixels(name: str, behind_pixels: bool) -> None:
+    plain = encode(scene())
+    data = with_chunks(plain, METADATA[name], behind_pixels=behind_pixels)
+    np.testing.assert_array_equal(decode_image(data), scene())
+    assert to_stored_jpeg(data)[0] == to_stored_jpeg(plain)[0]
+
+
+def test_a_text_takes_no_transparency_from_a_palette() -> None:
+    picture = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
+    picture.putpalette([10, 20, 30, 200, 100, 0])
+    data = with_chunks(encode(picture, transparency=0), METADATA[next(iter(METADATA))])
+    assert decode_image(data)[0].tolist() == [[255] * 3, [200, 100, 0]]
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+EXIF_HEX = b"\nexif\n32\n" + with_orientation(6)["exif"].tobytes().hex().encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(EXIF_HEX)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0XMP\0" + zlib.compress(XMP)),
+    ],
+)
+def test_a_text_that_holds_the_orientation_is_read(text: bytes) -> None:
+    stored = np.ascontiguousarray(STORED[6](scene()))
+    np.testing.assert_array_equal(decode_image(with_chunks(encode(stored), text)), scene())
+
+
+@pytest.mark.parametrize("form", ["GIF", "JPEG"])
+def test_a_comment_is_not_handed_to_the_encoder(form: str) -> None:
+    options: dict[str, Any] = {"comment": b"y" * 60_000} | (with_orientation(3) if form == "JPEG" else {})
+    stored, _ = to_stored_jpeg(encode(scene(), form, **options))
+    assert stored == to_stored_jpeg(encode(scene(), form, **options | {"comment": b""}))[0]
+    assert len(stored) < 20_000
+    if form == "GIF":  # the comment of a JPEG ends where that of its copy would have to
+        assert to_stored_jpeg(encode(scene(), form, comment=b"y" * 200_000))[0] == stored
+
+
+def test_a_palette_picture_without_its_palette_is_refused() -> None:
+    data = png(4, 2, depth=8, color=3, rows=b"\0\1\2\3\0" * 2)
+    assert refusal(data).reason == Reason.UNDECODABLE_IMAGE
+
+
+@pytest.mark.parametrize("form", ["BMP", "PNG", "WEBP", "TIFF"])
+def test_where_nothing_is_opaque_the_alpha_means_nothing(form: str) -> None:
+    layer = np.dstack([scene(), np.zeros((24, 32), np.uint8)])
+    options: dict[str, Any] = {"lossless": True, "exact": True} if form == "WEBP" else {}
+    data = encode(layer, form, **options)
+    if form == "BMP":  # Pillow reads the fourth byte as alpha where the header names it: BITMAPV4HEADER
+        masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+        header = struct.pack("<IiiHHIIiiII", 108, 32, 24, 1, 32, 3, 0, 0, 0, 0, 0) + masks + bytes(52)
+        rows = layer[::-1, :, [2, 1, 0, 3]].tobytes()
+        data = b"BM" + struct.pack("<IHHI", 122 + len(rows), 0, 0, 122) + header + rows
+    np.testing.assert_array_equal(decode_image(data), scene())
+
+
+def test_an_avif_is_a_picture() -> None:
+    np.testing.assert_allclose(decode_image(encode(scene(), "AVIF", quality=100)).astype(int), scene(), atol=6)
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b'<?xml version="1.0"?>\n<svg width="5"/>', "SVG"),
+    ],
+)
+def test_a_picture_of_a_format_that_is_not_decoded_is_named(start: bytes, name: str) -> None:
+    error = refusal(start + b"\0" * 100)
+    assert error.reason == Reason.UNDECODABLE_IMAGE
+    assert error.detail == f"a picture of the format {name}, which is not decoded: convert it to JPEG or PNG"
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])

@@ -166,6 +166,45 @@ def test_what_is_no_polygon_is_refused(polygons: list[list[float]]) -> None:
         Mask.from_polygons(polygons, (24, 32))
 
 
+@pytest.mark.parametrize("far", [1e10, 5e7, 4e8, 1e308])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", range(6))
+def test_a_coordinate_far_outside_is_refused_before_pycocotools_sees_it(far: float, sign: int, place: int) -> None:
+    polygon = [*TRIANGLE]
+    polygon[place] = sign * far
+    with pytest.raises(ValueError, match=r"^polygons of coordinates or outlines of more than 4,194,304 pixels$"):
+        Mask.from_polygons([TRIANGLE, polygon], (24, 32))
+
+
+def test_polygons_that_lie_far_outside_altogether_are_refused() -> None:
+    with pytest.raises(ValueError, match="outlines of more than"):
+        Mask.from_polygons([[1e10, 1e10] * 3], (24, 32))
+
+
+def test_an_outline_that_crosses_the_picture_again_and_again_is_refused() -> None:
+    with pytest.raises(ValueError, match="outlines of more than"):
+        Mask.from_polygons([[0.0, 0.0, 8192.0, 8192.0] * 300], (8192, 8192))
+
+
+def test_corners_somewhat_outside_are_cut_at_the_picture() -> None:
+    mask = Mask.from_polygons([[-900.0, -900.0, 900.0, -900.0, 900.0, 12.0, -900.0, 12.0]], (24, 32))
+    np.testing.assert_array_equal(mask.to_array(), np.arange(24)[:, None].repeat(32, 1) < 12)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[], [5, 10], [24 * 32 + 1], [-5, 24 * 32 + 5], [2**31, 2**31], [2**32 + 24 * 32], [1e30], [float("nan")], [None]],
+)
+def test_uncompressed_counts_that_do_not_add_up_are_refused(counts: list[Any]) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"its runs cover|cannot convert|int\(\) argument"):
+        Mask.from_json({"size": [24, 32], "counts": counts})
+
+
+def test_a_run_length_without_end_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"^a run length of more than 7 characters$"):
+        Mask((24, 32), "o" * 10_000_000).check()
+
+
 def test_masks_of_two_sizes_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match=r"^masks of \(2, 3\) and \(3, 2\)"):
         intersection_over_union(Mask.from_array(np.ones((2, 3), bool)), Mask.from_array(np.ones((3, 2), bool)))

@@ -4,10 +4,14 @@ They are listed once, at the start of a job; a worker reads the one that (seed, 
 they are painted like those of the sample scenes.
 """
 
+import gzip
 import hashlib
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,25 +32,41 @@ ATTEMPTS = 8
 """Backgrounds that are tried for a picture: one that is broken must not cost the picture."""
 
 _PICTURES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+_COMPRESSED = (".tar.gz", ".tgz")
+
+_HIDDEN = re.compile(r"(^|/)\.[^/]")
+_MATTE = re.compile(
+    r"([._-](alpha|matte|mask|trimap|seg|segmentation|depth)s?[._-]?\d*\.[^./]+$)"
+    r"|((^|/)(alpha|matte|mask|trimap|segmentation|annotation)s?/)",
+    re.IGNORECASE,
+)
+"""Names of mattes, masks and other maps beside a picture, and of folders of them."""
 
 
 @dataclass(frozen=True)
 class Background:
     """A background: the whole file at `path`, or the `size` bytes of a tar that begin at `offset`.
 
-    `name` stands in the records: a path relative to the source's folder, or a full address.
+    `name` stands in the records: a path relative to the source's folder, or a full address. In a compressed tar,
+    `offset` counts decompressed bytes; all that come before are decompressed each time.
     """
 
     name: str
     path: str
     offset: int = 0
     size: int = -1
+    compressed: bool = False
 
     def read(self) -> bytes:
-        """Read the encoded picture; raise an OSError where that fails."""
+        """Read the encoded picture.
+
+        Raises:
+            OSError, EOFError, zlib.error: that failed.
+        """
         with open_file(self.path) as stream:
-            stream.seek(self.offset)
-            return stream.read(self.size)
+            plain = cast("BinaryIO", gzip.GzipFile(fileobj=stream)) if self.compressed else stream
+            plain.seek(self.offset)
+            return plain.read(self.size)
 
 
 @dataclass(frozen=True)
@@ -60,14 +80,14 @@ class Backgrounds:
 def list_backgrounds(source: str) -> Backgrounds:
     """List the pictures of a folder, a glob or WebDataset tars, on any filesystem that Beam opens.
 
-    An empty `source` means painted backgrounds.
+    An empty `source` means painted backgrounds. Hidden files, and mattes and masks by their names, are passed over.
 
     Raises:
         InputError: nothing is there, it holds no picture, or a tar cannot be read.
     """
     if not source:
         return Backgrounds()
-    files = [file for file in find_files(source) if file.has_extension((*_PICTURES, ".tar"))]
+    files = [file for file in find_files(source) if file.has_extension((*_PICTURES, ".tar", *_COMPRESSED))]
     names = tuple(name for file in files for name in _list_file(file))
     if not names:
         raise InputError(f"{source}: no backgrounds: neither a picture nor a tar with pictures in it")
@@ -76,16 +96,23 @@ def list_backgrounds(source: str) -> Backgrounds:
 
 
 def _list_file(file: File) -> Iterator[Background]:
-    if not file.has_extension((".tar",)):
-        yield Background(file.uri, file.path)
+    if file.has_extension(_PICTURES):
+        if not _MATTE.search(file.name):
+            yield Background(file.uri, file.path)
         return
+    compressed = file.has_extension(_COMPRESSED)
+    mode: Literal["r:", "r:gz"] = "r:gz" if compressed else "r:"
     try:
-        with open_file(file.path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with open_file(file.path) as stream, tarfile.open(fileobj=stream, mode=mode) as tar:
             for info in tar:
-                if info.isfile() and info.name.lower().endswith(_PICTURES):
-                    yield Background(f"{file.uri}/{info.name}", file.path, info.offset_data, info.size)
-    except (OSError, tarfile.TarError) as error:
+                if info.isfile() and _is_background(info.name):
+                    yield Background(f"{file.uri}/{info.name}", file.path, info.offset_data, info.size, compressed)
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"the backgrounds in {file.path} cannot be read: {error}") from error
+
+
+def _is_background(name: str) -> bool:
+    return name.lower().endswith(_PICTURES) and not _HIDDEN.search(name.removeprefix("./")) and not _MATTE.search(name)
 
 
 def draw_background(
@@ -106,7 +133,7 @@ def draw_background(
         chosen = names[int(rng.integers(len(names)))]
         try:
             picture = decode_image(chosen.read())
-        except (OSError, RecordError) as error:
+        except (OSError, EOFError, zlib.error, RecordError) as error:
             problem = f"{chosen.name}: {error}"
         else:
             return chosen.name, cover(picture, size, rng)

@@ -1,6 +1,7 @@
 """The dependency parser: a spaCy pipeline, from a folder (the sample preset) or an installed package."""
 
 import importlib.util
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,17 +12,22 @@ from typing import TYPE_CHECKING
 
 from schemas.errors import ModelError
 from transforms.text.inflection import singular
+from transforms.text.markup import readable
 from transforms.text.parses import Parse, Token
 
 if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc
+    from spacy.tokens import Token as SpacyToken
 
 PIPE_BATCH = 64
 """Captions that go through the network in one batch."""
 
 REQUIRED = {"dependencies": ("parser",), "parts of speech": ("morphologizer", "attribute_ruler")}
 """What the rules for phrases need, and the components of which at least one must provide it."""
+
+_CAPITALS = re.compile(r"[A-Z]{2,}s|\w*[a-z][A-Z]\w*s")
+"""Plurals with capitals, whatever their part of speech: "SUVs", "iPads"."""
 
 
 @dataclass(eq=False)
@@ -93,31 +99,43 @@ def _uses_torch(checkpoint: str) -> bool:
 
 def parse_captions(parser: Parser, captions: Sequence[str]) -> list[Parse]:
     """Parse captions, in order. Offsets count the characters (code points) of the caption."""
+    texts = [readable(caption) for caption in captions]
     # Outside a memory zone spaCy keeps every word that it ever saw: memory would grow over millions of captions.
     with parser.lock, parser.nlp.memory_zone():
-        return [_to_parse(doc) for doc in parser.nlp.pipe(captions, batch_size=PIPE_BATCH)]
+        docs = parser.nlp.pipe((text for text, _ in texts), batch_size=PIPE_BATCH)
+        return [_to_parse(*parsed) for parsed in zip(docs, captions, (origins for _, origins in texts), strict=True)]
 
 
-def _to_parse(doc: "Doc") -> Parse:
+def _to_parse(doc: "Doc", caption: str, origins: Sequence[int]) -> Parse:
+    ends = [origins[token.idx + len(token.text)] for token in doc]
     tokens = tuple(
         Token(
-            text=token.text,
-            start=token.idx,
-            end=token.idx + len(token.text),
-            lemma=_lemma(token.text, token.lemma_, token.pos_, number := "".join(token.morph.get("Number"))),
+            text=caption[origins[token.idx] : end],
+            start=origins[token.idx],
+            end=end,
+            lemma=_lemma(doc, token, number := "".join(token.morph.get("Number"))),
             pos=token.pos_,
             dep=token.dep_,
             head=token.head.i,
             number=number,
         )
-        for token in doc
+        for token, end in zip(doc, ends, strict=True)
     )
     chunks = tuple((chunk.start, chunk.end) for chunk in doc.noun_chunks) if len(doc) else ()
-    return Parse(doc.text, tokens, chunks)
+    return Parse(caption, tokens, chunks)
 
 
-def _lemma(text: str, lemma: str, pos: str, number: str) -> str:
-    if lemma:
-        return lemma.lower()
-    plural = number == "Plur" and pos in ("NOUN", "PROPN")
-    return (singular(text.lower()) if plural else None) or text.lower()
+def _lemma(doc: "Doc", token: "SpacyToken", number: str) -> str:
+    """The lemma; of a plural its singular, which the pipeline's own rules may spell wrong ("beanies" as "beany")."""
+    text, lemma = token.text, token.lemma_.lower()
+    is_plural = number == "Plur" and token.pos_ in ("NOUN", "PROPN")
+    if not (is_plural or _CAPITALS.fullmatch(text)):
+        return lemma or text.lower()
+    i = token.i
+    is_second_part = i > 1 and doc[i - 1].text == "-" and doc[i - 2].idx + len(doc[i - 2]) + 1 == token.idx
+    # "talkies" alone could be of "talky", "walkie-talkies" is not.
+    word = f"{doc[i - 2].text}-{text}" if is_second_part else text
+    base = singular(word.lower())
+    if base:
+        return base.rpartition("-")[2] if is_second_part else base
+    return text.lower() if text.endswith("s") else lemma or text.lower()

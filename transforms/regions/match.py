@@ -4,19 +4,25 @@ Stuff ("the green field") is matched like things: FastComposer pairs phrases wit
 choice among subjects to the trainer, by their labels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import apache_beam as beam
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import RecordError
-from schemas.example import Example, Match
+from schemas.example import Example, Match, Phrase, Segment
 from schemas.rejects import Reason
 from transforms.batch import Batch, each
 from transforms.step import Step, map_batches
 
 STAGE = "matches"
+
+Plurals = Literal["union", "one", "leave-out"]
+"""What a phrase for several things ("a group of people") is matched with: all of them, one of them, nothing."""
 
 
 def greedy_match(similarity: NDArray[np.floating], threshold: float) -> tuple[Match, ...]:
@@ -37,14 +43,43 @@ def greedy_match(similarity: NDArray[np.floating], threshold: float) -> tuple[Ma
     return tuple(matches[phrase] for phrase in sorted(matches))
 
 
-def match_phrases(example: Example, threshold: float) -> Example:
+def with_all_things(
+    matches: Sequence[Match], phrases: Sequence[Phrase], segments: Sequence[Segment], similarity: NDArray[np.floating]
+) -> tuple[Match, ...]:
+    """Add to the match of each phrase for several things the other segments of the class that it was matched with.
+
+    A segment goes to one phrase: to that which names it alone, else to the one with the highest similarity, of equal
+    ones the first. "Five dogs" take the five most similar segments. The score stays that of the match.
+    """
+    taken = {match.segment for match in matches}
+    counts = {match.phrase: phrases[match.phrase].things for match in matches}
+    room = {phrase: len(segments) if count is None else count for phrase, count in counts.items()}
+    candidates = sorted(
+        (-similarity[match.phrase, s], match.phrase, s)
+        for match in matches
+        for s, segment in enumerate(segments)
+        if segment.label == segments[match.segment].label and not np.isnan(similarity[match.phrase, s])
+    )
+    others: dict[int, list[int]] = {match.phrase: [] for match in matches}
+    for _, phrase, s in candidates:
+        if s not in taken and len(others[phrase]) + 1 < room[phrase]:
+            others[phrase].append(s)
+            taken.add(s)
+    return tuple(replace(match, others=tuple(sorted(others[match.phrase]))) for match in matches)
+
+
+def match_phrases(example: Example, threshold: float, plurals: Plurals = "one") -> Example:
     """Match the example's phrases with its segments.
 
     Raises:
         RecordError: NO_MATCH, no similarity reaches the threshold.
     """
     similarity = np.array(example.similarity, dtype=np.float64).reshape(len(example.phrases), len(example.segments))
+    if plurals == "leave-out":
+        similarity[[phrase.things != 1 for phrase in example.phrases]] = np.nan
     matches = greedy_match(similarity, threshold)
+    if plurals == "union":
+        matches = with_all_things(matches, example.phrases, example.segments, similarity)
     if not matches:
         best = np.nanmax(similarity, initial=-np.inf)
         raise RecordError(Reason.NO_MATCH, f"the best similarity is {best:.3f}, the threshold {threshold:.3f}")
@@ -56,8 +91,9 @@ class MatchPhrases(Step):
     """Fill `matches` from `similarity`; `threshold` is the lowest similarity of a match."""
 
     threshold: float
+    plurals: Plurals = "one"
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Match each example by itself."""
-        threshold = self.threshold
-        return map_batches(batches, STAGE, each(lambda example: match_phrases(example, threshold)))
+        step = partial(match_phrases, threshold=self.threshold, plurals=self.plurals)
+        return map_batches(batches, STAGE, each(step))

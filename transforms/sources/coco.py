@@ -9,19 +9,21 @@ of the same name, else the .txt beside the picture. The format: https://cocodata
 
 import json
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from schemas.errors import InputError, RecordError
 from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.files import read_file
-from transforms.sources.coco_masks import InstancesTruth, PanopticTruth, check_size, mismatch
+from transforms.sources.coco_masks import InstancesTruth, PanopticTruth, check_size, hashable, is_set, mismatch
 from transforms.sources.files import File
-from transforms.sources.records import Entry, refuse, to_example
+from transforms.sources.records import Entry, is_empty, refuse, to_example
 
 Json = dict[str, Any]
 
@@ -55,14 +57,15 @@ class Annotated:
         caption = read_file(self.caption.path) if isinstance(self.caption, File) else self.caption
         example = to_example(self.key, image, caption, Source(self.uri, self.license))
         check_size(example, self.size)
-        return replace(example, segments=self.truth.segments(self.size))
+        segments, left_out = self.truth.segments(self.size)
+        return replace(example, segments=segments, left_out=left_out)
 
 
 def is_annotation(file: File, kind: str) -> bool:
     """Whether a file has the name of an annotation file of `kind`, "panoptic" or "instances"."""
     if not file.has_extension((".json",)):
         return False
-    name = posixpath.basename(file.name)
+    name = posixpath.basename(file.name).removeprefix("cityscapes_")
     return name.startswith(kind) and not name.startswith("panoptic_categories")
 
 
@@ -106,21 +109,22 @@ class _Tables:
     categories: Mapping[int, tuple[str, bool]]
     licenses: Mapping[int, str]
     captions: Mapping[int, str]
-    annotations: Mapping[int, list[Json]]
+    annotations: Mapping[Any, list[Json]]
 
     def entries(self) -> list["Annotated | Reject"]:
         listed = [self._entry(image) for image in self.images]
-        known = {image.get("id") for image in self.images}
+        known = {hashable(image.get("id")) for image in self.images}
         for image_id in sorted(set(self.annotations) - known, key=str):
             detail = f"{self.file.name} annotates the picture {image_id}, which is not among its images"
             listed.append(refuse(clean_key(f"image-{image_id}"), self.file.uri, Reason.MISSING_IMAGE, detail))
         return listed
 
     def _entry(self, image: Json) -> "Annotated | Reject":
-        name = str(image.get("file_name", f"image-{image.get('id')}"))
-        key = clean_key(posixpath.splitext(name)[0])
-        found = self._find(name, self._picture_folders())
-        uri = str(image.get("coco_url") or image.get("flickr_url") or (found.uri if found else name))
+        names = self._names(image)
+        candidates = (self._find(name, self._picture_folders()) for name in names)
+        found = next((candidate for candidate in candidates if candidate), None)
+        key = clean_key(posixpath.splitext(names[0])[0])
+        uri = str(image.get("coco_url") or image.get("flickr_url") or (found.uri if found else names[0]))
         try:
             return Annotated(
                 key=key,
@@ -128,12 +132,12 @@ class _Tables:
                 license=self.licenses.get(image.get("license", 0), ""),
                 image=found,
                 size=(int(image["height"]), int(image["width"])),
-                caption=self._caption(image["id"], found),
-                truth=self._truth(self.annotations.get(image["id"], [])),
+                caption=self._caption(hashable(image["id"]), found),
+                truth=self._truth(self.annotations.get(hashable(image["id"]), [])),
             )
         except RecordError as error:
             return refuse(key, uri, error.reason, error.detail)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             detail = f"its entry in {self.file.name} is malformed: {type(error).__name__} {error}"
             return refuse(key, uri, Reason.MISMATCHED_ANNOTATION, detail)
 
@@ -145,10 +149,34 @@ class _Tables:
         png = self._find(annotations[0]["file_name"], self._png_folders())
         return PanopticTruth.of(png, annotations[0]["segments_info"], self.categories)
 
+    def _names(self, image: Json) -> list[str]:
+        """The names that the picture's file may have, relative to one of the folders of pictures.
+
+        The first is that of its entry. Of an absolute path, and of the address in LVIS' entries, which name no file,
+        the last parts are the name.
+        """
+        if not image.get("file_name"):
+            path = urlsplit(str(image.get("coco_url") or "")).path
+            return [posixpath.basename(path), *_ends(path)] if path.strip("/") else [f"image-{image.get('id')}"]
+        name = str(image["file_name"])
+        if not self._find(name, self._picture_folders()):
+            name = name.replace("\\", "/")  # between folders, as Windows writes them
+        names = [name]
+        if re.match("([A-Za-z]:)?/", name):
+            names += _ends(name)
+        if "_gtFine_leftImg8bit" in name:
+            picture = name.replace("_gtFine", "")
+            split = _name(self.file).removeprefix("cityscapes_panoptic_").removesuffix("_trainId")
+            names.append(f"leftImg8bit/{split}/{picture.split('_')[0]}/{picture}")
+        return names
+
     def _caption(self, image_id: int, picture: File | None) -> str | File | None:
         if image_id in self.captions:
             return self.captions[image_id]
-        return self._find(posixpath.splitext(picture.path)[0] + ".txt", [""]) if picture else None
+        if not picture:
+            return None
+        stem = posixpath.splitext(picture.path)[0]
+        return self._find(f"{stem}.txt", [""]) or self._find(f"{stem}.caption", [""])
 
     def _find(self, name: str, folders: list[str]) -> File | None:
         paths = (posixpath.normpath(posixpath.join(folder, name)) for folder in folders)
@@ -166,25 +194,37 @@ class _Tables:
         return [posixpath.join(here, name), posixpath.join(here, "panoptic"), posixpath.join(up, name), here]
 
 
+def _ends(path: str) -> list[str]:
+    """The last parts of a path, from all but its root to the name alone."""
+    parts = [part for part in path.split("/") if part and not part.endswith(":")]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
 def _read_tables(file: File, kind: str, by_path: Mapping[str, File]) -> _Tables:
     content = _read_json(file)
-    annotations: dict[int, list[Json]] = defaultdict(list)
+    annotations: dict[Any, list[Json]] = defaultdict(list)
     try:
         for annotation in content["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
+            if isinstance(annotation, dict):
+                annotations[hashable(annotation.get("image_id"))].append(annotation)
+            else:
+                annotations[None].append({})
+        if content["annotations"] and [*annotations] == [None]:
+            raise KeyError("image_id")
         categories = content.get("categories") or _beside(file, "panoptic_categories", by_path)
         if not categories:
             raise InputError(f"{file.path} names no categories, and there is no panoptic_categories.json beside it")
         captions: dict[int, str] = {}
         caption_file = _beside(file, "captions" + _name(file).removeprefix(kind), by_path)
         for caption in sorted(caption_file["annotations"], key=lambda c: c["id"]) if caption_file else []:
-            captions.setdefault(caption["image_id"], caption["caption"])
+            if not is_empty(caption["caption"]):
+                captions.setdefault(caption["image_id"], caption["caption"])
         return _Tables(
             file=file,
             kind=kind,
             by_path=by_path,
-            images=list(content["images"]),
-            categories={c["id"]: (c["name"], bool(c.get("isthing", 1))) for c in categories},
+            images=[i if isinstance(i, dict) else {"id": f"{n}"} for n, i in enumerate(content["images"])],
+            categories={c["id"]: (c["name"], is_set(c.get("isthing", 1))) for c in categories},
             licenses={entry["id"]: _license(entry) for entry in content.get("licenses", [])},
             captions=captions,
             annotations=annotations,
@@ -196,7 +236,7 @@ def _read_tables(file: File, kind: str, by_path: Mapping[str, File]) -> _Tables:
 def _read_json(file: File) -> Any:  # noqa: ANN401
     try:
         return json.loads(read_file(file.path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file.path} cannot be read as JSON: {error}") from error
 
 

@@ -41,12 +41,22 @@ def check_size(example: Example, size: tuple[int, int]) -> None:
         )
 
 
+def hashable(number: Any) -> Any:  # noqa: ANN401
+    """An ID as it stands in the JSON; a list or an object, which cannot be a key, as text."""
+    return repr(number) if isinstance(number, list | dict) else number
+
+
+def is_set(value: object) -> bool:
+    """Whether a flag of a JSON is set: 1 or true, also as a text."""
+    return str(value).strip().lower() not in ("", "0", "0.0", "false", "no", "none", "null")
+
+
 @dataclass(frozen=True)
 class PanopticSegment:
-    """A row of `segments_info`; `area` in pixels, None if it is not given."""
+    """A row of `segments_info`; `area` in pixels, None if it is not given; `label` is None for an unknown category."""
 
     id: int
-    label: str
+    label: str | None
     is_thing: bool
     area: int | None
 
@@ -60,11 +70,7 @@ class PanopticTruth:
 
     @classmethod
     def of(cls, png: File | None, infos: Sequence[Mapping[str, Any]], categories: Categories) -> Self:
-        """Take `segments_info`.
-
-        Raises:
-            RecordError: MISMATCHED_ANNOTATION, a category is unknown.
-        """
+        """Take `segments_info`."""
         return cls(png, tuple(_panoptic_segment(info, categories) for info in infos))
 
     @property
@@ -72,21 +78,28 @@ class PanopticTruth:
         """The PNG's stamp and the rows."""
         return f"{self.png.stamp if self.png else ''} {self.infos}"
 
-    def segments(self, size: tuple[int, int]) -> tuple[Segment, ...]:
-        """Return a segment per row of the JSON, score 1. `size` is the picture's (height, width) in pixels.
+    def segments(self, size: tuple[int, int]) -> tuple[tuple[Segment, ...], int]:
+        """Return a segment per row of the JSON, score 1, and the number of rows that are left out.
+
+        Those are the rows whose category is unknown. `size` is the picture's (height, width) in pixels.
 
         Raises:
             RecordError: MISMATCHED_ANNOTATION, the PNG is missing or corrupt, or differs from the JSON in its size, its
-                segments or the number of pixels of a segment.
+                segments or the number of pixels of a segment; or all rows are left out.
         """
         if self.png is None:
             raise mismatch("its panoptic PNG is missing")
         ids = decode_ids(read_file(self.png.path), size)
         counts = {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True), strict=True) if i != 0}
         self._check(counts)
-        return tuple(
-            Segment(info.label, 1.0, Mask.from_array(ids == info.id), is_thing=info.is_thing) for info in self.infos
-        )
+        segments = [
+            Segment(info.label, 1.0, Mask.from_array(ids == info.id), is_thing=info.is_thing)
+            for info in self.infos
+            if info.label is not None
+        ]
+        if self.infos and not segments:
+            raise mismatch(f"no list names the categories of its {len(self.infos)} segments")
+        return tuple(segments), len(self.infos) - len(segments)
 
     def _check(self, counts: dict[int, int]) -> None:
         listed = [info.id for info in self.infos]
@@ -103,47 +116,71 @@ class PanopticTruth:
 
 @dataclass(frozen=True)
 class InstancesTruth:
-    """The instance annotations of one picture: (class, is a thing, COCO's `segmentation`) of each."""
+    """The instance annotations of one picture: (class, is a thing, COCO's `segmentation`) of each.
+
+    `left_out` says of each other annotation what is wrong with it.
+    """
 
     instances: tuple[tuple[str, bool, Any], ...]
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, annotations: Sequence[Mapping[str, Any]], categories: Categories) -> Self:
         """Take a picture's annotations, in the order of their ids.
 
-        A crowd is kept, but not as a thing: its mask covers many objects, so it is no single subject.
+        A crowd is kept, but not as a thing: its mask covers many objects, so it is no single subject. An annotation
+        without a mask or a known category is left out.
         """
-        ordered = sorted(annotations, key=lambda annotation: annotation.get("id", 0))
-        return cls(
-            tuple(
-                (label, is_thing and not annotation.get("iscrowd"), annotation["segmentation"])
-                for annotation in ordered
-                for label, is_thing in [_category(annotation, categories)]
-            )
-        )
+        instances, left_out = [], []
+        for annotation in sorted(annotations, key=_order):
+            if (category := categories.get(hashable(annotation.get("category_id")))) is None:
+                left_out.append(_unknown(annotation))
+            elif "segmentation" not in annotation:
+                left_out.append(f"annotation {annotation.get('id')} ({category[0]}) has no segmentation")
+            else:
+                label, is_thing = category
+                is_thing = is_thing and not is_set(annotation.get("iscrowd"))
+                instances.append((label, is_thing, annotation["segmentation"]))
+        return cls(tuple(instances), tuple(left_out))
 
     @property
     def stamp(self) -> str:
-        """All instances."""
-        return repr(self.instances)
+        """All instances, and what is left out."""
+        return repr(self.instances) + (repr(self.left_out) if self.left_out else "")
 
-    def segments(self, size: tuple[int, int]) -> tuple[Segment, ...]:
-        """Return a segment per annotation, score 1. `size` is the picture's (height, width) in pixels.
+    def segments(self, size: tuple[int, int]) -> tuple[tuple[Segment, ...], int]:
+        """Return a segment per annotation, score 1, and the number of annotations that are left out.
 
-        COCO has a few polygons thinner than a pixel; they cover no pixel and are left out.
+        Those are the annotations whose category is unknown and those whose mask is malformed or of another size. COCO
+        has a few polygons thinner than a pixel; they cover no pixel, and are neither returned nor counted. `size` is
+        the picture's (height, width) in pixels.
 
         Raises:
-            RecordError: MISMATCHED_ANNOTATION, a mask is malformed or of another size.
+            RecordError: MISMATCHED_ANNOTATION, there are annotations, and none of them can be used.
         """
         segments = []
+        left_out = [*self.left_out]
         for number, (label, is_thing, segmentation) in enumerate(self.instances):
             try:
                 mask = decode_segmentation(segmentation, size)
             except (ValueError, KeyError, TypeError, OverflowError) as error:
-                raise mismatch(f"the mask of annotation {number} ({label}) is malformed: {error}") from error
+                left_out.append(f"the mask of annotation {number} ({label}) is malformed: {error}")
+                continue
             if mask.area:
                 segments.append(Segment(label, 1.0, mask, is_thing=is_thing))
-        return tuple(segments)
+        check_left_out(left_out, len(segments))
+        return tuple(segments), len(left_out)
+
+
+def check_left_out(problems: Sequence[str], used: int) -> None:
+    """Check that something is left of a picture's annotations; `problems` says why each other one is left out.
+
+    Raises:
+        RecordError: MISMATCHED_ANNOTATION, none is `used`, and some are left out.
+    """
+    if problems and not used:
+        count = f"all of its annotations are left out ({len(problems)}): " if len(problems) > 1 else ""
+        raise mismatch(f"{count}{problems[0]}")
 
 
 def decode_ids(png: bytes, size: tuple[int, int]) -> NDArray[np.uint32]:
@@ -186,15 +223,19 @@ def decode_segmentation(segmentation: object, size: tuple[int, int]) -> Mask:
 
 
 def _panoptic_segment(info: Mapping[str, Any], categories: Categories) -> PanopticSegment:
-    label, is_thing = _category(info, categories)
+    label, is_thing = categories.get(hashable(info.get("category_id")), (None, False))
     # A crowd is many objects with one ID, and no single subject.
-    return PanopticSegment(int(info["id"]), label, is_thing and not info.get("iscrowd"), info.get("area"))
+    return PanopticSegment(int(info["id"]), label, is_thing and not is_set(info.get("iscrowd")), info.get("area"))
 
 
-def _category(row: Mapping[str, Any], categories: Categories) -> tuple[str, bool]:
-    if row["category_id"] not in categories:
-        raise mismatch(f"annotation {row.get('id')} has the category {row['category_id']}, which no list names")
-    return categories[row["category_id"]]
+def _order(annotation: Mapping[str, Any]) -> tuple[bool, Any]:
+    """Annotations are ordered by their ids, texts behind numbers."""
+    number = annotation.get("id", 0)
+    return (False, number) if isinstance(number, int | float) else (True, str(number))
+
+
+def _unknown(annotation: Mapping[str, Any]) -> str:
+    return f"annotation {annotation.get('id')} has the category {annotation.get('category_id')}, which no list names"
 
 
 def _some(ids: list[int]) -> str:

@@ -1,42 +1,65 @@
-"""A folder of pictures with a .txt or .json caption beside each.
+"""A folder of pictures with captions beside them.
 
     animals/dog.jpg   animals/dog.txt    a brown dog on a lawn
     animals/cat.png   animals/cat.json   {"caption": "a black cat", "license": "CC0", "url": "https://..."}
+    animals/metadata.jsonl               {"file_name": "owl.jpg", "text": "an owl"}
 
-The key is the path without its extension, cleaned by `clean_key`. With both a .txt and a .json, the caption is that of
-the .txt, licence and address are those of the .json.
+The key is the path without its extension, cleaned by `clean_key`. A caption is looked for in the .txt, kohya's
+.caption, the .json (`caption`, then `text`) and Hugging Face's metadata.jsonl or metadata.csv, and the first that is
+not empty is taken; licence and address are those of the .json, else of the metadata. A file may be named after the
+picture with its extension ("dog.jpg.json").
 """
 
-from collections.abc import Iterator, Sequence
+import csv
+import io
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from schemas.example import Example, Source
+from schemas.errors import RecordError
+from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.files import read_file
 from transforms.sources.files import File
 from transforms.sources.records import (
     IMAGE_EXTENSIONS,
+    OTHER_EXTENSIONS,
     Entry,
     caption_of,
+    first_caption,
     parse_metadata,
     refuse,
     source_of,
     to_example,
 )
 
-_PICTURES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-_CAPTIONS = (".txt", ".json")
+_PICTURES = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS))
+_COMMON = IMAGE_EXTENSIONS.index("jfif")
+"""Number of extensions at the beginning that are read whatever else has the same name."""
+_TEXTS = (".txt", ".caption")
+_CAPTIONS = (*_TEXTS, ".json")
+_METADATA = ("metadata.jsonl", "metadata.csv")
+
+_NO_CAPTION = re.compile(
+    r"(.*/)?(\d+_stats\.json|(readme|licen[cs]e|copying|notice|authors|citation|changelog|requirements|classes)\.txt)",
+    re.IGNORECASE,
+)
+"""Files without a picture that are no captions: img2dataset's statistics, and notes on a dataset."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file and the files of its caption."""
+    """A picture file, the files of its caption, and its row of a metadata file as JSON ("" if there is none)."""
 
     key: str
     image: File
-    txt: File | None
+    texts: tuple[File, ...]
     json: File | None
+    metadata: str = ""
 
     @property
     def uri(self) -> str:
@@ -45,24 +68,27 @@ class Picture:
 
     @property
     def stamp(self) -> str:
-        """The stamps of its files."""
-        return " ".join(file.stamp for file in (self.image, self.txt, self.json) if file)
+        """The stamps of its files, and its metadata."""
+        files = (self.image, *self.texts, self.json)
+        return " ".join([*(file.stamp for file in files if file), *([self.metadata] if self.metadata else [])])
 
     def load(self) -> Example:
         """Read the files."""
-        caption: object = None
-        source = Source(self.uri)
-        if self.json:
-            fields = parse_metadata(read_file(self.json.path))
-            caption, source = caption_of(fields), source_of(fields, self.uri)
-        if self.txt:
-            caption = read_file(self.txt.path)
-        return to_example(self.key, read_file(self.image.path), caption, source)
+        row = json.loads(self.metadata or "{}")
+        fields = parse_metadata(read_file(self.json.path)) if self.json else {}
+        texts = [read_file(file.path) for file in self.texts]
+        caption = first_caption(*texts, caption_of(fields), caption_of(row))
+        return to_example(self.key, read_file(self.image.path), caption, source_of(row | fields, self.uri))
 
 
 def is_picture(file: File) -> bool:
     """Whether a file has the extension of a picture."""
     return file.has_extension(_PICTURES)
+
+
+def _rank(file: File) -> int:
+    """The place of a picture's extension in the order in which pictures of one name are taken."""
+    return _PICTURES.index(posixpath.splitext(file.name)[1].lower())
 
 
 def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry | Reject]:
@@ -73,30 +99,109 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
         beside: files among which their captions and pictures may also be, sorted by name.
 
     Returns:
-        An entry per picture; a reject for the second picture of one key, and for a caption without a picture.
+        An entry per picture; a reject for the second picture of one key, and for a caption without a picture. Of
+        pictures that have one name and less common extensions (IMG.HEIC beside IMG.JPG), one is taken.
     """
     captions = {(file.stem, kind): file for file in beside for kind in _CAPTIONS if file.has_extension((kind,))}
-    pictured = {file.stem for file in beside if is_picture(file)}
-    return list(_pair(files, captions, pictured))
+    metadata = [file for file in beside if posixpath.basename(file.name) in _METADATA]
+    rows = {name: row for file in metadata for name, row in _read_rows(file) if not isinstance(row, Reject)}
+    ranks: dict[str, int] = {}
+    for file in beside:
+        if is_picture(file):
+            ranks[file.stem] = min(_rank(file), ranks.get(file.stem, len(_PICTURES)))
+    pictures = {file.name for file in beside if is_picture(file)}
+    known = (*_PICTURES, *_CAPTIONS, *_METADATA)
+    unknown = {file.stem: file for file in beside if not file.has_extension(known)}
+    return list(_pair(files, captions, rows, ranks, pictures, unknown))
 
 
-def _pair(files: Sequence[File], captions: dict[tuple[str, str], File], pictured: set[str]) -> Iterator[Entry | Reject]:
+def _pair(
+    files: Sequence[File],
+    captions: Mapping[tuple[str, str], File],
+    rows: Mapping[str, dict[str, Any]],
+    ranks: Mapping[str, int],
+    pictures: set[str],
+    unknown: Mapping[str, File],
+) -> Iterator[Entry | Reject]:
+    """As `list_pictures`.
+
+    Args:
+        files: as there.
+        captions: the files of captions by stem and extension.
+        rows: the rows of metadata files by the name of their picture.
+        ranks: the best rank of a picture by stem.
+        pictures: the names of all pictures.
+        unknown: the files of unknown kinds by stem.
+    """
     first: dict[str, File] = {}
+    stems = pictures | ranks.keys()
     for file in files:
         key = clean_key(file.stem)
         if is_picture(file):
+            if _rank(file) >= max(_COMMON, ranks[file.stem] + 1):
+                continue
             if key in first:
                 detail = f"{first[key].name} has the same key: rename one of the two"
                 yield refuse(key, file.uri, Reason.DUPLICATE_KEY, detail)
             else:
                 first[key] = file
-                yield Picture(key, file, captions.get((file.stem, ".txt")), captions.get((file.stem, ".json")))
-        elif _is_orphan(file, captions, pictured):
-            yield refuse(key, file.uri, Reason.MISSING_IMAGE, f"no picture stands beside {file.name}")
+                texts, described = _beside(file, captions)
+                row = json.dumps(rows[file.name], ensure_ascii=False) if file.name in rows else ""
+                yield Picture(key, file, texts, described, row)
+        elif posixpath.basename(file.name) in _METADATA:
+            yield from (
+                row if isinstance(row, Reject) else _without_picture(name, file)
+                for name, row in _read_rows(file)
+                if isinstance(row, Reject) or name not in pictures
+            )
+        elif _is_orphan(file, captions, stems):
+            detail = f"no picture stands beside {file.name}"
+            if file.stem in unknown:
+                detail += f", and {unknown[file.stem].name} has the extension of no known kind of picture"
+            yield refuse(key, file.uri, Reason.MISSING_IMAGE, detail)
 
 
-def _is_orphan(file: File, captions: dict[tuple[str, str], File], pictured: set[str]) -> bool:
-    """Whether `file` is a caption without a picture; of a .txt and a .json with one name, only the .txt counts."""
-    if not file.has_extension(_CAPTIONS) or file.stem in pictured:
+def _beside(picture: File, captions: Mapping[tuple[str, str], File]) -> tuple[tuple[File, ...], File | None]:
+    """The texts and the JSON of a picture; those named after it without its extension first."""
+    found = {
+        kind: [captions[name, kind] for name in (picture.stem, picture.name) if (name, kind) in captions]
+        for kind in _CAPTIONS
+    }
+    return tuple(file for kind in _TEXTS for file in found[kind]), next(iter(found[".json"]), None)
+
+
+def _read_rows(file: File) -> list[tuple[str, dict[str, Any] | Reject]]:
+    """The rows of a metadata file by the names of their pictures; a line that is no row is a reject."""
+    try:
+        text = read_file(file.path).decode("utf-8-sig")
+        lines: list[Any] = (
+            list(csv.DictReader(io.StringIO(text)))
+            if file.has_extension((".csv",))
+            else [line for line in text.splitlines() if line.strip()]
+        )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return [("", refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, f"{file.name}: {error}"))]
+    rows: list[tuple[str, dict[str, Any] | Reject]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse_metadata(line.encode()) if isinstance(line, str) else line
+            name = posixpath.join(posixpath.dirname(file.name), row["file_name"])
+            rows.append((posixpath.normpath(name), row))
+        except (RecordError, KeyError, TypeError, AttributeError) as error:
+            detail = f"row {number} of {file.name} has no file_name or is no JSON object: {error}"
+            key = clean_key(f"{file.name}-{number}")
+            rows.append(("", refuse(key, file.uri, Reason.UNDECODABLE_CAPTION, detail)))
+    return rows
+
+
+def _without_picture(name: str, metadata: File) -> Reject:
+    detail = f"{metadata.name} describes {name}, which is not there"
+    return refuse(clean_key(posixpath.splitext(name)[0]), metadata.uri, Reason.MISSING_IMAGE, detail)
+
+
+def _is_orphan(file: File, captions: Mapping[tuple[str, str], File], stems: set[str]) -> bool:
+    """Whether `file` is a caption without a picture; of several with one name, only the first kind counts."""
+    if not file.has_extension(_CAPTIONS) or file.stem in stems or _NO_CAPTION.fullmatch(file.name):
         return False
-    return file.has_extension((".txt",)) or (file.stem, ".txt") not in captions
+    kinds = [kind for kind in _CAPTIONS if (file.stem, kind) in captions]
+    return not kinds or file.has_extension((kinds[0],))

@@ -14,7 +14,7 @@ from transforms.sources.open_images import is_boxes, list_framed
 from transforms.sources.parquet import list_rows
 from transforms.sources.records import Chunk, Entry, cut_entries
 from transforms.sources.sa1b import is_published, list_annotated_tars
-from transforms.sources.webdataset import is_tar, list_tars
+from transforms.sources.webdataset import Keys, is_tar, list_tars
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Query:
     """What is to be listed: a `source` with its `files`, of which those of the kind are `wanted`; sorted by name.
 
     `samples_per_shard` records make a shard and `batch_size` a batch; `limit` takes only the first records (None: all).
+    `keys` is where those of a tar's members end.
     """
 
     source: str
@@ -30,6 +31,7 @@ class Query:
     samples_per_shard: int
     batch_size: int
     limit: int | None
+    keys: Keys = "first-dot"
 
     @property
     def is_folder(self) -> bool:
@@ -81,7 +83,7 @@ def _list_folder(query: Query) -> list[Chunk]:
 
 
 def _list_tars(query: Query) -> list[Chunk]:
-    return list_tars(query.wanted, query.limit)
+    return list_tars(query.wanted, query.limit, query.keys)
 
 
 def _list_parquet(query: Query) -> list[Chunk]:

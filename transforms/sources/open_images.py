@@ -3,13 +3,12 @@
     train-annotations-bbox.csv    ImageID, LabelName, XMin, XMax, YMin, YMax (shares of the picture), IsGroupOf, ...
     class-descriptions-boxable.csv    /m/0cmf2,Airplane
     train-images-boxable-with-rotation.csv    ImageID, OriginalURL, License, ... (not needed)
-    0001eeaf4aed83f9.jpg ...      anywhere in the folder; a .txt beside one is its caption
+    0001eeaf4aed83f9.jpg ...      anywhere in the folder; a .txt or .caption beside one is its caption
 
 The pictures are those that are there, not all that the CSVs list: these name millions, of which users download a part.
 A picture without a box is read too. The format: https://storage.googleapis.com/openimages/web/download_v7.html
 """
 
-import io
 import posixpath
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,14 +17,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
-from schemas.errors import InputError, RecordError
+from schemas.errors import InputError
 from schemas.example import Box, Example, Source
+from schemas.images import is_turned
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.files import open_file, read_file
+from transforms.sources.coco_masks import check_left_out, mismatch
 from transforms.sources.files import File
 from transforms.sources.folder import is_picture
 from transforms.sources.records import Entry, refuse, to_example
@@ -35,8 +35,6 @@ EDGES = dict.fromkeys(OF_BOXES[2:], pa.float64())
 BOX = {"ImageID": pa.string(), "LabelName": pa.string(), **EDGES, "IsGroupOf": pa.string()}
 PICTURE = dict.fromkeys(("ImageID", "OriginalURL", "License"), pa.string())
 """Columns that are read, with types: an ID of digits must not be read as a number."""
-ORIENTATION = 0x0112
-"""EXIF orientation tag."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,12 @@ class Frame:
     top: float
     bottom: float
     is_single: bool
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the box lies in the picture, or crosses its edge; an edge that is no number does not."""
+        edges = (self.left, self.right, self.top, self.bottom)
+        return all(-1 <= edge <= 2 for edge in edges)
 
     def box(self, width: int, height: int) -> Box:
         """The box in the pixels of a picture of `width` x `height`."""
@@ -82,15 +86,16 @@ class Framed:
         """Read the files.
 
         Raises:
-            RecordError: MISMATCHED_ANNOTATION, the picture has to be rotated.
+            RecordError: MISMATCHED_ANNOTATION, the picture has to be rotated, or there are boxes and none lies in it.
         """
         data = read_file(self.image.path)
         example = to_example(self.key, data, read_file(self.txt.path) if self.txt else None, self.source)
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.getexif().get(ORIENTATION, 1) != 1:
-                detail = "its EXIF orientation rotates the picture, and its boxes were drawn without that"
-                raise RecordError(Reason.MISMATCHED_ANNOTATION, detail)
-        return replace(example, boxes=tuple(frame.box(example.width, example.height) for frame in self.frames))
+        if is_turned(data):
+            raise mismatch("its EXIF orientation rotates the picture, and its boxes were drawn without that")
+        boxes = [frame.box(example.width, example.height) for frame in self.frames if frame.is_near]
+        bad = [f"the box of {frame.label} does not lie in it" for frame in self.frames if not frame.is_near]
+        check_left_out(bad, len(boxes))
+        return replace(example, boxes=tuple(boxes), left_out=len(bad))
 
 
 def is_boxes(file: File) -> bool:
@@ -108,7 +113,7 @@ def list_framed(files: Sequence[File], annotations: Sequence[File]) -> list[Entr
         InputError: a CSV cannot be read or lacks a column, or there is no file with the names of the labels.
     """
     pictures = {posixpath.basename(file.stem): file for file in files if is_picture(file)}
-    captions = {file.stem: file for file in files if file.has_extension((".txt",))}
+    captions = {file.stem: file for kind in (".caption", ".txt") for file in files if file.has_extension((kind,))}
     names = _read_names(files)
     sources = _read_sources(files, pictures)
     frames: dict[str, list[Frame]] = defaultdict(list)

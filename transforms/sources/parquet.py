@@ -1,12 +1,14 @@
 """Parquet files with pictures: a column of encoded images and a column of captions.
 
-The first column whose name is in `IMAGE_COLUMNS` is taken, and so on. An image is bytes, or the struct {"bytes",
-"path"} of Hugging Face `datasets`. Without a key column, the key of a row is the file's name and the row's number.
+The first column whose name is in `IMAGE_COLUMNS` and whose type is bytes is taken, or the struct {"bytes", "path"} of
+Hugging Face `datasets`; the first in `CAPTION_COLUMNS` that is text, and where it is null or empty the next one.
+All of Arrow's types of text and bytes are read (large, views, dictionaries). Without a key column, the key of a row is
+the file's name and the row's number.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -16,12 +18,12 @@ from schemas.errors import InputError
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.batch import Outcome
+from transforms.batch import Outcome, check_blame
 from transforms.files import open_file
 from transforms.sources.files import File
-from transforms.sources.records import Chunk, Group, Item, attempt, refuse, source_of, to_example
+from transforms.sources.records import STAGE, Chunk, Group, Item, attempt, first_caption, refuse, source_of, to_example
 
-IMAGE_COLUMNS = ("image", "jpg", "image_bytes")
+IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "text")
 KEY_COLUMNS = ("key", "id", "__key__")
 
@@ -31,23 +33,27 @@ ROWS_PER_ITEM = 64
 ROWS_PER_READ = 16
 """Rows that are decoded at a time."""
 
-_BROKEN = (OSError, pa.ArrowException)
-
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that are read; `key`, `license` and `url` are "" if the file has none."""
+    """The names of the columns that are read; `key`, `license` and `url` are "" if the file has none.
+
+    `other_captions` are asked, in their order, for a caption that is null or empty.
+    """
 
     image: str
     caption: str
     key: str
     license: str
     url: str
+    # Not in the repr, which is part of a shard's fingerprint: it follows from the file.
+    other_captions: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def names(self) -> list[str]:
         """The names of those that the file has."""
-        return [name for name in (self.image, self.caption, self.key, self.license, self.url) if name]
+        names = (self.image, self.caption, self.key, self.license, self.url, *self.other_captions)
+        return [name for name in names if name]
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,13 @@ class Rows:
             for number, row in self._rows():
                 yield self._record(number, row)
                 done = number + 1
-        except _BROKEN as error:
+        except Exception as error:  # a corrupt column chunk: whatever Arrow makes of it
+            check_blame(error, STAGE)
             for number in range(done, self.stop):
                 key = row_key(self.file, number, None)
                 yield refuse(key, self._uri(number), Reason.UNREADABLE_FILE, f"{self.file.name}: {error}")
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _rows(self) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
         with open_file(self.file.path) as stream:
             parquet = pq.ParquetFile(stream)
             number = self.offset
@@ -92,13 +99,13 @@ class Rows:
                 for batch in parquet.iter_batches(ROWS_PER_READ, [group], self.columns.names, use_threads=False):
                     first, last = max(self.start - number, 0), min(self.stop - number, len(batch))
                     for index in range(first, last):
-                        yield number + index, batch.slice(index, 1).to_pylist()[0]
+                        yield number + index, {name: batch.column(name)[index] for name in batch.schema.names}
                     number += len(batch)
                     if number >= self.stop:
                         return
 
-    def _record(self, number: int, row: dict[str, Any]) -> Outcome:
-        raw = row[self.columns.key] if self.columns.key else None
+    def _record(self, number: int, row: Mapping[str, pa.Scalar]) -> Outcome:
+        raw = _value_or_none(row[self.columns.key]) if self.columns.key else None
         key, uri = row_key(self.file, number, raw), self._uri(number)
         if number in self.duplicates:
             return refuse(
@@ -106,12 +113,15 @@ class Rows:
             )
         return attempt(key, uri, lambda: self._load(key, uri, row))
 
-    def _load(self, key: str, uri: str, row: dict[str, Any]) -> Example:
+    def _load(self, key: str, uri: str, row: Mapping[str, pa.Scalar]) -> Example:
         image = row[self.columns.image]
-        if isinstance(image, dict):
-            image = image["bytes"]
-        fields = {"url": row.get(self.columns.url), "license": row.get(self.columns.license)}
-        return to_example(key, image, row[self.columns.caption], source_of(fields, uri))
+        if isinstance(image, pa.StructScalar):
+            image = image["bytes"] if image.is_valid else None
+        captions = (value_of(row[name]) for name in (self.columns.caption, *self.columns.other_captions))
+        caption = first_caption(*captions)
+        names = {"url": self.columns.url, "license": self.columns.license}
+        fields = {field: _name(value_of(row[name])) for field, name in names.items() if name}
+        return to_example(key, image and value_of(image), caption, source_of(fields, uri))
 
     def _uri(self, number: int) -> str:
         return f"{self.file.uri}#{number}"
@@ -129,7 +139,57 @@ class Table:
 
 def row_key(file: File, number: int, raw: object) -> str:
     """The key of a row: `raw`, cleaned, or if that is None, the file's name and the row's number."""
-    return clean_key(f"{file.stem}-{number:08d}" if raw is None else str(raw))
+    return clean_key(f"{file.stem}-{number:08d}" if raw is None else str(_name(raw)))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds bytes."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def value_of(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever the column holds
+    """The value of a scalar; of a text that is not UTF-8, its bytes.
+
+    Raises:
+        ValueError, OverflowError: Python has no such value, as for a date in the year 10,000.
+    """
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        text = scalar.value if isinstance(scalar, pa.DictionaryScalar) else scalar
+        return text.as_buffer().to_pybytes()
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values of a column, see `value_of`; None where Python has no such value."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return list(map(_value_or_none, column))
+
+
+def _value_or_none(scalar: pa.Scalar) -> Any:  # noqa: ANN401
+    try:
+        return value_of(scalar)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _name(value: Any) -> Any:  # noqa: ANN401
+    """Decode bytes; those that are not UTF-8 become lone surrogates, as in Python's file names."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def list_rows(files: Sequence[File], samples_per_shard: int, limit: int | None) -> list[Chunk]:
@@ -164,24 +224,40 @@ def choose_columns(schema: pa.Schema, name: str) -> Columns:
     Raises:
         InputError: the image or the caption column is missing or has the wrong type.
     """
-    image, caption = _first(schema, IMAGE_COLUMNS), _first(schema, CAPTION_COLUMNS)
-    for what, column, wanted in (("images", image, IMAGE_COLUMNS), ("captions", caption, CAPTION_COLUMNS)):
-        if not column:
-            raise InputError(
-                f"{name} has no column of {what} ({', '.join(wanted)}): its columns are {', '.join(schema.names)}"
+    problems = []
+    chosen = []
+    for what, names, fits, meant in (
+        ("images", IMAGE_COLUMNS, _is_image, "the bytes of encoded images"),
+        ("captions", CAPTION_COLUMNS, lambda kind: is_text(kind) or is_bytes(kind), "text"),
+    ):
+        named = [column for column in names if column in schema.names]
+        kinds = {column: schema.field(column).type for column in named}
+        # A column without any value has the type null: its rows become rejects, the file is accepted.
+        fitting = [c for c in named if fits(kinds[c])] or [c for c in named if pa.types.is_null(kinds[c])]
+        if not named:
+            problems.append(
+                f"{name} has no column of {what} ({', '.join(names)}): its columns are {', '.join(schema.names)}"
             )
-    # A column without any value has the type null: its rows become rejects, the file is accepted.
-    kind = schema.field(image).type
-    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-    if inner not in (pa.binary(), pa.large_binary(), pa.null()):
-        raise InputError(f"{name}: column {image} holds {kind}, not the bytes of encoded images")
-    kind = schema.field(caption).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.null()):
-        raise InputError(f"{name}: column {caption} holds {kind}, not text")
-    return Columns(
-        image, caption, *(_first(schema, names) for names in (KEY_COLUMNS, ("license", "LICENSE"), ("url",)))
-    )
+        elif not fitting:
+            problems.append(f"{name}: column {named[0]} holds {kinds[named[0]]}, not {meant}")
+        chosen.append(fitting)
+    if problems:
+        raise InputError(problems[0])
+    (image, *_), (caption, *others) = chosen
+    key, license_ = _first(schema, KEY_COLUMNS), _first(schema, ("license", "LICENSE"))
+    return Columns(image, caption, key, license_, _first(schema, ("url",)), tuple(others))
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    return is_bytes(kind) or _has_bytes(kind)
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    """Whether a type is the struct of Hugging Face's images."""
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    inner = kind.field("bytes").type
+    return is_bytes(inner) or pa.types.is_null(inner)
 
 
 def _first(schema: pa.Schema, names: Sequence[str]) -> str:
@@ -197,8 +273,9 @@ def _inspect(files: Sequence[File]) -> list[Table | Reject]:
                 parquet = pq.ParquetFile(stream)
                 columns = choose_columns(parquet.schema_arrow, file.name)
                 sizes = tuple(parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups))
-                keys = parquet.read([columns.key])[columns.key].to_pylist() if columns.key else [None] * sum(sizes)
-        except _BROKEN as error:
+                keys = values_of(parquet.read([columns.key])[columns.key]) if columns.key else [None] * sum(sizes)
+        except Exception as error:  # no Parquet file, or a corrupt one: whatever Arrow makes of it
+            check_blame(error, STAGE)
             tables.append(refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, f"no Parquet file: {error}"))
             continue
         duplicates = set()

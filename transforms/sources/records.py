@@ -10,12 +10,16 @@ from schemas.errors import RecordError
 from schemas.example import Example, Source
 from schemas.images import to_stored_jpeg
 from schemas.rejects import Reason, Reject
-from transforms.batch import Outcome
+from transforms.batch import Outcome, check_blame, reject_of
+from transforms.text.markup import undo_markup
 
 STAGE = "read"
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-"""Extensions of pictures; of several pictures of one sample, the first in this order is taken."""
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "jpe", "avif")
+"""Extensions of pictures that are decoded; of several pictures of one sample, the first in this order is taken."""
+
+OTHER_EXTENSIONS = ("heic", "heif", "jxl", "jp2", "psd", "tga", "ppm")
+"""Extensions of pictures that are not decoded, unless their content is another's: they become rejects."""
 
 MAX_CAPTION = 2_000
 """Most characters of a caption: a longer text is an article, or an error of the scraper."""
@@ -72,7 +76,7 @@ class Entry(Protocol):
         """Read it.
 
         Raises:
-            RecordError or OSError: that failed.
+            Exception: that failed, see `attempt`.
         """
 
 
@@ -108,34 +112,53 @@ def refuse(key: str, uri: str, reason: Reason, detail: str) -> Reject:
 
 
 def attempt(key: str, uri: str, load: Callable[[], Example]) -> Outcome:
-    """Return the example that `load` returns, or a reject if it raises: a bad record never stops a job."""
+    """Return the example that `load` returns, or a reject if it raises: a bad record never stops a job.
+
+    Raises:
+        SubjectloomError: no record is the cause, see `check_blame`.
+    """
     try:
         return load()
-    except RecordError as error:
-        return refuse(key, uri, error.reason, error.detail)
-    except MemoryError as error:
-        return refuse(key, uri, Reason.OUT_OF_MEMORY, f"while the picture was decoded: {error}")
     except OSError as error:
         return refuse(key, uri, Reason.UNREADABLE_FILE, str(error))
+    except Exception as error:  # decoders and parsers raise a dozen types for what no specification allows
+        check_blame(error, STAGE)
+        return reject_of(key, uri, STAGE, error)
 
 
 def to_example(key: str, image: bytes | None, caption: object, source: Source) -> Example:
-    """Make an example of the bytes of a picture file and its caption; None as the caption becomes "".
+    """Make an example of the bytes of a picture file and its caption; a missing or empty caption becomes "".
 
     Raises:
         RecordError: the picture is missing, or the picture or the caption cannot be used.
     """
     if image is None:
         raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the caption")
-    text = "" if caption is None else clean_caption(caption)
+    text = "" if is_empty(caption) else clean_caption(caption)
     jpeg, pixels = to_stored_jpeg(image)
     height, width, _ = pixels.shape
     source = Source(_encodable(source.uri), _encodable(source.license))
     return Example(key, jpeg, width, height, text, source, source_caption=text, _pixels=pixels)
 
 
+def first_caption(*captions: object) -> object:
+    """The first of several captions that is not empty; None if all are."""
+    return next((caption for caption in captions if not is_empty(caption)), None)
+
+
+def is_empty(caption: object) -> bool:
+    """Whether a caption is missing: None, NaN as pandas writes it, or a text without a visible character."""
+    if isinstance(caption, (str, bytes)):
+        try:
+            clean_caption(caption)
+        except RecordError as error:
+            return error.reason is Reason.EMPTY_CAPTION
+        return False
+    return caption is None or caption != caption  # noqa: PLR0124 - NaN
+
+
 def clean_caption(caption: object) -> str:
-    """Return a caption as it is stored: UTF-8 decoded, on one line.
+    """Return a caption as it is stored: UTF-8 decoded, without HTML's entities and tags, on one line.
 
     Control characters (including NUL) count as spaces, and each run of spaces and line breaks becomes one space: text
     encoders read them that way, and a parser would take a line break for a word. The rest stays as it is.
@@ -151,6 +174,7 @@ def clean_caption(caption: object) -> str:
         text.encode("utf-8")  # JSON may contain half a surrogate pair, which cannot be encoded
     except UnicodeError as error:
         raise RecordError(Reason.UNDECODABLE_CAPTION, f"the caption is not valid UTF-8: {error}") from error
+    text = undo_markup(text)
     text = " ".join("".join(" " if _is_control(c) else c for c in text).split())
     if not any(c.isprintable() and c != " " for c in text):
         raise RecordError(Reason.EMPTY_CAPTION, "the caption holds no visible character")
@@ -178,7 +202,7 @@ def parse_metadata(data: bytes) -> dict[str, Any]:
 
 def caption_of(fields: dict[str, Any]) -> object:
     """The caption in a metadata object: its `caption`, else its `text`."""
-    return fields.get("caption", fields.get("text"))
+    return first_caption(fields.get("caption"), fields.get("text"))
 
 
 def source_of(fields: dict[str, Any], uri: str) -> Source:

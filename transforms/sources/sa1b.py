@@ -26,9 +26,10 @@ from schemas.example import Example, Segment, Source
 from schemas.rejects import Reason, Reject
 from transforms.batch import Outcome
 from transforms.files import exists, join, open_file, read_file
-from transforms.sources.coco_masks import check_size, decode_segmentation, mismatch
+from transforms.sources.coco_masks import check_left_out, check_size, decode_segmentation, mismatch
 from transforms.sources.files import File
-from transforms.sources.records import Chunk, attempt, to_example
+from transforms.sources.parquet import is_text, values_of
+from transforms.sources.records import Chunk, attempt, is_empty, to_example
 from transforms.sources.webdataset import Tar, TarSample, picture_of, prefixes, take_tars
 
 LABEL = "object"
@@ -147,11 +148,14 @@ def load(sample: TarSample, captions: Captions) -> Example:
     if "json" not in sample.members:
         raise mismatch("there is no annotation (.json) with the picture")
     # Only the last part of the name: a member called "../x" must not be looked up outside the folder of captions.
-    caption = sample.members["txt"] if "txt" in sample.members else captions.of(posixpath.basename(sample.uri))
+    caption: object = sample.members.get("txt")
+    if is_empty(caption):
+        caption = captions.of(posixpath.basename(sample.uri))
     example = to_example(sample.key, image, caption, Source(sample.uri))
     size, annotations = read_annotation(sample.members["json"])
     check_size(example, size)
-    return replace(example, segments=segments_of(annotations, size))
+    segments, left_out = segments_of(annotations, size)
+    return replace(example, segments=segments, left_out=left_out)
 
 
 def read_annotation(content: bytes) -> tuple[tuple[int, int], list[Any]]:
@@ -171,17 +175,20 @@ def read_annotation(content: bytes) -> tuple[tuple[int, int], list[Any]]:
     return size, annotations
 
 
-def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[Segment, ...]:
-    """Return a segment per annotation whose mask is not empty; its score is `predicted_iou`, clipped to [0, 1].
+def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[tuple[Segment, ...], int]:
+    """Return a segment per annotation whose mask is not empty, and the number of annotations that are left out.
+
+    A segment's score is `predicted_iou`, clipped to [0, 1]. Annotations that are malformed, or whose mask is of another
+    size, are left out.
 
     Args:
         annotations: those of the JSON.
         size: (height, width) of the picture in pixels.
 
     Raises:
-        RecordError: MISMATCHED_ANNOTATION, a mask is malformed or of another size.
+        RecordError: MISMATCHED_ANNOTATION, there are annotations, and none of them can be used.
     """
-    segments = []
+    segments, left_out = [], []
     for number, annotation in enumerate(annotations):
         try:
             mask = decode_segmentation(annotation["segmentation"], size)
@@ -189,10 +196,12 @@ def segments_of(annotations: Sequence[Any], size: tuple[int, int]) -> tuple[Segm
             if math.isnan(score):
                 raise ValueError("its predicted_iou is no number")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise mismatch(f"annotation {number} is malformed: {type(error).__name__} {error}") from error
+            left_out.append(f"annotation {number} is malformed: {type(error).__name__} {error}")
+            continue
         if mask.area:
             segments.append(Segment(LABEL, min(max(score, 0.0), 1.0), mask))
-    return tuple(segments)
+    check_left_out(left_out, len(segments))
+    return tuple(segments), len(left_out)
 
 
 def _is_table(path: str) -> bool:
@@ -211,18 +220,18 @@ def _check_table(path: str) -> None:
         raise InputError(f"{path}: the captions cannot be read: {error}") from error
     for name in ("key", "caption"):
         kind = schema.field(name).type if name in schema.names else None
-        if kind not in (pa.string(), pa.large_string()):
+        if kind is None or not is_text(kind):
             problem = f"column {name} holds {kind}, not text" if kind else f"there is no column {name}"
             raise InputError(f"{path}: {problem}: captions are read from the columns key (sa_1) and caption")
 
 
 @lru_cache(maxsize=1)
-def _read_captions(path: str, stamp: str) -> dict[str, str | None]:  # noqa: ARG001 - another file under the same path
-    """Read all captions, by picture; of several captions of a picture, the first."""
+def _read_captions(path: str, stamp: str) -> dict[str, str | bytes | None]:  # noqa: ARG001 - another file, same path
+    """Read all captions, by picture; of several captions of a picture, the first. One that is not UTF-8 is bytes."""
     try:
         with open_file(path) as stream:
             table = pq.read_table(stream, columns=["key", "caption"])
     except (OSError, pa.ArrowException) as error:
         raise RecordError(Reason.UNREADABLE_FILE, f"the captions in {path} cannot be read: {error}") from error
-    rows = zip(reversed(table["key"].to_pylist()), reversed(table["caption"].to_pylist()), strict=True)
+    rows = zip(reversed(values_of(table["key"])), reversed(values_of(table["caption"])), strict=True)
     return dict(rows)

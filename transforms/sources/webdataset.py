@@ -3,28 +3,34 @@
     000000012.jpg   000000012.txt   000000012.json {"caption": ..., "url": ..., "license": ...}
 
 A tar is read as a stream, never unpacked, and becomes one shard. As in webdataset, the key of a member ends at the
-first dot of its file name; what follows is its kind.
+first dot of its file name; what follows is its kind. So photo.1.jpg and photo.2.jpg have one key: they are rejects,
+unless keys are chosen to end at the last dot.
 """
 
+import bz2
+import gzip
+import lzma
 import re
 import tarfile
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Self
+from typing import BinaryIO, Literal, Self, cast
 
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.batch import Outcome
+from transforms.batch import Outcome, check_blame
 from transforms.files import open_file
 from transforms.sources.files import File
 from transforms.sources.records import (
     IMAGE_EXTENSIONS,
+    OTHER_EXTENSIONS,
+    STAGE,
     Chunk,
     attempt,
     caption_of,
+    first_caption,
     parse_metadata,
     refuse,
     source_of,
@@ -33,17 +39,31 @@ from transforms.sources.records import (
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 
-_MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
-_BROKEN = (tarfile.TarError, EOFError, zlib.error, OSError)
+Keys = Literal["first-dot", "last-dot"]
+"""Where the key of a member ends: at the first dot of its file name, as in webdataset, or at the last one."""
+
+_MEMBERS = {
+    "first-dot": re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL),
+    "last-dot": re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)", re.DOTALL),
+}
+_PICTURES = (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS)
+_CAPTIONS = ("txt", "json")
+_UNPACKERS: Mapping[bytes, Callable[[BinaryIO], object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
+"""What opens a compressed file, by what it begins with."""
 
 Members = dict[str, bytes]
 """The contents of a sample by kind: what follows the first dot of the member's name, in lower case."""
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """A header that ends the archive only if it is the end mark.
+    """A header that ends the archive only if nothing follows the end mark.
 
-    `tarfile` takes a header that is missing, truncated or corrupt for the end: samples would be lost silently.
+    `tarfile` takes a header that is missing, truncated or corrupt for the end, and reads nothing behind an end mark,
+    where `cat a.tar b.tar` puts the second archive: samples would be lost silently.
     """
 
     @classmethod
@@ -51,14 +71,42 @@ class StrictTarInfo(tarfile.TarInfo):
         """Read the next header.
 
         Raises:
-            tarfile.ReadError: it is neither complete nor the end mark.
+            tarfile.ReadError: it is neither complete nor an end mark, or there is none and no end mark before.
         """
+        assert isinstance(archive, StrictTar)
         try:
-            return super().fromtarfile(archive)
+            info = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            archive.has_ended = True
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} at byte {archive.offset:,}") from error
+            if archive.has_ended and isinstance(error, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+                raise
+            place = "behind its end mark, " if archive.has_ended else ""
+            raise tarfile.ReadError(f"{place}{error} at byte {archive.offset:,}") from error
+        archive.has_ended = False
+        return info
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Parse a header; zeros at the end of the file that fill no block are nothing."""
+        return super().frombuf(buf if any(buf) or len(buf) == tarfile.BLOCKSIZE else b"", encoding, errors)
+
+
+class StrictTar(tarfile.TarFile):
+    """An archive whose headers are `StrictTarInfo`. `has_ended` is whether the last one was an end mark."""
+
+    tarinfo = StrictTarInfo
+    has_ended = False
+
+    @classmethod
+    def stream(cls, stream: BinaryIO) -> "StrictTar":
+        """Read a tar from its beginning to its end, decompressing it; concatenated ones are one."""
+        start = stream.read(8)
+        stream.seek(0)
+        # tarfile itself reads only the first of concatenated compressed files.
+        plain = next((unpack(stream) for magic, unpack in _UNPACKERS.items() if start.startswith(magic)), stream)
+        return cls.open(fileobj=cast("BinaryIO", plain), mode="r|", ignore_zeros=True)
 
 
 @dataclass(frozen=True)
@@ -68,11 +116,13 @@ class Tar:
     file: File
     prefix: str
     limit: int | None = None
+    ends: Keys = "first-dot"
 
     @property
     def stamp(self) -> str:
-        """The file's stamp, the prefix and the limit."""
-        return f"{self.file.stamp} {self.prefix!r} {self.limit}"
+        """The file's stamp, the prefix, the limit and where keys end."""
+        ends = "" if self.ends == "first-dot" else f" {self.ends}"
+        return f"{self.file.stamp} {self.prefix!r} {self.limit}{ends}"
 
     def read(self) -> Iterator[Outcome]:
         """Yield a record per sample, and a reject if the tar is truncated or corrupt."""
@@ -80,7 +130,11 @@ class Tar:
             yield sample if isinstance(sample, Reject) else attempt(sample.key, sample.uri, sample.load)
 
     def samples(self) -> Iterator["TarSample | Reject"]:
-        """Yield the samples; a reject for the second sample of a key, and if the tar is truncated or corrupt."""
+        """Yield the samples.
+
+        A reject for the second sample of a key, for each picture whose key has a dot, and if the tar is truncated or
+        corrupt.
+        """
         return islice(self._samples(), self.limit)
 
     def count(self, limit: int) -> int:
@@ -88,24 +142,30 @@ class Tar:
         return sum(1 for _ in islice(self._samples(), limit))
 
     def _samples(self) -> Iterator["TarSample | Reject"]:
-        keys: set[str] = set()
+        kinds: dict[str, frozenset[str]] = {}  # of the samples that were read, by their keys
         try:
-            with (
-                open_file(self.file.path) as stream,
-                tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive,
-            ):
-                for raw, members in read_samples(archive):
+            with open_file(self.file.path) as stream, StrictTar.stream(stream) as archive:
+                for raw, members in read_samples(archive, self.ends):
+                    dotted = dotted_pictures(members)
+                    for part, name in dotted.items():
+                        key, uri = clean_key(f"{self.prefix}{raw}.{part}"), f"{self.file.uri}/{raw}.{part}"
+                        yield refuse(key, uri, Reason.MISSING_IMAGE, _dotted(f"{raw}.{name}"))
+                    if dotted and not picture_of(members):
+                        continue
                     sample = TarSample(clean_key(f"{self.prefix}{raw}"), f"{self.file.uri}/{raw}", members)
-                    if sample.key in keys:
+                    if sample.key in kinds:
                         detail = f"{self.file.name} has an earlier sample {raw}"
+                        if not kinds[sample.key] & members.keys():
+                            detail += _SCATTERED.format(", ".join(sorted(kinds[sample.key])), ", ".join(members))
                         yield refuse(sample.key, sample.uri, Reason.DUPLICATE_KEY, detail)
                     else:
-                        keys.add(sample.key)
+                        kinds[sample.key] = frozenset(members)
                         yield sample
-        except _BROKEN as error:
+        except Exception as error:  # tarfile and the decompressors raise a dozen types for a corrupt archive
+            check_blame(error, STAGE)
             # Without any sample it is no tar, or cannot be accessed; otherwise a part of it has been read.
-            reason = Reason.TRUNCATED_ARCHIVE if keys else Reason.UNREADABLE_FILE
-            detail = f"{self.file.name} breaks off after {len(keys)} samples: {error}"
+            reason = Reason.TRUNCATED_ARCHIVE if kinds else Reason.UNREADABLE_FILE
+            detail = f"{self.file.name} breaks off after {len(kinds)} samples: {error}"
             yield refuse(clean_key(self.file.name), self.file.uri, reason, detail)
 
 
@@ -118,9 +178,9 @@ class TarSample:
     members: Members
 
     def load(self) -> Example:
-        """Make its example; the caption is that of the .txt, else that of the .json."""
+        """Make its example; the caption is that of the .txt, the .caption or the .json, the first that is not empty."""
         fields = parse_metadata(self.members["json"]) if "json" in self.members else {}
-        caption = self.members.get("txt", caption_of(fields))
+        caption = first_caption(self.members.get("txt"), self.members.get("caption"), caption_of(fields))
         return to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri))
 
 
@@ -129,13 +189,14 @@ def is_tar(file: File) -> bool:
     return file.has_extension(EXTENSIONS)
 
 
-def list_tars(files: Sequence[File], limit: int | None) -> list[Chunk]:
+def list_tars(files: Sequence[File], limit: int | None, ends: Keys = "first-dot") -> list[Chunk]:
     """Make a chunk per tar, in the order of their names.
 
     With one tar, keys are those of its samples; with several, they begin with the tar's name, as samples of two tars
-    may have the same key. With `limit`, tars are read here up to that number of samples.
+    may have the same key. With `limit`, tars are read here up to that number of samples. `ends` is where keys end.
     """
-    tars = take_tars([Tar(file, prefix) for file, prefix in zip(files, prefixes(files), strict=True)], limit)
+    all_tars = [Tar(file, prefix, ends=ends) for file, prefix in zip(files, prefixes(files), strict=True)]
+    tars = take_tars(all_tars, limit)
     return [Chunk.of(shard, [tar], tar.limit) for shard, tar in enumerate(tars)]
 
 
@@ -148,22 +209,22 @@ def take_tars(tars: Sequence[Tar], limit: int | None) -> list[Tar]:
         if limit == 0:
             break
         count = tar.count(limit)
-        taken.append(Tar(tar.file, tar.prefix, count))
+        taken.append(replace(tar, limit=count))
         limit -= count
     return taken
 
 
-def read_samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
-    """Yield the key and the members of each sample.
+def read_samples(archive: tarfile.TarFile, ends: Keys = "first-dot") -> Iterator[tuple[str, Members]]:
+    """Yield the key and the members of each sample; `ends` is where keys end.
 
     Raises:
-        tarfile.ReadError, EOFError, zlib.error, OSError: the archive is truncated or corrupt. The last sample before
-            that has been yielded only if it has a picture and a caption and none of its members is incomplete.
+        Exception: the archive is truncated or corrupt. The last sample before that has been yielded only if it has a
+            picture and a caption and none of its members is incomplete.
     """
     key, members, inside = "", Members(), False
     try:
         for info in archive:
-            match = _MEMBER.fullmatch(info.name)
+            match = _MEMBERS[ends].fullmatch(info.name)
             content = archive.extractfile(info) if match and info.isfile() else None
             if not match or not content:
                 continue
@@ -175,7 +236,7 @@ def read_samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
             key, inside = name, True
             members[kind] = content.read()
             inside = False
-    except _BROKEN:
+    except Exception:
         if not inside and picture_of(members) and ("txt" in members or "json" in members):
             yield key, members
         raise
@@ -185,7 +246,35 @@ def read_samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
 
 def picture_of(members: Members) -> bytes | None:
     """The picture of a sample; None if it has none."""
-    return next((members[kind] for kind in IMAGE_EXTENSIONS if kind in members), None)
+    return next((members[kind] for kind in _PICTURES if kind in members), None)
+
+
+_SCATTERED = (
+    " with other members ({} there, {} here): those of one sample must stand beside each other in the tar, so make it "
+    "with sorted names, as by tar --sort=name -cf NEW.tar FOLDER"
+)
+
+
+def dotted_pictures(members: Members) -> dict[str, str]:
+    """The pictures of a sample that are samples themselves by the last dot of their names.
+
+    These are the pictures with a caption of their own, or all pictures if none has the sample's key alone; other ones
+    (1.seg.png beside 1.jpg) are maps of the sample's picture.
+
+    Returns:
+        What the key of each would end in, and of it one picture's name without the sample's key: {"1": "1.jpg"}.
+    """
+    parts = [(name, *name.rpartition(".")[::2]) for name in members if "." in name]
+    captioned = {part for _, part, kind in parts if kind in _CAPTIONS}
+    is_bare = picture_of(members) is None
+    return {part: name for name, part, kind in parts if kind in _PICTURES and (is_bare or part in captioned)}
+
+
+def _dotted(name: str) -> str:
+    return (
+        f"the name {name} has a dot before its extension, and keys end at the first one: rename it, or read the tar "
+        "with --keys last-dot"
+    )
 
 
 def prefixes(files: Sequence[File]) -> list[str]:

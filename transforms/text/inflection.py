@@ -46,7 +46,7 @@ _IRREGULAR = _pairs(
     """men man women woman children child people person feet foot teeth tooth geese goose mice mouse lice louse
     dormice dormouse oxen ox dice die pence penny brethren brother
     axes axe pickaxes pickaxe quizzes quiz fezzes fez whizzes whiz
-    waltzes waltz quartzes quartz blitzes blitz topazes topaz klutzes klutz
+    waltzes waltz benzes benz joneses jones quartzes quartz blitzes blitz topazes topaz klutzes klutz
     gases gas lenses lens irises iris trellises trellis atlases atlas canvases canvas biases bias aliases alias
     christmases christmas pancreases pancreas thermoses thermos rhinoceroses rhinoceros clematises clematis
     metropolises metropolis pelvises pelvis mantises mantis portcullises portcullis
@@ -70,7 +70,7 @@ _IRREGULAR = _pairs(
 _VES = _pairs(
     """knives knife wives wife lives life leaves leaf loaves loaf shelves shelf selves self elves elf wolves wolf
     calves calf halves half hooves hoof scarves scarf thieves thief wharves wharf sheaves sheaf dwarves dwarf
-    handkerchieves handkerchief"""
+    rooves roof turves turf handkerchieves handkerchief"""
 )
 """Plurals in -ves of words in -f or -fe; all others are of words in -ve ("gloves", "olives", "sleeves")."""
 
@@ -93,7 +93,9 @@ _IE = _set(
     auntie onesie pinkie budgie beanie bootie townie bogie cabbie caddie boogie lassie laddie quickie sortie goalie
     roadie yuppie freebie newsie menagerie patisserie rotisserie brasserie dearie girlie homie indie kiddie nightie
     oldie pressie techie weenie wheelie barbie stymie aerie valkyrie reverie sharpie bikie cowrie dixie hoagie corgie
-    stogie tootsie"""
+    stogie tootsie aussie yorkie westie frenchie scottie sheltie kelpie mountie talkie chappie preemie roomie hottie
+    wedgie trekkie bookie baddie softie meanie luvvie greenie moggie kewpie coterie eyrie faerie undie lingerie coolie
+    twinkie druggie brie"""
 )
 """Words in -ie; other plurals in -ies are of words in -y."""
 
@@ -122,13 +124,15 @@ _U = _set("menu gnu emu tutu guru haiku kudu caribou bayou zebu marabou ecu")
 _I = _set(
     """ski taxi bikini kiwi martini safari yeti zucchini rabbi alibi sari jacuzzi panini salami tsunami corgi okapi
     chili samurai bonsai mini semi israeli pakistani iraqi jet-ski ravioli cannoli deli wiki emoji sensei tatami koi
-    yogi hibachi lori"""
+    yogi hibachi lori ferrari maserati lamborghini audi suzuki pepperoni chai maki"""
 )
 """Words in -i; other words in -is are singulars."""
 
 _SINGULAR = _set(
     """gas atlas canvas christmas pancreas bias alias texas kansas thermos rhinoceros cosmos chaos asbestos ethos pathos
-    lens summons mars adidas vegas gallows headquarters means forceps"""
+    lens summons mars adidas vegas gallows headquarters means forceps mercedes starbucks hermes levis molasses kudos
+    diabetes herpes rabies scabies cyclops triceratops sassafras descartes hercules achilles moses james charles hans
+    thames innings sweepstakes"""
 )
 """Words in -as, -os and consonant + s that are singulars, or used as singulars."""
 
@@ -140,7 +144,7 @@ _PLURALS = {base: inflected for inflected, base in (_IRREGULAR | _VES).items()} 
     for inflected, base in _pairs(
         """pennies penny octopuses octopus brothers brother hippopotamuses hippopotamus papyruses papyrus
         stadiums stadium aquariums aquarium gymnasiums gymnasium podiums podium plateaus plateau bureaus bureau
-        formulas formula antennas antenna handkerchiefs handkerchief axes axis bases basis"""
+        formulas formula antennas antenna handkerchiefs handkerchief axes axis bases basis roofs roof turfs turf"""
     ).items()
 }
 """Plurals by their singulars; of several plurals the most usual."""
@@ -262,7 +266,7 @@ def _with_case(changed: str, noun: str) -> str:
 _AN_LETTERS = frozenset("AEFHILMNORSX")
 """Letters whose names begin with a vowel: "an X-ray", "an SUV"."""
 
-_SPELLED = _set("LED SUV HIV SOS LAX NES RAF MIT NCAA NAACP")
+SPELLED = _set("LED SUV HIV SOS LAX NES RAF MIT NCAA NAACP")
 """Capitals that could be spoken as a word and are not."""
 
 _READ = _set("NO ME MY HE SO MR")
@@ -297,7 +301,7 @@ def article(words: str) -> str:
 
 def _is_spelled(letters: str) -> bool:
     """Whether capitals are spoken letter by letter, as "SUV" is and "STOP" is not."""
-    if letters in _SPELLED or len(letters) < 3:
+    if letters in SPELLED or len(letters) < 3:
         return letters not in _READ
     return not _ONSET.match(letters) or not re.search("[AEIOUY]", letters[1:])
 

@@ -1,17 +1,22 @@
 """Similarity of a phrase's head noun and a segment's class, without a model."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.example import Phrase, Segment
-from transforms.text.synonyms import KINDS, SYNONYMS, plain_label
+from transforms.text.inflection import singular
+from transforms.text.synonyms import KINDS, SYNONYMS, plain_labels
 
 SAME, SYNONYM, KIND = 0.98, 0.88, 0.58
 """Similarity of a class to its own name, to a synonym and to a wider word."""
 THING_BONUS, AREA_BONUS = 0.01, 0.01
 """Most that is added for a thing, and for its area; the sum never outweighs a better word."""
+
+MAX_WORDS = 4
+"""Most words of a class name that are compared with the end of a phrase."""
 
 
 def label_similarity(phrases: Sequence[Phrase], segments: Sequence[Segment]) -> NDArray[np.float64]:
@@ -33,19 +38,41 @@ def label_similarity(phrases: Sequence[Phrase], segments: Sequence[Segment]) -> 
 def word_similarity(phrase: Phrase, label: str) -> float:
     """Compare a phrase with a class name: `SAME`, `SYNONYM`, `KIND` or 0.
 
-    A phrase names a class of several words if it ends in them: "a stop sign" is a "stop sign", "a sign" is not. A
-    compound that is another class does not name the class of its last word: "a hot dog" is no dog.
+    Hyphens and spaces make no difference ("a stop-sign", "a motor bike"), nor does a plural ("boots"); of a class with
+    several names ("mountain, mount") each one counts. A phrase names a class of several words if it ends in them: "a
+    stop sign" is a "stop sign", "a sign" is not. A compound that is another class does not name the class of its last
+    word: "a hot dog" is no dog.
     """
-    name = plain_label(label)
+    names = plain_labels(label)
+    same = {form for name in names for form in (_joined(name), _joined(_one(name)))}
+    synonyms = {_joined(word) for name in names for word in SYNONYMS.get(name, ())}
     root = phrase.root.lower()
-    words = phrase.text.lower().split()
-    head = [*words[:-1], root] if words else [root]
-    for length in (3, 2):
-        compound = " ".join(head[-length:])
-        if len(head) >= length and (compound in SYNONYMS or compound == name):
-            return SAME if compound == name else 0.0
-    if root == name or words[-1:] == [name]:
+    words = re.split(r"[\s-]+", phrase.text.lower())
+    head = [*words[:-1], root]
+    for length in range(min(MAX_WORDS, len(head)), 1, -1):
+        compound = "".join(head[-length:])
+        if compound in same:
+            return SAME
+        if compound in COMPOUNDS and compound not in synonyms:
+            return 0.0
+        if compound in synonyms and not same & {_joined(root), words[-1]}:
+            return SYNONYM
+    if same & {_joined(root), words[-1]}:
         return SAME
-    if root in SYNONYMS.get(name, ()):
+    if _joined(root) in synonyms:
         return SYNONYM
-    return KIND if name in KINDS.get(root, ()) else 0.0
+    return KIND if KINDS.get(root, frozenset()).intersection(names) else 0.0
+
+
+def _joined(name: str) -> str:
+    return name.replace(" ", "").replace("-", "")
+
+
+def _one(name: str) -> str:
+    """The singular of a class name; "glasses" are no glass."""
+    before, space, last = name.rpartition(" ")
+    return name if name == "glasses" else f"{before}{space}{singular(last) or last}"
+
+
+COMPOUNDS = frozenset(_joined(word) for label, words in SYNONYMS.items() for word in (label, *words))
+"""Classes and their synonyms without spaces and hyphens: what two words of a phrase may name together."""

@@ -38,6 +38,12 @@ class Parse:
         """Token `i` in lower case; "" before the first token and after the last."""
         return self.tokens[i].text.lower() if 0 <= i < len(self.tokens) else ""
 
+    def start_of_word(self, i: int) -> int:
+        """Where the word begins of which token `i` is the last part: "talkies" is part of "walkie-talkies"."""
+        while i > 1 and self.tokens[i - 1].text == "-" and self.tokens[i - 2].end + 1 == self.tokens[i].start:
+            i -= 2
+        return self.tokens[i].start
+
 
 def word_set(words: str) -> frozenset[str]:
     """The words of a table, separated by spaces."""

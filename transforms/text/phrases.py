@@ -4,6 +4,7 @@ A phrase is a candidate subject: something that could be visible in the picture.
 rules below, each a table or a function, drop those that name no thing and join those that together name one.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from schemas.example import Example, Phrase
 from schemas.rejects import Reason
 from transforms.batch import Batch, advance
 from transforms.step import Step
+from transforms.text.inflection import PAIRED, singular
 from transforms.text.parses import Parse, Token, word_set
-from transforms.text.plurals import expand_plurals
+from transforms.text.plurals import COUNTS, expand_plurals
 
 if TYPE_CHECKING:
     from transforms.models.parser import Parser
@@ -28,7 +30,7 @@ STAGE = "phrases"
 
 RELATIONS = word_set(
     """side top front back bottom left right middle center centre rear edge corner end inside outside foreground
-    background distance air midair"""
+    background distance air midair focus subject"""
 )
 """Parts of space: left out before "of" ("the side of a boat") and as a bare place ("on the left", "in the top
 corner"), kept where they are things ("a woman in a red top")."""
@@ -37,11 +39,25 @@ POSITIONS = RELATIONS | word_set("far near upper lower very other opposite same"
 """Words that may precede a part of space without turning it into a thing."""
 
 IMAGES = word_set(
-    """photo photograph picture image painting drawing view close closeup up shot portrait illustration sketch rendering
-    cartoon snapshot selfie"""
+    """photo photograph photography picture pic image painting drawing view close closeup up shot portrait illustration
+    sketch render rendering cartoon snapshot selfie screenshot screengrab capture artwork art poster scene still
+    collage watercolor watercolour clipart graphic wallpaper thumbnail panorama depiction representation
+    engraving etching caricature comic anime meme gif video footage diagram scan postcard cgi animation
+    visualization composition doodle infographic"""
 )
 """What a caption may call the picture ("close up" may be one noun or two): left out at the beginning of a caption ("a
-photo of a dog"), kept elsewhere ("a wall with a painting of a dog")."""
+photo of a dog", "In this image, a dog ..."), kept elsewhere ("a wall with a painting of a dog")."""
+
+PICTURES = word_set("photo photograph picture pic image screenshot")
+"""Those that mean the picture also later in a caption, as "in the image"."""
+
+SHOWS = word_set(
+    """of up with showing shows show depicting depicts depict featuring features feature capturing captures displaying
+    displays display presenting presents portraying portrays illustrating illustrates representing represents contains
+    containing includes including focuses showcases showcasing may might can where taken from by
+    looks :"""
+)
+"""Words between the picture and what is in it."""
 
 AMOUNTS = word_set("lot number variety kind type sort bit dozen plenty amount hundred thousand")
 """Joined with what they measure ("a lot of apples", root "apple"); left out if they measure nothing."""
@@ -52,11 +68,37 @@ COLLECTIVES = word_set(
 )
 """Joined with their members ("a group of people", root "person"); kept if they stand alone."""
 
+PARTS = frozenset(("piece", "slice"))
+PAIRS = {"pair": 2, "couple": 2, "duo": 2, "trio": 3}
+"""Collectives of one thing, and of two or three."""
+
+GROUPS = word_set(
+    """family team audience crew band gang trio duo army choir orchestra class staff fleet litter cattle livestock
+    poultry police"""
+)
+"""Other nouns that name several things."""
+
+SEVERAL = word_set("some many several few these those all both two three various numerous multiple")
+"""Words that make a plural of a noun without a form for it: "some sheep"."""
+
+_NUMERALS = "one two three four five six seven eight nine ten eleven twelve"
+NUMBERS = {word: i for i, word in enumerate(_NUMERALS.split(), start=1)} | {str(i): i for i in range(1, 101)}
+"""Numbers that say how many things a phrase names."""
+
 NEGATIONS = frozenset(("no", "not", "without", "neither", "nor"))
 """Words before what is absent."""
 
 PRONOUNS = frozenset(("PRON", "DET"))
 """Parts of speech of heads that name nothing by themselves: "it", "this"."""
+
+COLOURS = word_set(
+    """orange white black red blue green yellow brown grey gray pink purple violet gold golden silver tan beige cream
+    turquoise teal maroon navy crimson scarlet ginger tabby calico brindle ivory bronze copper olive lavender magenta"""
+)
+"""Adjectives that parsers also take for nouns."""
+
+CAPITALS = re.compile(r"[^\W\d_]*[A-Z]\w*[A-Z]\w*s")
+"""Plurals with inner capitals: "TVs", "MacBooks"."""
 
 DEFINITE = frozenset(("the", "this", "that", "these", "those"))
 BREAKS = frozenset(".!?;:|()[]{}<>")
@@ -74,30 +116,122 @@ class Chunk:
 
 def find_phrases(parse: Parse) -> tuple[Phrase, ...]:
     """The caption's phrases that may name something visible, in order; `text == caption[start:end]`."""
-    chunks = [trimmed for start, end in parse.chunks if (trimmed := _trim(parse, start, end))]
+    chunks = [trimmed for chunk in _whole_words(parse) if (trimmed := _trim(parse, chunk))]
     chunks = _join_measures(parse, chunks)
-    opening = _opening(parse, chunks)
-    chunks = [c for c in chunks if c != opening and _is_thing(parse, c)]
+    chunks = [chunk for chunk in _without_pictures(parse, chunks) if _is_thing(parse, chunk)]
     return tuple(_phrase(parse, chunk) for chunk in _first_mentions(parse, chunks))
 
 
-def _trim(parse: Parse, start: int, end: int) -> Chunk | None:
+def _whole_words(parse: Parse) -> list[Chunk]:
+    """The parse's base noun phrases, with the words that a parser tends to cut or to miss.
+
+    Numbered capitals ("two TVs") and two colours with a noun ("a gold and silver watch") are phrases even where the
+    parser does not see it, and no phrase ends within a word ("a passer | -by").
+    """
+    found = list(parse.chunks)
+    covered = {i for start, end in found for i in range(start, end)}
+    for i, token in enumerate(parse.tokens[1:], start=1):
+        if parse.word(i - 1) in COUNTS and CAPITALS.fullmatch(token.text) and not covered & {i - 1, i}:
+            found.append((i - 1, i + 1))
+        if parse.word(i - 1) in ("and", "&") and parse.word(i - 2) in COLOURS and parse.word(i) in COLOURS:
+            noun = _noun_after(parse, i)
+            if noun is not None and not covered & {i, noun}:
+                found.append((i, noun + 1))
+    found = _with_first_colours(parse, sorted(found))
+    chunks: list[Chunk] = []
+    for start, end in found:
+        word_end = _end_of_word(parse, end)
+        is_split = any(s < word_end < e for s, e in found)
+        if not chunks or start >= chunks[-1].end:
+            chunks.append(Chunk(start, end if is_split else word_end, end - 1))
+    return chunks
+
+
+def _noun_after(parse: Parse, i: int) -> int | None:
+    """The noun that follows adjective `i` and perhaps more adjectives."""
+    following = next((j for j in range(i + 1, len(parse.tokens)) if parse.tokens[j].pos != "ADJ"), None)
+    return following if following is not None and parse.tokens[following].pos == "NOUN" else None
+
+
+def _with_first_colours(parse: Parse, chunks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Add "an orange and" to "white cat", where a parser took "an orange" for a thing or left it out."""
+    joined: list[tuple[int, int]] = []
+    for start, end in chunks:
+        before = _first_of_adjectives(parse, start, end)
+        if before < start:
+            while joined and joined[-1][0] >= before:
+                joined.pop()
+            before = max([before, *(e for _, e in joined[-1:])])
+        joined.append((before, end))
+    return joined
+
+
+def _first_of_adjectives(parse: Parse, start: int, end: int) -> int:
+    """The first token of a phrase whose chunk [start, end) begins with the last of several adjectives; else `start`.
+
+    Words before "and" are taken for adjectives if they follow a determiner, a preposition or nothing: in "the sky is
+    blue and white clouds" they do not belong to the clouds.
+    """
+    tokens = parse.tokens
+    if parse.word(start - 1) not in ("and", "&", "or") or start == end - 1 or not _describes(tokens[start]):
+        return start
+    first = start - 1
+    while first > 0 and (_describes(tokens[first - 1]) or parse.word(first - 1) == ","):
+        first -= 1
+    if first == 0 or tokens[first - 1].pos == "ADP":
+        return first if any(map(_describes, tokens[first : start - 1])) else start
+    is_determined = tokens[first - 1].pos in ("DET", "NUM") or tokens[first - 1].dep == "poss"
+    return first - 1 if is_determined and _describes(tokens[first]) else start
+
+
+def _describes(token: Token) -> bool:
+    return token.pos == "ADJ" or token.text.lower() in COLOURS
+
+
+def _end_of_word(parse: Parse, end: int) -> int:
+    """The end of the word whose part ends before token `end`: after "by" for "passers" of "passers-by"."""
+    while end + 1 < len(parse.tokens):
+        last, hyphen, following = parse.tokens[end - 1 : end + 2]
+        if hyphen.text != "-" or last.end != hyphen.start or hyphen.end != following.start:
+            break
+        end += 2
+    return end
+
+
+def _trim(parse: Parse, chunk: Chunk) -> Chunk | None:
     """Remove leading tokens that do not belong to a phrase, as quotes, "both", "just"; None if no word is left."""
     tokens = parse.tokens
-    for i in range(start, end - 1):
+    start = chunk.start
+    for i in range(start, chunk.root):
         if tokens[i].text in BREAKS or "\n" in tokens[i].text:
             start = i + 1
-    while start < end - 1 and _is_leading(tokens[start], tokens[start + 1]):
+    while start < chunk.root and _is_leading(tokens[start], tokens[start + 1]):
         start += 1
-    head = tokens[end - 1]
-    return Chunk(start, end, end - 1) if any(c.isalnum() for c in head.text) else None
+    has_word = any(c.isalnum() for c in tokens[chunk.root].text)
+    if has_word and _ends_in_verb(parse, start, chunk):
+        return Chunk(start, chunk.root, chunk.root - 1)
+    return replace(chunk, start=start) if has_word else None
+
+
+def _ends_in_verb(parse: Parse, start: int, chunk: Chunk) -> bool:
+    """Whether a parser took a verb for the noun: "a homeless man begs" would be one thing and several."""
+    root, before = parse.tokens[chunk.root], parse.tokens[chunk.root - 1]
+    is_plural = root.number == "Plur" and root.text.lower() not in PAIRED and chunk.end == chunk.root + 1
+    is_single = parse.word(start) in ("a", "an") and chunk.root - start >= 2
+    is_noun = before.pos in ("NOUN", "PROPN") and not before.text.endswith("ing")  # "making pizzas"
+    return is_plural and is_single and is_noun and before.lemma not in AMOUNTS | COLLECTIVES
 
 
 def _is_leading(token: Token, following: Token) -> bool:
     if token.text.lower() in NEGATIONS:
         return False
     bare = not any(c.isalnum() for c in token.text)
-    return bare or token.dep == "preconj" or token.pos == "CCONJ" or (token.pos == "ADV" and following.pos == "DET")
+    return (
+        bare
+        or token.dep == "preconj"
+        or token.pos == "CCONJ"
+        or (token.pos == "ADV" and following.pos in ("DET", "NUM"))
+    )
 
 
 def _join_measures(parse: Parse, chunks: Sequence[Chunk]) -> list[Chunk]:
@@ -121,21 +255,44 @@ def _measures(parse: Parse, chunk: Chunk) -> bool:
     return chunk.root == chunk.end - 1 and parse.tokens[chunk.root].lemma in AMOUNTS | COLLECTIVES
 
 
-def _opening(parse: Parse, chunks: Sequence[Chunk]) -> Chunk | None:
-    """The "photo" of a caption that opens with "a photo of" or "this is a photo showing"."""
-    first = next((c for c in chunks if parse.tokens[c.root].pos not in PRONOUNS), None)
-    if first is None or parse.tokens[first.root].lemma not in IMAGES:
-        return None
-    following = parse.word(first.end)
-    return first if following in ("of", "up", "showing", "shows", "depicting", "with", ":") else None
+def _without_pictures(parse: Parse, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Leave out the "photo" of "a photo of a dog", of "this is a photo showing a dog" and of "in this photo"."""
+    kept: list[Chunk] = []
+    for chunk in chunks:
+        is_opening = all(parse.tokens[c.root].pos in PRONOUNS for c in kept)
+        if not _is_picture(parse, chunk, is_opening=is_opening):
+            kept.append(chunk)
+    return kept
+
+
+def _is_picture(parse: Parse, chunk: Chunk, *, is_opening: bool) -> bool:
+    """Whether a chunk is the picture that the caption is of; `is_opening`: nothing visible stands before it."""
+    root, first = parse.tokens[chunk.root], parse.word(chunk.start)
+    following, before = parse.word(chunk.end), parse.word(chunk.start - 1)
+    if parse.word(chunk.root) in SHOWS and chunk.root > chunk.start and parse.tokens[chunk.root - 1].lemma in IMAGES:
+        # "The image features a dog": a parser may take "features" for a noun.
+        root, following = parse.tokens[chunk.root - 1], parse.word(chunk.root)
+    if root.lemma not in IMAGES or first in NEGATIONS:
+        return False
+    definite = first in DEFINITE
+    if before in ("in", "within", "throughout", "across") and definite and (is_opening or root.lemma in PICTURES):
+        return True
+    if not is_opening:
+        return definite and root.lemma in PICTURES and before == "of"
+    if following in ("is", "was") and root.lemma in PICTURES:
+        return parse.word(chunk.end + 1) in ("of", "a", "an", "taken", "captured", "shot", "set", "from")
+    is_bare = parse.tokens[chunk.start].pos not in PRONOUNS
+    return following in SHOWS or (is_bare and following == ",")
 
 
 def _is_thing(parse: Parse, chunk: Chunk) -> bool:
     """Whether a chunk may name something visible: no pronoun, nothing absent, no amount, no part of space."""
     root = parse.tokens[chunk.root]
-    if root.pos in PRONOUNS or _is_link(root.text) or root.lemma in AMOUNTS:
+    if root.pos in PRONOUNS or _is_link(root.text) or root.lemma in AMOUNTS or root.lemma in ("one", "ones"):
         return False
     if parse.word(chunk.start) in NEGATIONS or parse.word(chunk.start - 1) in NEGATIONS:
+        return False
+    if not any(map(str.isalpha, root.text)):
         return False
     return not (root.lemma in RELATIONS and _is_bare_place(parse, chunk))
 
@@ -184,7 +341,35 @@ def _phrase(parse: Parse, chunk: Chunk) -> Phrase:
         end -= 1
     root = _root(parse, chunk)
     word = [i for i, char in enumerate(root) if _is_letter(char)]
-    return Phrase(parse.caption[start:end], start, end, root[word[0] : word[-1] + 1], origin=(start, end))
+    things = _count(parse, chunk)
+    return Phrase(
+        parse.caption[start:end], start, end, root[word[0] : word[-1] + 1], origin=(start, end), things=things
+    )
+
+
+def _count(parse: Parse, chunk: Chunk) -> int | None:
+    """How many things a phrase names at most; None if it does not say.
+
+    The count is that of a number ("five dogs") or of a group ("a pair of shoes", "a crowd"); else it depends on the
+    noun being a plural.
+    """
+    root = parse.tokens[chunk.root]
+    before = [token for token in parse.tokens[chunk.start : chunk.root] if token.text not in "()"]
+    texts = [token.text.lower() for token in before]
+    if root.text.lower() in PAIRED:
+        return 1
+    if "of" in texts:
+        measure = before[texts.index("of") - 1].lemma
+        if measure in COLLECTIVES:
+            return PAIRS.get(measure, 1 if measure in PARTS else None)
+    numbers = [NUMBERS.get(token.text.lower(), 0) for token in before if token.pos == "NUM"]
+    if len(numbers) == 1 and numbers[0]:
+        return numbers[0]
+    if root.lemma in COLLECTIVES | GROUPS and root.lemma not in PARTS and root.number != "Plur":
+        return PAIRS.get(root.lemma)
+    base = singular(root.text)
+    is_plural = root.number == "Plur" or (not root.number and root.pos == "NOUN" and base not in (None, root.text))
+    return None if is_plural or (base == root.text and SEVERAL.intersection(texts)) else 1
 
 
 def _is_letter(char: str) -> bool:

@@ -5,6 +5,8 @@ Each line is `class: words`; the class as `plain_label` returns it, the words as
 more often mean another thing ("trunk", "fan", "model"). `KINDS` has wider words, which match a class less surely.
 """
 
+import re
+
 _SYNONYMS = """
 person: man woman boy girl child kid baby toddler infant lady gentleman guy adult teenager teen people player rider
 person: surfer skier snowboarder skateboarder skater cyclist bicyclist biker motorcyclist pedestrian passenger driver
@@ -13,6 +15,7 @@ person: student teacher chef cook waiter waitress farmer cowboy jockey batter pi
 person: runner jogger swimmer dancer singer musician artist photographer tourist traveler shopper customer vendor
 person: mother father mom dad son daughter brother sister husband wife grandmother grandfather businessman someone
 person: spectator onlooker bystander skydiver climber hiker fisherman sailor pilot nurse doctor human
+person: male female passer passerby monk nun clown
 bicycle: bike cycle tandem
 car: automobile sedan suv van minivan taxi cab hatchback convertible jeep limousine coupe wagon
 motorcycle: motorbike moped scooter vespa dirtbike
@@ -91,7 +94,7 @@ book: novel textbook magazine
 clock: clocktower watch
 vase: urn
 scissors: scissor shear
-teddy bear: teddy bear plush
+teddy bear: teddy bear plush toy-animal stuffed-animal stuffed-toy
 hair drier: hairdryer blowdryer dryer
 toothbrush: toothbrush
 banner: sign poster flag billboard
@@ -182,6 +185,16 @@ KINDS = _parse(_KINDS)
 
 
 def plain_label(label: str) -> str:
-    """Write a class name as a caption would: COCO's "tree-merged" as "tree", "wall-other-merged" as "wall"."""
-    words = label.lower().replace("_", "-").split("-")
+    """Write a class name as a caption would: "tree-merged" as "tree", "mountain, mount" as "mountain"."""
+    return plain_labels(label)[0]
+
+
+def plain_labels(label: str) -> tuple[str, ...]:
+    """The names of a class that has several: "mountain, mount" as "mountain" and "mount"."""
+    names = (_plain(name) for name in re.split("[,;/]", re.sub(r"[ _]?\([^)]*\)", "", label)))
+    return tuple(name for name in names if name) or (_plain(label),)
+
+
+def _plain(name: str) -> str:
+    words = re.split(r"[\s_-]+", name.lower().strip())
     return " ".join(word for word in words if word not in {"merged", "other", "stuff"})

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.example import Example, Placement, Subject
+from schemas.example import Example, Placement, Salience, Subject
 from schemas.images import decode_grey, encode_grey
 from schemas.samples.blip_diffusion import FORMAT, Record, bbox_of
 from schemas.shards import Sample
@@ -55,6 +55,16 @@ def test_the_members_are_the_five_and_an_annotated_subject_has_no_phrase() -> No
     sample = FORMAT.pack(pair("k"))[0]
     assert set(sample.members) == FORMAT.member_names == {"target.jpg", "input.jpg", "alpha.png", "trimap.png", "json"}
     assert (Record.from_sample(sample).origin, Record.from_sample(sample).phrase) == ("annotation", "")
+
+
+def test_the_index_holds_the_salience_of_an_annotated_subject() -> None:
+    parts = ("area", "centrality", "wholeness", "border")
+    assert [FORMAT.pack(matted())[1][part] for part in parts] == [None] * 4
+    example = pair("k")
+    assert example.subject is not None
+    salient = replace(example, subject=replace(example.subject, salience=Salience(0.123456, 0.5, 1.0, 0.0)))
+    assert [FORMAT.pack(salient)[1][part] for part in parts] == [0.1235, 0.5, 1.0, 0.0]
+    assert FORMAT.pack(salient)[0] == FORMAT.pack(example)[0]
 
 
 def test_a_sound_sample_has_no_problems() -> None:

@@ -53,9 +53,9 @@ def test_the_json_is_the_one_that_the_contract_lays_down() -> None:
         ],
         "subjects": [
             {"phrase": 0, "text": "a red dog", "start": 0, "end": 9, "label": "dog", "score": 0.5,
-             "bbox": [4, 6, 20, 16], "area": 320},
+             "bbox": [4, 6, 20, 16], "area": 320, "segments": 1},
             {"phrase": 1, "text": "two cats", "start": 14, "end": 22, "label": "cats", "score": 0.6,
-             "bbox": [30, 0, 34, 48], "area": 1632},
+             "bbox": [30, 0, 34, 48], "area": 1632, "segments": 1},
         ],
         "segments_unmatched": 3,
     }  # fmt: skip
@@ -68,7 +68,7 @@ def test_a_sample_is_pinned_byte_for_byte() -> None:
     assert "ein Hünd 🐕".encode() in sample.members["json"]
     assert (
         hashlib.sha256(sample.members["json"]).hexdigest()
-        == "13eeb3a27162d8525e0904036ec15f4f917c36f3d37c19e76459c7212d0bfbac"
+        == "e406554018c0dbc6cbea95a719f66a8cd61c652b80788399e0b92a02e4466c73"
     )
 
 
@@ -77,6 +77,26 @@ def test_subjects_stand_in_the_order_of_their_phrases_and_scores_have_four_decim
     backwards = tuple(dataclasses.replace(m, score=1 / 3) for m in reversed(made.matches))
     record = Record.from_example(dataclasses.replace(made, matches=backwards))
     assert [(s.text, s.score) for s in record.subjects] == [("a red dog", 0.3333), ("two cats", 0.3333)]
+
+
+def test_the_mask_of_several_segments_is_their_union() -> None:
+    made = example("a", PAIR)
+    (first, second), (left, right) = made.segments, made.matches
+    both = dataclasses.replace(made, matches=(dataclasses.replace(left, others=(right.segment,)),))
+    record = Record.from_example(both)
+    (subject,) = record.subjects
+    assert (subject.segments, record.segments_unmatched, subject.label) == (2, 0, "dog")
+    assert (subject.area, subject.bbox) == (first.area + second.area, (4, 0, 60, 48))
+    mask = subject.segmentation.to_mask().to_array()
+    assert (mask == (first.mask.to_array() | second.mask.to_array())).all()
+    assert FORMAT.problems_of(*FORMAT.pack(both)) == []
+
+
+def test_a_record_of_an_earlier_version_has_one_segment_per_subject() -> None:
+    sample = FORMAT.pack(example("a", PAIR))[0]
+    earlier = sample.members["json"].replace(b',"segments":1', b"")
+    assert earlier != sample.members["json"]
+    assert Record.model_validate_json(earlier) == Record.from_sample(sample)
 
 
 def test_a_whole_number_as_score_stays_a_float() -> None:
@@ -156,7 +176,7 @@ def test_a_picture_that_cannot_be_decoded_is_said() -> None:
 
 def test_the_index_has_the_columns_that_a_row_fills() -> None:
     assert set(FORMAT.pack(example("a"))[1]) == set(FORMAT.index_columns.names) - {"shard", "offset", "size", "crc32"}
-    row = FORMAT.pack(example("a", PAIR, extra_segments=2))[1]
+    row = FORMAT.pack(dataclasses.replace(example("a", PAIR, extra_segments=2), left_out=3))[1]
     assert {name: row[name] for name in FORMAT.columns.names} == {
         "phrases": 2,
         "subjects": 2,
@@ -165,4 +185,5 @@ def test_the_index_has_the_columns_that_a_row_fills() -> None:
         "score_min": 0.5,
         "scores": [0.5, 0.6],
         "labels": ["dog", "cats"],
+        "annotations_left_out": 3,
     }

@@ -9,7 +9,7 @@ from PIL import Image
 
 from schemas.errors import InputError, RecordError
 from schemas.rejects import Reason
-from tests.pictures import encode, scene
+from tests.pictures import encode, scene, tar
 from transforms.matting.backgrounds import PAINTED, Background, Backgrounds, cover, draw_background, list_backgrounds
 from transforms.matting.composite import Composition, LayOnBackgrounds
 
@@ -23,11 +23,9 @@ def rng(seed: int = 0) -> np.random.Generator:
 def test_pictures_of_folders_globs_and_tars_are_listed_by_name(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(GREY)
     (tmp_path / "notes.txt").write_text("no picture")
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, content in (("sky.jpg", encode(scene(), "JPEG")), ("sky.json", b"{}"), ("sea.png", GREY)):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    (tmp_path / "a.tar").write_bytes(
+        tar([("sky.jpg", encode(scene(), "JPEG")), ("sky.json", b"{}"), ("sea.png", GREY)])
+    )
     listed = list_backgrounds(str(tmp_path))
     assert [one.name for one in listed.names] == ["a.tar/sky.jpg", "a.tar/sea.png", "b.png"]
     assert listed.names[1].read() == GREY == listed.names[2].read()
@@ -41,17 +39,48 @@ def test_without_a_source_there_is_no_set() -> None:
 
 
 def test_in_a_tar_only_files_with_a_picture_s_ending_are_listed(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
         folder = tarfile.TarInfo("folder.png")
         folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
+        archive.addfile(folder)
         for name in ("SKY.PNG", "sky.txt"):
             info = tarfile.TarInfo(name)
             info.size = len(GREY)
-            tar.addfile(info, io.BytesIO(GREY))
+            archive.addfile(info, io.BytesIO(GREY))
     (sky,) = list_backgrounds(str(tmp_path)).names
     assert sky.name == "a.tar/SKY.PNG"
     assert sky.read() == GREY
+
+
+def tar_of(path: Path, names: list[str], mode: str = "w") -> None:
+    """A tar in which each file holds its name, padded so that no two lie at one offset."""
+    path.write_bytes(tar([(name, name.encode() + b"\0" * 700) for name in names], mode))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.TGZ", "w:gz")])
+def test_hidden_members_mattes_and_masks_of_a_tar_are_no_backgrounds(tmp_path: Path, name: str, mode: str) -> None:
+    """macOS writes ._0.jpg beside 0.jpg, WebDataset tars hold the maps of a picture beside it."""
+    others = ["._0.jpg", "x/._1.jpg", ".cache/2.jpg", "0.alpha.png", "0.trimap.png", "0.mask.3.png", "0_mask.png"]
+    others += ["1.SEG.png", "2-matte.jpg", "masks/0.png", "x/alpha/0.png", "0.depth.png"]
+    good = ["./0.jpg", "0.input.jpg", "x/masked singer.jpg", "alphabet.png", "unmask.png", "seg/1.jpg"]
+    tar_of(tmp_path / name, [*others, *good], mode)
+    listed = list_backgrounds(str(tmp_path)).names
+    assert [background.name for background in listed] == [f"{name}/{good_name}" for good_name in good]
+    assert [background.read().rstrip(b"\0").decode() for background in listed] == good
+
+
+def test_mattes_and_masks_of_a_folder_are_no_backgrounds(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a_mask.png", "a.alpha.png", "masks/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(GREY)
+    assert [background.name for background in list_backgrounds(str(tmp_path)).names] == ["a.jpg"]
+
+
+def test_a_compressed_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a.tgz", ["a.jpg", "b.jpg"], "w:gz")
+    (tmp_path / "a.tgz").write_bytes((tmp_path / "a.tgz").read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"the backgrounds in .*a\.tgz cannot be read"):
+        list_backgrounds(str(tmp_path))
 
 
 def test_a_set_may_hold_a_name_that_is_no_utf8(tmp_path: Path) -> None:

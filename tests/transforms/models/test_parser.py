@@ -10,6 +10,8 @@ import spacy
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
+from spacy.language import Language
+from spacy.tokens import Doc
 
 from schemas.errors import ModelError
 from schemas.example import Example, Phrase, Source
@@ -80,6 +82,31 @@ def test_plurals_have_singular_lemmas(parser: Parser) -> None:
     (parse,) = parse_captions(parser, ["Two women hold three knives and a glass"])
     lemmas = {token.text: (token.lemma, token.number) for token in parse.tokens if token.pos == "NOUN"}
     assert lemmas == {"women": ("woman", "Plur"), "knives": ("knife", "Plur"), "glass": ("glass", "Sing")}
+
+
+@pytest.mark.parametrize(
+    ("text", "lemma", "expected"),
+    [
+        ("beanies", "beany", "beanie"),
+        ("underpants", "underpant", "underpants"),
+        ("oculi", "oculus", "oculus"),
+        ("iPads", "", "ipad"),
+        ("SUVs", "", "suv"),
+    ],
+)
+def test_a_pipelines_own_lemma_of_a_plural_is_corrected(text: str, lemma: str, expected: str) -> None:
+    nlp = spacy.blank("en")
+
+    def annotated(doc: Doc) -> Doc:
+        return Doc(
+            doc.vocab, ["two", text], lemmas=["two", lemma], pos=["NUM", "NOUN"], morphs=["", "Number=Plur"],
+            heads=[1, 1], deps=["nummod", "ROOT"],
+        )  # fmt: skip
+
+    Language.component(f"annotated_{text}", func=annotated)
+    nlp.add_pipe(f"annotated_{text}")
+    (parse,) = parse_captions(Parser(nlp), [f"two {text}"])
+    assert parse.tokens[1].lemma == expected
 
 
 def offsets_are_exact(parse: Parse) -> bool:

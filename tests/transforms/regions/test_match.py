@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,11 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from schemas.errors import RecordError
+from schemas.example import Example
 from schemas.rejects import Reason, Reject
 from tests.beam import apply
-from tests.examples import with_similarity
+from tests.examples import make_example, phrase, segment, with_similarity
 from transforms.batch import Batch
-from transforms.regions.match import MatchPhrases, greedy_match, match_phrases
+from transforms.regions.match import MatchPhrases, Plurals, greedy_match, match_phrases
 
 MATRICES = hnp.arrays(
     np.float64,
@@ -89,6 +92,50 @@ def test_a_phrase_without_segments_is_no_match() -> None:
 def test_a_similarity_that_is_no_number_is_no_match() -> None:
     with pytest.raises(RecordError, match="no-match: the best similarity is"):
         match_phrases(with_similarity([[float("nan")]]), 0.5)
+
+
+def crowd(things: int | None, scores: list[list[float]], labels: str = "person person person dog") -> Example:
+    """Phrases of which the first names `things` things, and four segments."""
+    first, *rest = (phrase(f"thing {p}") for p in range(len(scores)))
+    segments = tuple(segment(label) for label in labels.split())
+    similarity = tuple(map(tuple, scores))
+    phrases = (replace(first, things=things), *rest)
+    return replace(make_example(), phrases=phrases, segments=segments, similarity=similarity)
+
+
+@pytest.mark.parametrize(
+    ("things", "plurals", "expected"),
+    [
+        (None, "union", [(0, 0, (1, 2))]),
+        (2, "union", [(0, 0, (2,))]),
+        (1, "union", [(0, 0, ())]),
+        (None, "one", [(0, 0, ())]),
+        (1, "leave-out", [(0, 0, ())]),
+    ],
+)
+def test_a_plural_phrase_names_all_segments_of_its_class(
+    things: int | None, plurals: Plurals, expected: list[tuple[int, int, tuple[int, ...]]]
+) -> None:
+    example = match_phrases(crowd(things, [[0.9, 0.2, 0.3, 0.8]]), 0.5, plurals)
+    assert [(m.phrase, m.segment, m.others) for m in example.matches] == expected
+    assert example.matches[0].score == 0.9
+
+
+def test_a_segment_that_another_phrase_names_is_not_taken() -> None:
+    example = match_phrases(crowd(None, [[0.9, 0.6, 0.6, 0], [0, 0.7, 0, 0], [0, 0, 0, 0.8]]), 0.5, "union")
+    assert [(m.segment, m.others) for m in example.matches] == [(0, (2,)), (1, ()), (3, ())]
+
+
+def test_of_two_plural_phrases_the_nearer_takes_a_segment() -> None:
+    example = crowd(None, [[0.9, 0.1, 0.3, 0.2], [0.1, 0.9, 0.2, 0.3]], "person person person person")
+    example = replace(example, phrases=tuple(replace(p, things=None) for p in example.phrases))
+    matches = match_phrases(example, 0.5, "union").matches
+    assert [(m.segment, m.others) for m in matches] == [(0, (2,)), (1, (3,))]
+
+
+def test_plural_phrases_may_be_left_out() -> None:
+    with pytest.raises(RecordError, match="no-match"):
+        match_phrases(crowd(None, [[0.9, 0.2, 0.3, 0.8]]), 0.5, "leave-out")
 
 
 def test_the_transform_matches_each_example_by_itself() -> None:

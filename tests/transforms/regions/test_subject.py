@@ -21,6 +21,7 @@ from transforms.regions.subject import (
     check_size,
     find_subject,
     is_person,
+    salience_of,
 )
 
 FILTERS = Filters(min_side=8, min_area=0.03, max_area=0.7, rival=0.5)
@@ -91,7 +92,7 @@ def test_without_filters_any_size_is_a_subject_and_people_and_rivals_are_none() 
     assert find_subject(segmented(("dog", cells(1))), Filters(), 0.5).subject
     assert find_subject(segmented(("dog", cells(100))), Filters(), 0.5).subject
     assert refusal(segmented(("woman", cells(1))), Filters()) is Reason.PERSON_SUBJECT
-    rival = patch(slice(9, 10), slice(0, 3))
+    rival = patch(slice(9, 10), slice(2, 5))
     assert refusal(segmented(("dog", cells(6)), ("cat", rival)), Filters()) is Reason.MANY_SUBJECTS
     assert find_subject(segmented(("dog", cells(7)), ("cat", rival)), Filters(), 0.5).subject
     assert check_size(make_example(size=(1, 1)), Filters().min_side)
@@ -228,6 +229,73 @@ def test_boxes_count_by_their_area_and_a_group_is_no_subject() -> None:
     assert refusal(framed(("Cat", (0, 0, 50, 40), True), ("Dog", (50, 0, 40, 40), True))) is Reason.MANY_SUBJECTS
     assert refusal(framed(("Orange", (0, 0, 50, 40), False))) is Reason.MANY_SUBJECTS
     assert refusal(framed(("Human face", (0, 0, 50, 40), True))) is Reason.PERSON_SUBJECT
+
+
+def test_the_salience_of_a_mask_by_hand() -> None:
+    """A box of 4 x 3 pixels at (1, 2) and a crumb of one pixel at (9, 9), of a picture of 10 x 10 pixels."""
+    box = patch(slice(2, 5), slice(1, 5)) > 0
+    whole = salience_of(box)
+    assert (whole.area, whole.wholeness, whole.border) == (0.12, 1.0, 0.0)
+    assert whole.centrality == pytest.approx(1 - np.hypot(0.15, 0.2) / np.hypot(0.5, 0.5))
+    box[9, 9] = True
+    two = salience_of(box)
+    assert (two.area, two.wholeness, two.border) == pytest.approx((0.13, 12 / 13, 1 / (9 + 8)))
+    # Pieces that touch at a corner are one.
+    assert salience_of(np.eye(6, dtype=bool)).wholeness == 1.0
+    assert salience_of(np.ones((6, 10), bool)).centrality == pytest.approx(1)
+    assert salience_of(np.ones((6, 10), bool)).border == pytest.approx(28 / 16)
+    # A whole side lies on the border, of a thing of 4 x 5 pixels.
+    assert salience_of(patch(slice(5, 10), slice(3, 7)) > 0).border == pytest.approx(4 / 9)
+    # In a corner of a picture of any shape, one pixel is as far from the middle as can be.
+    assert salience_of(np.arange(10_000).reshape(50, 200) == 0).centrality == pytest.approx(0, abs=0.03)
+
+
+MIDDLE = patch(slice(3, 7), slice(3, 7))  # 16 %
+SALIENT = replace(FILTERS, min_centrality=0.5, min_wholeness=0.9, max_border=0.05)
+
+
+def test_an_annotated_subject_is_near_the_middle_whole_and_not_cut_off() -> None:
+    example = segmented(("truck", MIDDLE))
+    subject = find_subject(example, SALIENT, 0.5).subject
+    assert subject is not None
+    assert subject.salience == salience_of(MIDDLE > 0)
+    cases = {
+        "scattered-subject: the largest piece of truck (12.0%) has 67% of it, it needs more than 90%": (
+            MIDDLE * (np.arange(10) != 4)
+        ),
+        "cut-subject: truck (21.0%) has 0.30 of its width and height on the picture's border, at most 0.05 is "
+        "allowed": patch(slice(3, 10), slice(3, 6)),
+        "off-center-subject: truck (6.0%) has centrality 0.45, the smallest allowed is 0.50": (
+            patch(slice(1, 3), slice(1, 4))
+        ),
+    }
+    for message, mask in cases.items():
+        assert str(refused(segmented(("truck", mask)), SALIENT)) == message
+        assert find_subject(segmented(("truck", mask)), FILTERS, 0.5).subject
+
+
+def test_a_wholeness_at_its_bound_is_too_small() -> None:
+    ten = patch(slice(3, 6), slice(3, 6)) + patch(slice(8, 9), slice(3, 4))  # nine pixels and one
+    assert refusal(segmented(("dog", ten)), SALIENT) is Reason.SCATTERED_SUBJECT
+    assert find_subject(segmented(("dog", ten)), replace(SALIENT, min_wholeness=0.89), 0.5).subject
+
+
+def test_what_is_near_the_middle_goes_before_what_is_larger() -> None:
+    """A truck in two pieces behind a horse, as in the photograph of riders, and a horse that is not much smaller."""
+    truck = patch(slice(1, 3), slice(0, 4)) + patch(slice(1, 3), slice(6, 9))  # 14 %, centrality 0.57
+    horse = patch(slice(4, 7), slice(3, 7))  # 12 %, centrality 0.86
+    found = find_subject(segmented(("truck", truck), ("horse", horse)), replace(SALIENT, rival=0.9), 0.5).subject
+    assert found is not None
+    assert found.text == "horse"
+    assert refusal(segmented(("truck", truck)), SALIENT) is Reason.SCATTERED_SUBJECT
+    # A person in the middle is the subject of a picture though the truck is larger.
+    assert refusal(segmented(("truck", truck), ("person", horse)), SALIENT) is Reason.PERSON_SUBJECT
+
+
+def test_what_captions_and_boxes_name_is_measured_by_its_area_alone() -> None:
+    corner = patch(slice(0, 5), slice(0, 6))
+    assert find_subject(captioned(("a dog", corner), ("a cat", SMALL)), SALIENT, 0.5).subject
+    assert find_subject(framed(("Cat", (0, 0, 50, 40), True)), SALIENT, 0.5).subject
 
 
 GRIDS = st.sampled_from([(8, 8), (16, 8), (64, 32)])

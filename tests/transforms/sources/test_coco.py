@@ -136,6 +136,7 @@ def coco_layout(root: Path) -> Path:
     (root / "val2017").mkdir()
     captions = [
         {"id": 9, "image_id": 7, "caption": "the second caption"},
+        {"id": 7, "image_id": 7, "caption": " "},
         {"id": 8, "image_id": 7, "caption": "A dog on a lawn."},
     ]
     (root / "annotations" / "panoptic_val2017.json").write_text(json.dumps(panoptic()))
@@ -158,6 +159,16 @@ def test_the_layout_of_the_published_files_is_read(tmp_path: Path, monkeypatch: 
         assert isinstance(record, Example)
         assert (record.key, record.caption, record.source.uri) == ("lawn", "A dog on a lawn.", "val2017/lawn.jpg")
         assert record.segments[0].bbox == (1, 2, 6, 4)
+
+
+def test_a_picture_whose_captions_are_empty_has_the_one_beside_it(tmp_path: Path) -> None:
+    coco_layout(tmp_path)
+    captions = {"annotations": [{"id": 1, "image_id": 7, "caption": ""}]}
+    (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps(captions))
+    (tmp_path / "val2017" / "lawn.caption").write_text("a dog")
+    record = only(tmp_path, "coco-instances")
+    assert isinstance(record, Example)
+    assert record.caption == "a dog"
 
 
 def test_categories_may_stand_in_a_file_beside(tmp_path: Path) -> None:
@@ -185,7 +196,6 @@ MISMATCHES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda c: c["annotations"][0]["segments_info"].append({"id": DOG, "category_id": 1}),
         "lists one segment id twice",
     ),
-    "category": (change_segment(category_id=99), f"annotation {DOG} has the category 99, which no list names"),
     "no id": (lambda c: c["annotations"][0]["segments_info"][0].pop("id"), "malformed: KeyError 'id'"),
     "no annotation": (lambda c: c["annotations"].clear(), "panoptic.json holds 0 annotations of this picture"),
     "two annotations": (lambda c: c["annotations"].append(c["annotations"][0]), "holds 2 annotations"),
@@ -301,6 +311,11 @@ def test_an_instance_thinner_than_a_pixel_is_left_out(tmp_path: Path) -> None:
         ([[1, 2, 3, 4]], "a polygon needs three corners"),
         ([[1, 2, 3, 4, 5, 6, 7]], "a polygon needs three corners"),
         ([[1, 2, 3, 4, 5, float("nan")]], "a polygon needs three corners"),
+        ([[1, 2, 3, 4, 5, float("-inf")]], "a polygon needs three corners"),
+        ([[1, 2, 1e10, 4, 5, 6]], "polygons of coordinates or outlines of more than"),
+        ([[1, 2, 3, -5e7, 5, 6]], "polygons of coordinates or outlines of more than"),
+        ([1, 2, 7, 2, 7, 6, 1, 6], "malformed"),
+        (None, "a NoneType is neither polygons nor run lengths"),
         ([["a", "b", "c", "d", "e", "f"]], "malformed"),
         ("1234", "a str is neither polygons nor run lengths"),
         ({"size": [32, 24], "counts": "0h0"}, "it is of [32, 24] (height, width), the picture of [24, 32]"),
@@ -308,15 +323,149 @@ def test_an_instance_thinner_than_a_pixel_is_left_out(tmp_path: Path) -> None:
         ({"size": [24, 32], "counts": [5, 10]}, "malformed"),
         ({"size": [24, 32], "counts": [0, 24 * 32 + 5]}, "malformed"),
         ({"size": [24, 32], "counts": [-5, 24 * 32 + 5]}, "malformed"),
+        ({"size": [24, 32], "counts": [2**31, 2**31]}, "malformed"),
+        ({"size": [24, 32], "counts": ""}, "its runs cover 0 pixels"),
         ({"size": [24, 32], "counts": "é"}, "malformed"),
         ({"size": [24, 32], "counts": "0h0"}, "malformed"),
         ({"size": [24, 32], "counts": 5}, "malformed"),
     ],
 )
-def test_a_malformed_mask_is_a_reject(tmp_path: Path, segmentation: object, detail: str) -> None:
+def test_a_malformed_mask_costs_itself_and_its_picture_only_if_it_is_alone(
+    tmp_path: Path, segmentation: object, detail: str
+) -> None:
     content = instances()
     content["annotations"][0]["segmentation"] = segmentation
+    record = example(write(tmp_path, content, name="instances.json"))
+    assert shown(record) == THREE[:1]
+    assert record.left_out == 1
+    del content["annotations"][1]
     assert detail in why(write(tmp_path, content, name="instances.json"))
+
+
+UNUSABLE = {
+    "no segmentation": ({"id": 3, "image_id": 7, "category_id": 1}, "annotation 3 (dog) has no segmentation"),
+    "no category": ({"id": 3, "image_id": 7, "segmentation": []}, "annotation 3 has the category None, which no list"),
+    "another category": ({"id": 3, "image_id": 7, "category_id": 99}, "annotation 3 has the category 99, which no"),
+    "a list as category": ({"id": "x", "image_id": 7, "category_id": [1]}, "annotation x has the category [1], which"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_an_unusable_annotation_is_left_out_and_counted_if_nothing_is_left(tmp_path: Path, name: str) -> None:
+    content = instances()
+    bad, detail = UNUSABLE[name]
+    content["annotations"].append(bad)
+    record = example(write(tmp_path, content, name="instances.json"))
+    assert shown(record) == THREE[:2]
+    assert record.left_out == 1
+    content["annotations"] = [bad, bad]
+    found = why(write(tmp_path, content, name="instances.json"))
+    assert found.startswith(f"all of its annotations are left out (2): {detail}")
+
+
+def test_a_panoptic_segment_of_an_unknown_category_is_left_out(tmp_path: Path) -> None:
+    content = panoptic()
+    change_segment(category_id=99)(content)
+    record = example(write(tmp_path, content))
+    assert shown(record) == THREE[1:]
+    assert record.left_out == 1
+    content["categories"] = [{"id": 50, "name": "cat"}]
+    assert why(write(tmp_path, content)) == "no list names the categories of its 3 segments"
+
+
+@pytest.mark.parametrize("flag", ["0", 0, None, False, "false"])
+def test_flags_may_be_written_as_texts(tmp_path: Path, flag: object) -> None:
+    content = instances()
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = flag
+    record = example(write(tmp_path, content, name="instances.json"))
+    assert [segment.is_thing for segment in record.segments] == [True] * 2
+    content["categories"][0]["isthing"] = flag
+    content["annotations"][0]["iscrowd"] = "1"
+    record = example(write(tmp_path, content, name="instances.json"))
+    assert [segment.is_thing for segment in record.segments] == [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"images": ["lawn.jpg"]}, [("image-0", Reason.MISMATCHED_ANNOTATION), ("image-7", Reason.MISSING_IMAGE)]),
+        (
+            {"images": [{"file_name": "lawn.jpg", "id": [7], "width": 32, "height": 24}]},
+            [("lawn", "a dog on a lawn"), ("image-7", Reason.MISSING_IMAGE)],
+        ),
+        (
+            {"images": [{"file_name": "lawn.jpg", "id": 7, "width": float("inf"), "height": 24}]},
+            [("lawn", Reason.MISMATCHED_ANNOTATION)],
+        ),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_a_reject(
+    tmp_path: Path, content: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    write(tmp_path, instances() | content, name="instances.json")
+    found = outcomes(read_all(list_source(str(tmp_path))))
+    assert found == expected
+
+
+@pytest.mark.parametrize("bad", [{}, "annotation", None, {"image_id": None}])
+def test_an_annotation_of_no_picture_costs_no_other(tmp_path: Path, bad: object) -> None:
+    content = instances()
+    content["annotations"].append(bad)
+    write(tmp_path, content, name="instances.json")
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [
+        ("lawn", "a dog on a lawn"),
+        ("image-None", Reason.MISSING_IMAGE),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "place", "key"),
+    [
+        ({"file_name": "images\\a.jpg"}, "images/a.jpg", clean_key("images/a")),
+        ({"file_name": "images\\sub\\a.jpg"}, "images/sub/a.jpg", clean_key("images/sub/a")),
+        ({"file_name": ".\\a.jpg"}, "val/a.jpg", clean_key("./a")),
+        ({"file_name": "C:\\data\\sub\\a.jpg"}, "sub/a.jpg", clean_key("C:/data/sub/a")),
+        ({"file_name": "/home/me/data/a.jpg"}, "images/a.jpg", clean_key("/home/me/data/a")),
+        ({"coco_url": "http://images.cocodataset.org/train2017/000000391895.jpg"}, "train2017/000000391895.jpg", None),
+        ({"coco_url": "http://images.cocodataset.org/train2017/000000391895.jpg"}, "images/000000391895.jpg", None),
+        ({"file_name": None, "coco_url": "http://x.org/000000391895.jpg?size=9"}, "000000391895.jpg", None),
+    ],
+)
+def test_a_picture_is_found_by_windows_names_and_by_its_address(
+    tmp_path: Path, entry: dict[str, Any], place: str, key: str | None
+) -> None:
+    content = instances()
+    content["images"] = [{"id": 7, "width": 32, "height": 24, **entry}]
+    (tmp_path / "instances_val.json").write_text(json.dumps(content))
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_bytes(JPEG)
+    (tmp_path / place).with_suffix(".txt").write_text("a dog")
+    assert outcomes([only(tmp_path)]) == [(key or "000000391895", "a dog")]
+
+
+def test_a_relative_name_is_not_looked_for_in_other_folders(tmp_path: Path) -> None:
+    content = panoptic()
+    content["images"][0]["file_name"] = "other\\lawn.jpg"
+    assert outcomes([only(write(tmp_path, content))]) == [(clean_key("other/lawn"), Reason.MISSING_IMAGE)]
+
+
+def test_cityscapes_names_are_those_that_its_scripts_write(tmp_path: Path) -> None:
+    """createPanopticImgs.py puts `_gtFine` into the names of the pictures, which lie in a folder per city."""
+    content = panoptic()
+    content["images"][0] |= {"id": "ulm_000000_000019", "file_name": "ulm_000000_000019_gtFine_leftImg8bit.png"}
+    content["annotations"][0] |= {"image_id": "ulm_000000_000019", "file_name": "ulm_000000_000019_gtFine_panoptic.png"}
+    pictures, truth = tmp_path / "leftImg8bit" / "val" / "ulm", tmp_path / "gtFine"
+    (truth / "cityscapes_panoptic_val").mkdir(parents=True)
+    pictures.mkdir(parents=True)
+    (truth / "cityscapes_panoptic_val.json").write_text(json.dumps(content))
+    (truth / "cityscapes_panoptic_val" / "ulm_000000_000019_gtFine_panoptic.png").write_bytes(png_of(IDS))
+    (pictures / "ulm_000000_000019_leftImg8bit.png").write_bytes(encode(scene()))
+    (pictures / "ulm_000000_000019_leftImg8bit.txt").write_text("a street")
+    record = example(tmp_path)
+    assert (record.key, record.caption) == ("ulm_000000_000019_gtFine_leftImg8bit", "a street")
+    assert shown(record) == THREE
+    assert list_source(str(tmp_path)).kind == "coco-panoptic"
 
 
 def test_polygons_and_both_kinds_of_run_lengths_give_the_same_mask() -> None:

@@ -56,6 +56,38 @@ def test_a_txt_goes_before_a_json_that_still_gives_the_licence(tmp_path: Path) -
     assert (record.caption, record.source.license) == ("a cat", "CC0")
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.jpg": JPEG, "a.txt": "", "a.json": '{"caption": "a dog", "text": "no"}'},
+        {"a.jpg": JPEG, "a.txt": "<br>", "a.json": '{"caption": " ", "text": "a dog"}'},
+        {"a.jpg": JPEG, "a.txt": "", "a.json": '{"caption": NaN, "text": "a dog"}'},
+        {"a.jpg": JPEG, "a.caption": "a dog", "a.json": '{"text": "no"}'},
+        {"a.jpg": JPEG, "a.jpg.json": '{"caption": "a dog"}'},
+        {"a.jpg": JPEG, "a.jpg.txt": "a dog", "metadata.csv": "file_name,text\na.jpg,no\n"},
+        {"a.jpg": JPEG, "metadata.jsonl": '{"file_name": "a.jpg", "text": "a dog"}\n\n'},
+        {"a.jpg": JPEG, "metadata.csv": '\ufefffile_name,text\na.jpg,"a dog"\n'},
+        {"x/a.jpg": JPEG, "x/metadata.jsonl": '{"file_name": "./a.jpg", "caption": "a dog"}'},
+        {"x/a.jpg": JPEG, "metadata.jsonl": '{"file_name": "x/a.jpg", "text": "a dog"}'},
+    ],
+)
+def test_an_empty_caption_is_a_missing_one_and_the_next_is_asked(tmp_path: Path, files: dict[str, bytes | str]) -> None:
+    record = only(fill(tmp_path, files))
+    assert isinstance(record, Example), record
+    assert record.caption == "a dog"
+
+
+def test_metadata_bring_licence_and_address_and_each_row_is_in_the_books(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.jpg", "text": "a dog", "license": "CC0", "url": "https://a"}, {"file_name": "b.jpg"}]
+    lines = [*map(json.dumps, rows), "{", '{"text": "a cat"}']
+    records = read_all(list_source(str(fill(tmp_path, {"a.jpg": JPEG, "metadata.jsonl": "\n".join(lines)}))))
+    assert [isinstance(record, Example) for record in records] == [True, False, False, False]
+    assert isinstance(records[0], Example)
+    assert records[0].source == Source("https://a", "CC0")
+    reasons = [record.reason for record in records if isinstance(record, Reject)]
+    assert reasons == [Reason.MISSING_IMAGE, Reason.UNDECODABLE_CAPTION, Reason.UNDECODABLE_CAPTION]
+
+
 def test_every_extension_in_any_case_is_found_at_any_depth_in_the_order_of_names(tmp_path: Path) -> None:
     forms = {"a.JPG": "JPEG", "b.jpeg": "JPEG", "c.png": "PNG", "d.webp": "WEBP", "e.gif": "GIF", "f.bmp": "BMP"}
     forms |= {"g.tif": "TIFF", "sub/dir/h.TIFF": "TIFF"}
@@ -74,8 +106,8 @@ def test_every_extension_in_any_case_is_found_at_any_depth_in_the_order_of_names
         ({"a.jpg": b"\x00" * 1000, "a.txt": "a dog"}, Reason.UNDECODABLE_IMAGE),
         ({"a.jpg": JPEG}, Reason.MISSING_CAPTION),
         ({"a.jpg": JPEG, "a.json": "{}"}, Reason.MISSING_CAPTION),
-        ({"a.jpg": JPEG, "a.txt": ""}, Reason.EMPTY_CAPTION),
-        ({"a.jpg": JPEG, "a.txt": " \n\t\x00\u200b\ufeff"}, Reason.EMPTY_CAPTION),
+        ({"a.jpg": JPEG, "a.txt": ""}, Reason.MISSING_CAPTION),
+        ({"a.jpg": JPEG, "a.txt": " \n\t\x00\u200b\ufeff"}, Reason.MISSING_CAPTION),
         ({"a.jpg": JPEG, "a.txt": b"caf\xe9"}, Reason.UNDECODABLE_CAPTION),
         ({"a.jpg": JPEG, "a.json": '{"caption": ["a", "b"]}'}, Reason.UNDECODABLE_CAPTION),
         ({"a.jpg": JPEG, "a.json": '{"caption": "\\ud800"}'}, Reason.UNDECODABLE_CAPTION),
@@ -152,6 +184,59 @@ def test_a_link_that_leads_nowhere_is_a_reject(tmp_path: Path) -> None:
     assert isinstance(record, Reject)
     assert record.reason == Reason.UNREADABLE_FILE
     assert "a.jpg" in record.detail
+
+
+def test_less_common_pictures_are_read_or_stand_in_the_books(tmp_path: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    files = {"a.jfif": JPEG, "b.JPE": JPEG, "c.avif": encode(scene(), "AVIF"), "d.heic": heic, "e.HEIC": JPEG}
+    fill(tmp_path, files | {f"{name}.txt": f"caption of {name}" for name in "abcde"})
+    records = read_all(list_source(str(tmp_path)))
+    assert outcomes(records) == [
+        ("a", "caption of a"),
+        ("b", "caption of b"),
+        ("c", "caption of c"),
+        ("d", Reason.UNDECODABLE_IMAGE),
+        ("e", "caption of e"),  # a JPEG under another name
+    ]
+    assert isinstance(records[3], Reject)
+    assert records[3].detail == "a picture of the format HEIC, which is not decoded: convert it to JPEG or PNG"
+
+
+def test_a_less_common_picture_beside_one_of_its_name_is_passed_over(tmp_path: Path) -> None:
+    """Phones save IMG.HEIC and IMG.JPG of one photograph; it was read from the JPEG, and still is."""
+    avif = encode(scene(), "AVIF")
+    fill(tmp_path, {"a.HEIC": b"x", "a.JPG": JPEG, "a.avif": avif, "a.txt": "a dog", "b.avif": avif, "b.heic": b"x"})
+    fill(tmp_path, {"b.txt": "a cat", "c.jpg": JPEG, "c.png": encode(scene()), "c.txt": "two pictures"})
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [
+        ("a", "a dog"),
+        ("b", "a cat"),
+        ("c", "two pictures"),
+        ("c", Reason.DUPLICATE_KEY),
+    ]
+
+
+def test_statistics_and_notes_are_no_captions(tmp_path: Path) -> None:
+    notes = ("00000_stats.json", "README.txt", "readme.txt", "x/LICENSE.txt", "x/00012_stats.json", "classes.txt")
+    fill(tmp_path, dict.fromkeys(notes, "a note") | {"a.jpg": JPEG, "a.txt": "a dog", "b_stats.json": "{}"})
+    fill(tmp_path, {"x/readme.jpg": JPEG, "x/readme.txt": "a picture of a manual"})
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [
+        ("a", "a dog"),
+        ("b_stats", Reason.MISSING_IMAGE),
+        (clean_key("x/readme"), "a picture of a manual"),
+    ]
+
+
+def test_a_picture_of_an_unknown_kind_is_named_where_its_caption_stands(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.jpg": JPEG, "a.txt": "a dog", "b.pcx": b"x", "b.txt": "a cat", "c.txt": "nothing"})
+    rejects = [r for r in read_all(list_source(str(tmp_path))) if isinstance(r, Reject)]
+    assert [(r.key, r.reason, r.detail) for r in rejects] == [
+        (
+            "b",
+            Reason.MISSING_IMAGE,
+            "no picture stands beside b.txt, and b.pcx has the extension of no known kind of picture",
+        ),
+        ("c", Reason.MISSING_IMAGE, "no picture stands beside c.txt"),
+    ]
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:

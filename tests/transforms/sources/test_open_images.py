@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,31 @@ def test_a_newer_list_of_classes_has_a_head_line_and_an_unknown_class_keeps_its_
     (example,) = read_bare(list_source(str(tmp_path)))
     assert isinstance(example, Example)
     assert [box.label for box in example.boxes] == ["Bear", "/m/99"]
+
+
+@pytest.mark.parametrize("exif", [with_orientation(0), with_orientation(9), {"exif": b"Exif\x00\x00garbage"}])
+def test_an_orientation_that_turns_nothing_is_no_obstacle(tmp_path: Path, exif: dict[str, Any]) -> None:
+    write(tmp_path, row("aa01", "/m/01", 0, 1, 0, 1))
+    (tmp_path / "pictures" / "aa01.jpg").write_bytes(encode(scene(), "JPEG", **exif))
+    (record,) = read_bare(list_source(str(tmp_path)))
+    assert isinstance(record, Example)
+    assert record.boxes == (Box("Teddy bear", (0, 0, 32, 24)),)
+
+
+@pytest.mark.parametrize("bad", ["inf", "-inf", "1e300", "32"])
+def test_a_box_far_outside_costs_itself_and_its_picture_only_if_it_is_alone(tmp_path: Path, bad: str) -> None:
+    write(tmp_path, row("aa01", "/m/01", 0, 1, 0, 1) + row("aa01", "/m/02", 0, float(bad), 0, 1))
+    (record,) = read_bare(list_source(str(tmp_path)))
+    assert isinstance(record, Example)
+    assert [box.label for box in record.boxes] == ["Teddy bear"]
+    assert record.left_out == 1
+    (tmp_path / BOXES).write_text(HEAD + row("aa01", "/m/02", 0, float(bad), 0, 1))
+    (record,) = read_bare(list_source(str(tmp_path)))
+    assert isinstance(record, Reject)
+    assert (record.reason, record.detail) == (
+        Reason.MISMATCHED_ANNOTATION,
+        "the box of Human face does not lie in it",
+    )
 
 
 def test_what_exif_would_turn_and_what_has_the_name_of_another_is_refused(tmp_path: Path) -> None:

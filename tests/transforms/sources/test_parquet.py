@@ -63,6 +63,89 @@ def test_without_a_key_column_the_file_and_the_row_make_the_key(tmp_path: Path) 
     assert [key for key, _ in outcomes(read(tmp_path))] == ["a-00000000", "a-00000001", "b-00000000", "b-00000001"]
 
 
+def latin(texts: Sequence[str | None], kind: pa.DataType | None = None) -> pa.Array:
+    """A column of text whose bytes are Latin-1, as writers make it that do not check."""
+    codes = pa.array([None if text is None else text.encode("latin-1") for text in texts], pa.large_binary())
+    return codes.view(pa.large_string()).cast(kind or pa.large_string(), safe=False)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_caption_that_is_not_utf8_costs_its_row_alone(tmp_path: Path, kind: pa.DataType) -> None:
+    columns = {"image": [JPEG] * 3, "caption": latin(["a dog", "a café", "a cat"], kind)}
+    assert [outcome for _, outcome in outcomes(read(write(tmp_path / "a.parquet", columns)))] == [
+        "a dog",
+        Reason.UNDECODABLE_CAPTION,
+        "a cat",
+    ]
+
+
+@pytest.mark.parametrize("name", ["key", "url", "license"])
+def test_a_name_that_is_not_utf8_is_escaped(tmp_path: Path, name: str) -> None:
+    columns = {"image": [JPEG] * 2, "caption": ["a dog"] * 2, name: latin(["caf\xe9", "caf\xea"])}
+    first, second = read(write(tmp_path / "a.parquet", columns))
+    assert isinstance(first, Example)
+    assert isinstance(second, Example)
+    if name == "key":
+        assert (first.key, second.key) == (clean_key("caf\udce9"), clean_key("caf\udcea"))
+    else:
+        stated = (
+            (first.source.license, second.source.license)
+            if name == "license"
+            else (first.source.uri, second.source.uri)
+        )
+        assert stated == ("caf\\udce9", "caf\\udcea")
+
+
+def test_a_path_that_is_not_utf8_takes_nothing_from_its_picture(tmp_path: Path) -> None:
+    images = pa.StructArray.from_arrays([pa.array([JPEG, None]), latin(["caf\xe9", "b"])], ["bytes", "path"])
+    path = write(tmp_path / "a.parquet", {"image": images, "caption": ["a dog", "a cat"]})
+    assert [outcome for _, outcome in outcomes(read(path))] == ["a dog", Reason.MISSING_IMAGE]
+
+
+def test_a_key_that_python_has_no_value_for_is_that_of_its_row(tmp_path: Path) -> None:
+    keys = pa.array([0, 2**62], pa.timestamp("us"))
+    path = write(tmp_path / "a.parquet", {"key": keys, "image": [JPEG] * 2, "caption": ["a dog"] * 2})
+    assert [key for key, _ in outcomes(read(path))] == [clean_key("1970-01-01 00:00:00"), "a-00000001"]
+
+
+BYTES = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(len(JPEG))]
+TEXTS = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.large_string())]
+
+
+@pytest.mark.parametrize(("images", "texts"), [*zip(BYTES, TEXTS, strict=False), (pa.binary(), TEXTS[-1])])
+def test_all_types_of_text_and_bytes_are_read(tmp_path: Path, images: pa.DataType, texts: pa.DataType) -> None:
+    columns = {
+        "key": pa.array(["k1"]).cast(texts),
+        "image": pa.array([JPEG]).cast(images),
+        "caption": pa.array(["a dog"]).cast(texts),
+    }
+    (record,) = read(write(tmp_path / "a.parquet", columns))
+    assert isinstance(record, Example)
+    assert (record.key, record.image, record.caption) == ("k1", JPEG, "a dog")
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
+def test_columns_are_chosen_by_their_type_before_their_name(tmp_path: Path, name: str) -> None:
+    """img2dataset names the column of pictures after their format; others keep a path in `image`."""
+    columns = {"image": ["a.jpg"], "jpg": [3], name: [JPEG], "caption": [5], "text": ["a dog"]}
+    assert outcomes(read(write(tmp_path / "a.parquet", columns))) == [("a-00000000", "a dog")]
+
+
+def test_a_column_of_a_fitting_type_goes_before_one_without_any_value(tmp_path: Path) -> None:
+    columns = {"image": [None], "jpg": [JPEG], "caption": [None], "text": ["a dog"]}
+    assert outcomes(read(write(tmp_path / "a.parquet", columns))) == [("a-00000000", "a dog")]
+
+
+def test_where_a_caption_is_empty_the_other_column_of_captions_is_asked(tmp_path: Path) -> None:
+    columns = {"image": [JPEG] * 4, "caption": ["a dog", None, " ", None], "text": ["a pet", "a cat", "a cow", ""]}
+    assert [outcome for _, outcome in outcomes(read(write(tmp_path / "a.parquet", columns)))] == [
+        "a dog",
+        "a cat",
+        "a cow",
+        Reason.MISSING_CAPTION,
+    ]
+
+
 def test_bad_rows_are_rejects(tmp_path: Path) -> None:
     columns = {
         "id": [1, 2, 3, 4, 1, None],
@@ -126,7 +209,7 @@ def test_a_limit_takes_the_first_rows(tmp_path: Path) -> None:
 def test_a_file_without_the_columns_is_named_with_those_it_has(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"image_url": ["https://example.org"], "caption": ["a dog"]})
     with pytest.raises(
-        InputError, match=r"a\.parquet has no column of images \(image, jpg, image_bytes\): .*image_url, c"
+        InputError, match=r"a\.parquet has no column of images \(image, jpg, image_bytes, .*\): .*image_url, c"
     ):
         list_source(str(path))
     path = write(tmp_path / "a.parquet", {"image": [JPEG], "alt": ["a dog"]})

@@ -106,7 +106,7 @@ def test_a_picture_comes_with_its_masks_as_they_are(tmp_path: Path, below: str) 
 def test_any_mask_is_read_and_an_empty_one_left_out(mask: NDArray[np.bool_], score: float) -> None:
     content = annotation(mask, size=mask.shape)
     content["annotations"][0]["predicted_iou"] = score
-    segments = segments_of(content["annotations"], mask.shape)
+    segments, _ = segments_of(content["annotations"], mask.shape)
     assert len(segments) == mask.any()
     for segment in segments:
         np.testing.assert_array_equal(segment.mask.to_array(), mask)
@@ -130,7 +130,7 @@ def test_run_lengths_are_either_right_or_refused(counts: str) -> None:
     damaged = annotation(DOG)["annotations"]
     damaged[0]["segmentation"]["counts"] = counts
     try:
-        found = segments_of(damaged, (24, 32))
+        found, _ = segments_of(damaged, (24, 32))
     except RecordError:
         refused = True
     else:
@@ -206,11 +206,18 @@ def test_an_annotation_that_does_not_fit_is_a_reject(tmp_path: Path, case: str) 
         ({"predicted_iou": float("nan")}, "its predicted_iou is no number"),
     ],
 )
-def test_a_malformed_mask_is_a_reject(tmp_path: Path, change: dict[str, Any], detail: str) -> None:
+def test_a_malformed_annotation_costs_itself_and_its_picture_only_if_it_is_alone(
+    tmp_path: Path, change: dict[str, Any], detail: str
+) -> None:
     content = annotation(RING, DOG)
     content["annotations"][1] |= change
+    record = one(tmp_path, ("sa_1.jpg", JPEG), ("sa_1.json", json.dumps(content)))
+    assert isinstance(record, Example)
+    assert [segment.mask for segment in record.segments] == [Mask.from_array(RING)]
+    assert record.left_out == 1
+    del content["annotations"][0]
     found = why(one(tmp_path, ("sa_1.jpg", JPEG), ("sa_1.json", json.dumps(content))))
-    assert found.startswith("annotation 1 is malformed: ")
+    assert found.startswith("annotation 0 is malformed: ")
     assert detail in found
 
 
@@ -269,11 +276,34 @@ def test_captions_may_stand_beside_the_tars(tmp_path: Path, named: str, place: s
     ]
 
 
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_caption_beside_that_is_not_utf8_costs_its_picture_alone(tmp_path: Path, kind: pa.DataType) -> None:
+    write(tmp_path, {"sa_0.tar": tar(members("sa_1", "sa_2", captions=False))})
+    captions = pa.array([b"a dog", "a café".encode("latin-1"), b"no"]).cast(pa.large_binary())
+    keys = pa.array([b"sa_1", b"sa_2", b"sa_\xe9"]).cast(pa.large_binary())
+    columns = {name: column.view(pa.large_string()) for name, column in (("key", keys), ("caption", captions))}
+    pq.write_table(pa.table({"key": columns["key"], "caption": columns["caption"].cast(kind)}), tmp_path / "c.parquet")
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [("sa_1", "a dog"), ("sa_2", Reason.UNDECODABLE_CAPTION)]
+
+
+def test_captions_beside_may_be_views(tmp_path: Path) -> None:
+    write(tmp_path, {"sa_0.tar": tar(members("sa_1", captions=False))})
+    table = pa.table({"key": pa.array(["sa_1"], pa.string_view()), "caption": pa.array(["a dog"], pa.string_view())})
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [("sa_1", "a dog")]
+
+
 def test_a_picture_without_a_caption_may_get_one_later(tmp_path: Path) -> None:
     listing = list_source(str(write(tmp_path, {"sa_0.tar": tar(members("sa_1", captions=False))})))
     (item,) = listing.chunks[0].items
     (batch,) = read_batches(0, item, needs_captions=False)
     assert outcomes(batch.records) == [("sa_1", "")]
+
+
+def test_an_empty_caption_in_the_tar_is_a_missing_one(tmp_path: Path) -> None:
+    write_table(tmp_path / "blip.parquet", ["sa_1"], ["a dog"])
+    listed = [*members("sa_1", captions=False), ("sa_1.txt", " ")]
+    assert outcomes(read(tmp_path, {"sa_0.tar": tar(listed)})) == [("sa_1", "a dog")]
 
 
 def test_captions_in_two_places_must_be_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import webdataset as wds
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from schemas.errors import InputError
 from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
@@ -47,6 +48,20 @@ def test_the_caption_may_stand_in_the_json_which_gives_licence_and_address(tmp_p
     assert (record.caption, record.source) == ("a dog", Source("https://example.org/1", "CC BY"))
 
 
+@pytest.mark.parametrize(
+    ("members", "caption"),
+    [
+        ({"txt": "", "json": '{"caption": "a dog", "text": "no"}'}, "a dog"),
+        ({"txt": "", "json": '{"caption": null, "text": "a dog"}'}, "a dog"),
+        ({"caption": "a dog", "json": '{"text": "no"}'}, "a dog"),
+        ({"txt": " "}, Reason.MISSING_CAPTION),
+    ],
+)
+def test_an_empty_caption_is_a_missing_one(tmp_path: Path, members: dict[str, str], caption: str | Reason) -> None:
+    content: list[Member] = [("1.jpg", JPEG), *((f"1.{kind}", text) for kind, text in members.items())]
+    assert outcomes(read(tmp_path, {"a.tar": tar(content)})) == [("1", caption)]
+
+
 def test_keys_end_at_the_first_dot_as_in_webdataset(tmp_path: Path) -> None:
     members: list[Member] = [
         ("x/1.jpg", JPEG),
@@ -60,6 +75,110 @@ def test_keys_end_at_the_first_dot_as_in_webdataset(tmp_path: Path) -> None:
     with (tmp_path / "a.tar").open("rb") as stream:
         theirs = [sample["__key__"] for sample in group_by_keys(tar_file_expander([{"url": "a", "stream": stream}]))]
     assert theirs == ["x/1", "y.z/2"]
+
+
+def test_pictures_whose_keys_have_a_dot_are_rejects_that_say_so(tmp_path: Path) -> None:
+    """By webdataset's rule they are one sample without a picture."""
+    records = read(tmp_path, {"a.tar": tar([*samples("photo.1", "photo.2", "x/v1.0.final"), *samples("fine")])})
+    assert outcomes(records) == [
+        (clean_key("photo.1"), Reason.MISSING_IMAGE),
+        (clean_key("photo.2"), Reason.MISSING_IMAGE),
+        (clean_key("x/v1.0.final"), Reason.MISSING_IMAGE),
+        ("fine", "caption of fine"),
+    ]
+    assert isinstance(records[0], Reject)
+    assert records[0].detail == (
+        "the name photo.1.jpg has a dot before its extension, and keys end at the first one: rename it, or read the "
+        "tar with --keys last-dot"
+    )
+    assert records[0].source == "a.tar/photo.1"
+
+
+def test_keys_may_end_at_the_last_dot(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar([*samples("photo.1", "photo.2", "x/v1.0.final"), (".hidden.jpg", JPEG)]))
+    listing = list_source(str(tmp_path), keys="last-dot")
+    keys = ["photo.1", "photo.2", "x/v1.0.final"]
+    assert outcomes(read_all(listing)) == [(clean_key(key), f"caption of {key}") for key in keys]
+    assert listing.chunks[0].fingerprint != list_source(str(tmp_path)).chunks[0].fingerprint
+    assert list_source(str(tmp_path), limit=2, keys="last-dot").expected == 2
+
+
+def test_where_keys_end_is_asked_of_tars_alone(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(JPEG)
+    with pytest.raises(InputError, match=r"--keys last-dot is for the names in WebDataset tars, the source is folder"):
+        list_source(str(tmp_path), keys="last-dot")
+    with pytest.raises(InputError, match=r"no keys 'lastdot', did you mean 'last-dot'"):
+        list_source(str(tmp_path), keys="lastdot")
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        # A map of the picture is no picture of its own.
+        ([*samples("1"), ("1.seg.png", PNG)], [("1", "caption of 1")]),
+        # A picture with a caption of its own is.
+        ([*samples("1", "1.b")], [("1", "caption of 1"), (clean_key("1.b"), Reason.MISSING_IMAGE)]),
+        ([("1.a.jpg", JPEG), ("1.b.jpg", JPEG)], [(clean_key(f"1.{x}"), Reason.MISSING_IMAGE) for x in "ab"]),
+        # Two pictures of one key are one sample, as without a dot.
+        ([*samples("1.a"), ("1.a.png", PNG)], [(clean_key("1.a"), Reason.MISSING_IMAGE)]),
+        ([("1.a.txt", "a caption")], [("1", Reason.MISSING_IMAGE)]),
+    ],
+)
+def test_as_many_records_as_pictures(tmp_path: Path, members: list[Member], expected: list[tuple[str, str]]) -> None:
+    assert sorted(outcomes(read(tmp_path, {"a.tar": tar(members)}))) == sorted(expected)
+
+
+def test_less_common_pictures_are_those_of_their_samples(tmp_path: Path) -> None:
+    members: list[Member] = []
+    for kind, content in (("jfif", JPEG), ("avif", encode(scene(), "AVIF")), ("heic", b"x"), ("xyz", b"x")):
+        members += [(f"{kind}.{kind}", content), (f"{kind}.txt", kind)]
+    members += [("both.heic", b"x"), ("both.jpg", JPEG), ("both.txt", "both")]
+    assert outcomes(read(tmp_path, {"a.tar": tar(members)})) == [
+        ("jfif", "jfif"),
+        ("avif", "avif"),
+        ("heic", Reason.UNDECODABLE_IMAGE),
+        ("xyz", Reason.MISSING_IMAGE),
+        ("both", "both"),
+    ]
+
+
+def test_members_of_a_sample_that_are_not_adjacent_are_rejects_that_say_so(tmp_path: Path) -> None:
+    members: list[Member] = [("1.jpg", JPEG), ("2.jpg", JPEG), ("1.txt", "one"), ("2.txt", "two"), *samples("3", "3")]
+    records = read(tmp_path, {"a.tar": tar(members)})
+    assert outcomes(records) == [
+        ("1", Reason.MISSING_CAPTION),
+        ("2", Reason.MISSING_CAPTION),
+        ("1", Reason.DUPLICATE_KEY),
+        ("2", Reason.DUPLICATE_KEY),
+        ("3", "caption of 3"),
+        ("3", Reason.DUPLICATE_KEY),
+    ]
+    details = [record.detail for record in records if isinstance(record, Reject)]
+    assert details[2] == (
+        "a.tar has an earlier sample 1 with other members (jpg there, txt here): those of one sample must stand beside "
+        "each other in the tar, so make it with sorted names, as by tar --sort=name -cf NEW.tar FOLDER"
+    )
+    assert details[4] == "a.tar has an earlier sample 3"
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_what_follows_the_end_mark_of_a_tar_is_read(tmp_path: Path, mode: str) -> None:
+    """Concatenated archives, as `cat a.tar b.tar` makes them."""
+    parts = [tar(samples(key), mode) for key in ("1", "2", "3")]
+    assert outcomes(read(tmp_path, {"a.tar": b"".join(parts)})) == [(k, f"caption of {k}") for k in ("1", "2", "3")]
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 511, 512, 513, 30_000])
+def test_zeros_behind_the_end_mark_are_nothing(tmp_path: Path, zeros: int) -> None:
+    assert outcomes(read(tmp_path, {"a.tar": tar(samples("1")) + bytes(zeros)})) == [("1", "caption of 1")]
+
+
+@pytest.mark.parametrize("rest", [b"x" * 600, b"x", tar(samples("2"))[:700]])
+def test_what_follows_the_end_mark_and_is_no_whole_tar_is_a_reject(tmp_path: Path, rest: bytes) -> None:
+    records = read(tmp_path, {"a.tar": tar(samples("1")) + rest})
+    assert outcomes(records) == [("1", "caption of 1"), (clean_key("a.tar"), Reason.TRUNCATED_ARCHIVE)]
+    assert isinstance(records[1], Reject)
+    assert ("behind its end mark" in records[1].detail) == (len(rest) != 700)
 
 
 def test_a_tar_of_a_folder_from_within_has_the_keys_of_its_files(tmp_path: Path) -> None:
