@@ -165,6 +165,11 @@ def test_a_case_behind_its_noun_is_no_preposition() -> None:
     assert arcs(to_clear(sentence)) == ["dog poss tail", "'s case dog", "tail ROOT tail"]
 
 
+def test_a_word_such_as_ago_stays_behind_its_noun() -> None:
+    sentence = tree("left VERB 0 root", "years NOUN 1 obl", "ago ADP 2 case")
+    assert arcs(to_clear(sentence)) == ["left ROOT left", "years npadvmod left", "ago case years"]
+
+
 def test_a_preposition_before_a_subject_stays_below_it() -> None:
     sentence = tree("over ADP 2 case", "ten NUM 3 nsubj", "left VERB 0 root")
     assert arcs(to_clear(sentence)) == ["over case ten", "ten nsubj left", "left ROOT left"]
