@@ -37,7 +37,7 @@ WIDTH = 64
 
 
 def new_model() -> Mask2FormerForUniversalSegmentation:
-    """Build the untrained model: 2.4 million parameters, twenty queries, one class per noun."""
+    """Build the untrained model: 2.3 million parameters, twenty queries, one class per noun."""
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbone = ResNetConfig(
         embedding_size=32, hidden_sizes=[32, 64, 128, 192], depths=[1, 2, 2, 2], layer_type="basic", out_features=stages
