@@ -122,13 +122,13 @@ def test_objects_are_the_ones_that_the_scene_s_caption_names(dataset: Path, scen
     for key, record in records_of(dataset).items():
         scene = scenes[int(key.removeprefix("sa_")) % 1000]
         truth = {thing.phrase: Mask.from_array(thing.mask) for thing in scene.objects if thing.phrase}
-        for one in record.objects:
-            if (one.start, one.end) in truth:
+        for thing in record.objects:
+            if (thing.start, thing.end) in truth:
                 total += 1
-                mask = one.segmentation.to_mask()
-                right += intersection_over_union(mask, truth[one.start, one.end]) > 0.9
-                assert one.bbox == mask.bbox
-        assert len({one.name for one in record.objects}) >= 2
+                mask = thing.segmentation.to_mask()
+                right += intersection_over_union(mask, truth[thing.start, thing.end]) > 0.9
+                assert thing.bbox == mask.bbox
+        assert len({thing.name for thing in record.objects}) >= 2
     assert total >= 20
     assert right >= 0.9 * total
 
@@ -204,14 +204,14 @@ def test_a_detector_s_boxes_are_filled_from_the_source_s_masks(
         scene = scenes[int(key.removeprefix("sa_"))]
         truth = {Mask.from_array(thing.mask): thing.phrase for thing in scene.objects}
         assert len(record.objects) >= 2
-        for one in record.objects:
-            mask = one.segmentation.to_mask()
+        for thing in record.objects:
+            mask = thing.segmentation.to_mask()
             assert truth.get(mask) is not None  # pixel for pixel one of the source's masks
             x, y, w, h = mask.bbox
-            left, top, width, height = one.bbox  # the detector's box: it reaches past the mask, the picture allowing
+            left, top, width, height = thing.bbox  # the detector's box: it reaches past the mask, the picture allowing
             assert (left, top) == (max(x - 1, 0), max(y - 1, 0))
             assert (left + width, top + height) == (min(x + w + 1, 128), min(y + h + 1, 128))
-            assert one.score == 0.9
+            assert thing.score == 0.9
 
 
 def test_what_contradicts_itself_is_refused_before_anything_runs(source: Path) -> None:
@@ -234,10 +234,10 @@ def test_pictures_without_masks_have_sam_s_in_both_recipes(tmp_path: Path) -> No
     for key, record in records_of(tmp_path / "mip").items():
         scene = scene_of(SEED, int(key), 256)
         truth = {thing.phrase: Mask.from_array(thing.mask) for thing in scene.objects if thing.phrase}
-        for one in record.objects:
-            if (one.start, one.end) in truth:
+        for thing in record.objects:
+            if (thing.start, thing.end) in truth:
                 total += 1
-                right += intersection_over_union(one.segmentation.to_mask(), truth[one.start, one.end]) > 0.6
+                right += intersection_over_union(thing.segmentation.to_mask(), truth[thing.start, thing.end]) > 0.6
     assert total >= 4
     assert right >= 0.7 * total
     fast = FastComposerConfig(segmenter="sam")

@@ -40,7 +40,7 @@ def test_one_poisoned_among_sixty_four_in_batches_of_eight_gives_one_reject() ->
         return name(examples)
 
     done = [advance(batch(8, f"b{b}k"), "segments", poisoned) for b in range(8)]
-    records = [record for one in done for record in one.records]
+    records = [record for group in done for record in group.records]
     rejects = [record for record in records if isinstance(record, Reject)]
     assert rejects == [Reject("b3k5", "mem://b3k5", "segments", Reason.STEP_FAILED, "ValueError: a bad picture")]
     assert len(records) == 64

@@ -27,9 +27,9 @@ def test_pictures_of_folders_globs_and_tars_are_listed_by_name(tmp_path: Path) -
         tar([("sky.jpg", encode(scene(), "JPEG")), ("sky.json", b"{}"), ("sea.png", GREY)])
     )
     listed = list_backgrounds(str(tmp_path))
-    assert [one.name for one in listed.names] == ["a.tar/sky.jpg", "a.tar/sea.png", "b.png"]
+    assert [file.name for file in listed.names] == ["a.tar/sky.jpg", "a.tar/sea.png", "b.png"]
     assert listed.names[1].read() == GREY == listed.names[2].read()
-    assert [one.name for one in list_backgrounds(str(tmp_path / "*.png")).names] == ["b.png"]
+    assert [file.name for file in list_backgrounds(str(tmp_path / "*.png")).names] == ["b.png"]
     (tmp_path / "c.png").write_bytes(GREY)
     assert list_backgrounds(str(tmp_path)).fingerprint != listed.fingerprint
 

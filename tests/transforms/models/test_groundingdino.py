@@ -108,9 +108,9 @@ def smaller(detector: Detector) -> Detector:
     return replace(detector, processor=GroundingDinoImageProcessor(size={"shortest_edge": 160, "longest_edge": 256}))
 
 
-def assert_alike(one: Detections, other: Detections) -> None:
-    assert np.abs(one.corners - other.corners).max() < 1
-    assert np.abs(one.scores - other.scores).max() < 1e-3
+def assert_alike(detected: Detections, other: Detections) -> None:
+    assert np.abs(detected.corners - other.corners).max() < 1
+    assert np.abs(detected.scores - other.scores).max() < 1e-3
 
 
 IMAGES = [picture(1, 48, 72), picture(2, 60, 60), picture(3, 90, 50), picture(4, 40, 160)]
@@ -122,21 +122,21 @@ def test_both_find_the_same_in_pictures_of_any_sizes_and_texts_of_any_lengths(
     theirs: Detector, original: Detector
 ) -> None:
     found = detect_phrases(smaller(original), IMAGES, PHRASES)
-    for one, other in zip(found, detect_phrases(smaller(theirs), IMAGES, PHRASES), strict=True):
-        assert_alike(one, other)
+    for detected, other in zip(found, detect_phrases(smaller(theirs), IMAGES, PHRASES), strict=True):
+        assert_alike(detected, other)
     # The test can tell: boxes lie apart, and another phrase's tokens would give other scores.
-    for one in found:
-        assert np.ptp(one.corners, axis=0).max() > 10
-        assert all(np.abs(a - b).max() > 0.01 for i, a in enumerate(one.scores) for b in one.scores[:i])
+    for detected in found:
+        assert np.ptp(detected.corners, axis=0).max() > 10
+        assert all(np.abs(a - b).max() > 0.01 for i, a in enumerate(detected.scores) for b in detected.scores[:i])
 
 
 @with_package
 def test_both_cut_long_texts_at_the_same_token(theirs: Detector, original: Detector) -> None:
     long = [["a red ball", "the cup"] * 45]
-    (one,), (other,) = (detect_phrases(smaller(each), IMAGES[:1], long) for each in (original, theirs))
-    assert_alike(one, other)
-    assert (one.scores[-1] == 0).all()
-    assert (one.scores[0] > 0).all()
+    (detected,), (other,) = (detect_phrases(smaller(each), IMAGES[:1], long) for each in (original, theirs))
+    assert_alike(detected, other)
+    assert (detected.scores[-1] == 0).all()
+    assert (detected.scores[0] > 0).all()
 
 
 @with_package
@@ -164,10 +164,10 @@ def test_one_handler_runs_both_at_the_size_that_they_were_made_for(folder: Path)
         (grounded,) = batch.records
         assert isinstance(grounded, Example)
         objects.append(grounded.objects)
-    assert [one.phrase for one in objects[0]] == [one.phrase for one in objects[1]] == [0, 1]
-    for one, other in zip(*objects, strict=True):
-        assert np.abs(np.subtract(one.bbox, other.bbox)).max() <= 1
-        assert one.score == pytest.approx(other.score, abs=1e-3)
+    assert [detected.phrase for detected in objects[0]] == [detected.phrase for detected in objects[1]] == [0, 1]
+    for detected, other in zip(*objects, strict=True):
+        assert np.abs(np.subtract(detected.bbox, other.bbox)).max() <= 1
+        assert detected.score == pytest.approx(other.score, abs=1e-3)
 
 
 class Spy:

@@ -125,14 +125,14 @@ def test_every_type_gives_disjoint_masks_of_the_pictures_size_whatever_else_is_i
     together = segment_images(segmenter, images)
     assert any(together)
     for image, segments in zip(images, together, strict=True):
-        assert {one.mask.size for one in segments} <= {image.shape[:2]}
-        masks = [one.mask.to_array() for one in segments]
+        assert {segment.mask.size for segment in segments} <= {image.shape[:2]}
+        masks = [segment.mask.to_array() for segment in segments]
         assert np.sum(masks, axis=0, initial=0).max() <= 1
         (alone,) = segment_images(segmenter, [image])
-        assert [one.label for one in alone] == [one.label for one in segments]
-        for one, other in zip(alone, segments, strict=True):
+        assert [segment.label for segment in alone] == [segment.label for segment in segments]
+        for segment, other in zip(alone, segments, strict=True):
             # Batched arithmetic may round the last bit in another way: a pixel on an edge, no more.
-            assert np.mean(one.mask.to_array() != other.mask.to_array()) < 0.01
+            assert np.mean(segment.mask.to_array() != other.mask.to_array()) < 0.01
 
 
 def with_queries(queries: list[tuple[int, slice]], size: tuple[int, int] = (48, 96)) -> Segmenter:
@@ -155,8 +155,8 @@ def with_queries(queries: list[tuple[int, slice]], size: tuple[int, int] = (48, 
 def columns_of(segmenter: Segmenter) -> dict[str, list[int]]:
     """Every segment's label, with the first of each eight columns that it covers in all rows."""
     (segments,) = segment_images(segmenter, [np.zeros((48, 96, 3), np.uint8)])
-    assert len({one.label for one in segments}) == len(segments)
-    return {one.label: np.flatnonzero(one.mask.to_array().all(axis=0))[4::8].tolist() for one in segments}
+    assert len({segment.label for segment in segments}) == len(segments)
+    return {segment.label: np.flatnonzero(segment.mask.to_array().all(axis=0))[4::8].tolist() for segment in segments}
 
 
 def test_stuff_is_one_segment_and_what_follows_it_keeps_its_own_mask() -> None:
@@ -172,8 +172,8 @@ def test_stuff_is_one_segment_and_what_follows_it_keeps_its_own_mask() -> None:
 def test_things_of_one_class_stay_apart() -> None:
     segmenter = with_queries([(PERSON, slice(0, 40)), (PERSON, slice(40, 96))])
     (segments,) = segment_images(segmenter, [np.zeros((48, 96, 3), np.uint8)])
-    assert [(one.label, one.is_thing) for one in segments] == [(f"class {PERSON}", True)] * 2
-    assert [one.bbox for one in segments] == [(0, 0, 40, 48), (40, 0, 56, 48)]
+    assert [(segment.label, segment.is_thing) for segment in segments] == [(f"class {PERSON}", True)] * 2
+    assert [segment.bbox for segment in segments] == [(0, 0, 40, 48), (40, 0, 56, 48)]
     (sky,) = segment_images(with_queries([(SKY, slice(0, 96))]), [np.zeros((48, 96, 3), np.uint8)])[0]
     assert not sky.is_thing
 

@@ -38,7 +38,7 @@ def pictured(*things: tuple[str, Object]) -> Example:
     """An example whose objects have these names."""
     phrases = tuple(phrase(f"a {name}", start=20 * i) for i, (name, _) in enumerate(things))
     return replace(
-        make_example(), phrases=phrases, objects=tuple(replace(one, phrase=i) for i, (_, one) in enumerate(things))
+        make_example(), phrases=phrases, objects=tuple(replace(thing, phrase=i) for i, (_, thing) in enumerate(things))
     )
 
 
@@ -149,8 +149,8 @@ def test_the_most_certain_objects_are_kept_in_the_order_of_their_phrases() -> No
     boxes = [(0, 0, 30, 30), (35, 0, 30, 30), (70, 0, 30, 30), (0, 50, 30, 30)]
     things = [thing(box, score) for box, score in zip(boxes, (0.4, 0.9, 0.5, 0.8), strict=True)]
     named = list(zip("abcd", things, strict=True))
-    assert [one.phrase for one in keep_passing(pictured(*named), replace(GATES, most=2)).objects] == [1, 3]
-    assert [one.phrase for one in keep_passing(pictured(*named), replace(GATES, most=3)).objects] == [1, 2, 3]
+    assert [thing.phrase for thing in keep_passing(pictured(*named), replace(GATES, most=2)).objects] == [1, 3]
+    assert [thing.phrase for thing in keep_passing(pictured(*named), replace(GATES, most=3)).objects] == [1, 2, 3]
     assert len(keep_passing(pictured(*named), GATES).objects) == 4
 
 

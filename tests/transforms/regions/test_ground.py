@@ -62,12 +62,12 @@ def test_matched_segments_become_objects_in_their_own_boxes() -> None:
         matches=(Match(0, 1, 0.7), Match(1, 0, 1.3), Match(1, 0, -0.2)),
     )
     objects = objects_of_matches(example).objects
-    assert [(one.phrase, one.bbox, one.score) for one in objects] == [
+    assert [(grounded.phrase, grounded.bbox, grounded.score) for grounded in objects] == [
         (0, (20, 5, 8, 9), 0.7),
         (1, (1, 2, 10, 12), 1.0),
         (1, (1, 2, 10, 12), 0.0),
     ]
-    assert [one.mask for one in objects] == [masks[1], masks[0], masks[0]]
+    assert [grounded.mask for grounded in objects] == [masks[1], masks[0], masks[0]]
     batches = apply(TakeMatches(), [Batch(0, (example,))])
     assert batches[0].records[0].objects == objects
     assert [stage for stage, _ in batches[0].seconds] == ["grounding"]
@@ -125,20 +125,20 @@ def test_detected_boxes_are_filled_by_sam_or_by_the_source_s_own_masks(tmp_path:
     (batch,) = apply(grounding, [Batch(0, (example,))])
     (found,) = batch.records
     assert isinstance(found, Example)
-    for one in found.objects:
-        x, y, w, h = one.bbox
+    for grounded in found.objects:
+        x, y, w, h = grounded.bbox
         assert 0 <= x < x + w <= example.width
         assert 0 <= y < y + h <= example.height
-        assert one.mask.size == (example.height, example.width)
+        assert grounded.mask.size == (example.height, example.width)
     size = (example.height, example.width)
-    frames = [one.bbox for one in found.objects]
+    frames = [grounded.bbox for grounded in found.objects]
     assert frames
     own = replace(example, segments=tuple(Segment("", 1.0, framed(box, size)) for box in frames))
     # No SAM is there to be loaded: it is not needed.
     (batch,) = apply(GroundPhrases(str(tmp_path / "detector"), "nowhere", 0.0), [Batch(0, (own,))])
     (filled,) = batch.records
     assert isinstance(filled, Example)
-    assert [one.mask for one in filled.objects][: len(frames)] == [framed(box, size) for box in frames]
+    assert [grounded.mask for grounded in filled.objects][: len(frames)] == [framed(box, size) for box in frames]
     far = replace(example, segments=(Segment("", 1.0, framed((0, 0, 1, 1), size)),))
     (batch,) = apply(GroundPhrases(str(tmp_path / "detector"), "nowhere", 0.0), [Batch(0, (far,))])
     assert isinstance(batch.records[0], Example)

@@ -36,12 +36,12 @@ def test_segments_are_the_objects_apart_from_each_other(segmenter: Segmenter, sc
     found = segment_images(segmenter, [scene.image for scene in scenes])
     right = 0
     for scene, segments in zip(scenes, found, strict=True):
-        masks = [one.mask.to_array() for one in segments]
+        masks = [region.mask.to_array() for region in segments]
         assert np.sum(masks, axis=0).max() == 1
         for thing in scene.objects:
             right += any(
-                one.label == thing.noun and intersection_over_union(mask, thing.mask) > 0.7
-                for one, mask in zip(segments, masks, strict=True)
+                region.label == thing.noun and intersection_over_union(mask, thing.mask) > 0.7
+                for region, mask in zip(segments, masks, strict=True)
             )
     assert right >= 0.7 * sum(len(scene.objects) for scene in scenes)
 
@@ -50,10 +50,10 @@ def test_a_picture_is_segmented_the_same_alone_and_among_others(segmenter: Segme
     wide = scenes[0].image[:120]
     together = segment_images(segmenter, [scenes[1].image, wide, scenes[2].image])
     (alone,) = segment_images(segmenter, [wide])
-    assert [one.label for one in together[1]] == [one.label for one in alone]
-    assert {one.mask.size for one in together[1]} == {(120, 256)}
-    for one, other in zip(together[1], alone, strict=True):
-        assert intersection_over_union(one.mask.to_array(), other.mask.to_array()) > 0.999
+    assert [region.label for region in together[1]] == [region.label for region in alone]
+    assert {region.mask.size for region in together[1]} == {(120, 256)}
+    for region, other in zip(together[1], alone, strict=True):
+        assert intersection_over_union(region.mask.to_array(), other.mask.to_array()) > 0.999
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (1, 7), (40, 3)])
@@ -81,12 +81,12 @@ def test_a_pixel_is_claimed_only_by_a_sure_query_whose_mask_holds_it() -> None:
 def test_small_segments_are_left_out() -> None:
     example = make_example(size=(100, 10))
     kept = keep_segments(example, [segment("a", 9), segment("b", 10), segment("c", 500)], min_area=0.01)
-    assert [one.label for one in kept.segments] == ["b", "c"]
+    assert [region.label for region in kept.segments] == ["b", "c"]
 
 
 def test_an_empty_segment_is_left_out_whatever_the_bound() -> None:
     kept = keep_segments(make_example(size=(100, 10)), [segment("a", 0), segment("b", 1)], min_area=0.0)
-    assert [one.label for one in kept.segments] == ["b"]
+    assert [region.label for region in kept.segments] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_the_transform_runs_the_model(scenes: list[Scene]) -> None:
     assert [stage for stage, _ in batch.seconds] == ["segments"]
     for record, scene in zip(batch.records, scenes, strict=False):
         assert isinstance(record, Example)
-        assert {one.label for one in record.segments} & {thing.noun for thing in scene.objects}
-        assert {one.mask.size for one in record.segments} == {scene.image.shape[:2]}
+        assert {region.label for region in record.segments} & {thing.noun for thing in scene.objects}
+        assert {region.mask.size for region in record.segments} == {scene.image.shape[:2]}
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path: Path) -> None:

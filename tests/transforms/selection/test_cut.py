@@ -195,7 +195,7 @@ def test_a_fingerprint_depends_on_all_candidates_and_on_the_cut() -> None:
 
 
 def test_candidates_that_changed_meanwhile_are_noticed(output: str) -> None:
-    assert [one.key for one in read_candidates(output, 0, "print-0")] == ["a", "b", "c"]
+    assert [candidate.key for candidate in read_candidates(output, 0, "print-0")] == ["a", "b", "c"]
     with pytest.raises(SubjectloomError, match=r"part-000000.parquet changed while the best were chosen: run"):
         list(read_candidates(output, 0, "other"))
 

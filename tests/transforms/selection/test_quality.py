@@ -99,15 +99,15 @@ def test_what_is_no_set_of_objects_is_refused(texts: int, images: int) -> None:
 def test_examples_are_scored_together_and_each_by_its_own(clip: Clip) -> None:
     examples = [annotated("a", ("a dog", 0, 4), ("a cat", 6, 12)), annotated("bb", ("a cat", 3, 9))]
     for example in add_quality(clip, examples):
-        texts = embed_texts(clip, [one.text for one in example.phrases])
-        images = embed_images(clip, [masked_crop(example.pixels(), one.mask.to_array()) for one in example.objects])
+        texts = embed_texts(clip, [thing.text for thing in example.phrases])
+        images = embed_images(clip, [masked_crop(example.pixels(), thing.mask.to_array()) for thing in example.objects])
         expected = object_quality(texts, images)
         assert example.quality is not None
         assert example.quality.single == pytest.approx(expected.single, abs=2e-4)
         assert example.quality.pair == pytest.approx(expected.pair, abs=2e-4)
         assert example.quality.total == pytest.approx(expected.total, abs=2e-4)
-        for one, text, image in zip(example.objects, texts, images, strict=True):
-            assert one.similarity == pytest.approx(float(text @ image), abs=2e-4)
+        for thing, text, image in zip(example.objects, texts, images, strict=True):
+            assert thing.similarity == pytest.approx(float(text @ image), abs=2e-4)
 
 
 def test_scores_are_stored_with_four_decimals(clip: Clip) -> None:
@@ -135,7 +135,7 @@ def test_what_is_scored_agrees_with_what_the_record_states(clip: Clip) -> None:
 
 def test_the_transform_scores_and_refuses_what_is_below_the_bound(checkpoint: str, clip: Clip) -> None:
     examples = [annotated("a", ("a dog", 0, 4), ("a cat", 6, 12)), annotated("bb", ("a cat", 3, 9))]
-    totals = [one.quality.total for one in add_quality(clip, examples) if one.quality]
+    totals = [thing.quality.total for thing in add_quality(clip, examples) if thing.quality]
     bound = max(totals)
     (batch,) = apply(ScoreQuality(checkpoint, bound), [Batch(0, tuple(examples))])
     refused, kept = sorted(batch.records, key=lambda record: isinstance(record, Example))

@@ -48,21 +48,21 @@ def difference(a: int, b: int) -> int:
 def better_ones(all_of: Sequence[Candidate], distance: int) -> dict[str, set[str]]:
     """The truth: of each candidate's key, the keys of all that are better and within the distance."""
     return {
-        one.key: {
+        candidate.key: {
             other.key
             for other in all_of
-            if (other.quality > one.quality or (other.quality == one.quality and other.key < one.key))
-            and difference(one.phash, other.phash) <= distance
+            if (other.quality > candidate.quality or (other.quality == candidate.quality and other.key < candidate.key))
+            and difference(candidate.phash, other.phash) <= distance
         }
-        for one in all_of
+        for candidate in all_of
     }
 
 
 def choose(all_of: Sequence[Candidate], distance: int, best: int) -> tuple[list[Candidate], set[str]]:
     """The truth: the chosen ones, the best first, and the keys of near duplicates."""
     duplicates = {key for key, others in better_ones(all_of, distance).items() if others}
-    others = [one for one in all_of if one.key not in duplicates]
-    return sorted(others, key=lambda one: (-one.quality, one.key))[:best], duplicates
+    others = [candidate for candidate in all_of if candidate.key not in duplicates]
+    return sorted(others, key=lambda candidate: (-candidate.quality, candidate.key))[:best], duplicates
 
 
 def mark_in_bands(all_of: Sequence[Candidate], distance: int) -> list[Candidate]:
@@ -70,9 +70,9 @@ def mark_in_bands(all_of: Sequence[Candidate], distance: int) -> list[Candidate]
     marked = list(all_of)
     for band in bands(distance):
         groups = defaultdict(list)
-        for one in marked:
-            groups[one.phash & band].append(one)
-        marked = [one for group in groups.values() for one in mark_near(group, distance)]
+        for candidate in marked:
+            groups[candidate.phash & band].append(candidate)
+        marked = [candidate for group in groups.values() for candidate in mark_near(group, distance)]
     return marked
 
 
@@ -87,8 +87,12 @@ class Choosing(beam.PTransform):
         marked = given | beam.Reshuffle()
         if self.distance is not None:
             marked |= MarkNearDuplicates(self.distance)
-        chosen = marked | ChooseBest(self.best) | "say chosen" >> beam.Map(lambda one: ("chosen", one))
-        duplicates = marked | beam.Filter(lambda one: one.better) | beam.Map(lambda one: ("duplicate", one))
+        chosen = marked | ChooseBest(self.best) | "say chosen" >> beam.Map(lambda candidate: ("chosen", candidate))
+        duplicates = (
+            marked
+            | beam.Filter(lambda candidate: candidate.better)
+            | beam.Map(lambda candidate: ("duplicate", candidate))
+        )
         return (chosen, duplicates) | beam.Flatten()
 
 
@@ -126,10 +130,10 @@ def test_candidates_are_small_when_they_travel() -> None:
 def test_marked_are_those_that_have_a_better_one_near(all_of: list[Candidate], distance: int) -> None:
     truth = better_ones(all_of, distance)
     marked = mark_in_bands(all_of, distance)
-    assert sorted(one.key for one in marked) == sorted(truth)
-    for one in marked:
-        assert bool(one.better) == bool(truth[one.key])
-        assert not one.better or one.better in truth[one.key]
+    assert sorted(candidate.key for candidate in marked) == sorted(truth)
+    for candidate in marked:
+        assert bool(candidate.better) == bool(truth[candidate.key])
+        assert not candidate.better or candidate.better in truth[candidate.key]
 
 
 @given(candidates(), st.data())
@@ -141,12 +145,12 @@ def test_the_order_does_not_matter(all_of: list[Candidate], data: st.DataObject)
 def test_a_chain_leaves_its_best_alone() -> None:
     """A~B~C, and A is not near C: B goes because of A, C because of B, although B went."""
     chain = [Candidate(0, "a", 0.9, 0), Candidate(0, "b", 0.8, 0b111), Candidate(0, "c", 0.7, 0b111111)]
-    assert {one.key: one.better for one in mark_in_bands(chain, 3)} == {"a": "", "b": "a", "c": "b"}
+    assert {candidate.key: candidate.better for candidate in mark_in_bands(chain, 3)} == {"a": "", "b": "a", "c": "b"}
 
 
 def test_the_best_of_equal_hashes_is_named_to_the_others() -> None:
     equals = [Candidate(0, key, quality, 7) for key, quality in (("c", 0.5), ("b", 0.5), ("a", 0.4))]
-    assert {one.key: one.better for one in mark_in_bands(equals, 3)} == {"a": "b", "b": "", "c": "b"}
+    assert {candidate.key: candidate.better for candidate in mark_in_bands(equals, 3)} == {"a": "b", "b": "", "c": "b"}
 
 
 def test_of_more_hashes_than_a_block_none_is_missed() -> None:
@@ -155,7 +159,9 @@ def test_of_more_hashes_than_a_block_none_is_missed() -> None:
     near = [base ^ sum(1 << int(bit) for bit in rng.choice(BITS, 4, replace=False)) for _ in range(300)]
     all_of = [Candidate(0, f"k{i:03d}", float(rng.random()), phash) for i, phash in enumerate(near)]
     truth = better_ones(all_of, 3)
-    assert {one.key for one in mark_near(all_of, 3) if one.better} == {key for key, others in truth.items() if others}
+    assert {candidate.key for candidate in mark_near(all_of, 3) if candidate.better} == {
+        key for key, others in truth.items() if others
+    }
 
 
 def test_a_hundred_thousand_blank_pictures_take_no_longer_than_a_pass() -> None:
@@ -163,7 +169,7 @@ def test_a_hundred_thousand_blank_pictures_take_no_longer_than_a_pass() -> None:
     started = time.process_time()
     marked = list(mark_near(blank, 3))
     assert time.process_time() - started < 5  # pair by pair: hours
-    assert [one.key for one in marked if not one.better] == ["000000"]
+    assert [candidate.key for candidate in marked if not candidate.better] == ["000000"]
 
 
 @settings(max_examples=8, deadline=None)
@@ -171,8 +177,8 @@ def test_a_hundred_thousand_blank_pictures_take_no_longer_than_a_pass() -> None:
 def test_the_transforms_agree_with_brute_force(all_of: list[Candidate], distance: int, best: int) -> None:
     chosen, duplicates = choose(all_of, distance, best)
     results = apply(Choosing(distance, best), all_of)
-    assert sorted((one for what, one in results if what == "chosen"), key=rank) == chosen
-    assert {one.key for what, one in results if what == "duplicate"} == duplicates
+    assert sorted((candidate for what, candidate in results if what == "chosen"), key=rank) == chosen
+    assert {candidate.key for what, candidate in results if what == "duplicate"} == duplicates
 
 
 def test_without_marks_the_best_are_the_best_of_all() -> None:
@@ -180,10 +186,15 @@ def test_without_marks_the_best_are_the_best_of_all() -> None:
     all_of = [Candidate(i % 7, f"k{i:04d}", round(float(q), 2), 0) for i, q in enumerate(rng.random(3000))]
     results = apply(Choosing(None, 500), all_of)
     assert (
-        sorted((one for _, one in results), key=rank) == sorted(all_of, key=lambda one: (-one.quality, one.key))[:500]
+        sorted((candidate for _, candidate in results), key=rank)
+        == sorted(all_of, key=lambda candidate: (-candidate.quality, candidate.key))[:500]
     )
 
 
 def test_by_default_pictures_that_differ_in_three_bits_are_near_duplicates() -> None:
     given = [Candidate(0, "a", 0.9, 0), Candidate(0, "b", 0.8, 0b111), Candidate(0, "c", 0.7, 0b1111 << 10)]
-    assert {one.key: one.better for one in apply(MarkNearDuplicates(), given)} == {"a": "", "b": "a", "c": ""}
+    assert {candidate.key: candidate.better for candidate in apply(MarkNearDuplicates(), given)} == {
+        "a": "",
+        "b": "a",
+        "c": "",
+    }

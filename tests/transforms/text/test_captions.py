@@ -115,7 +115,7 @@ def test_only_pictures_without_a_caption_are_described(monkeypatch: pytest.Monke
     )
     records = [bare("a"), bare("b", caption="my own"), bare("c")]
     described = add_captions(lambda: None, records, WORDING, "blip2")  # type: ignore[arg-type,return-value]
-    assert [(one.caption, one.caption_origin) for one in described] == [
+    assert [(example.caption, example.caption_origin) for example in described] == [
         ("a dog", "blip2"),
         ("my own", "source"),
         ("a dog", "blip2"),

@@ -15,11 +15,11 @@ def test_singulars_of_ordinary_nouns() -> None:
 
 
 def test_plurals_of_ordinary_nouns() -> None:
-    assert {plural(one): one for one in PAIRS.values()} == PAIRS
+    assert {plural(form): form for form in PAIRS.values()} == PAIRS
 
 
 def test_a_singular_has_no_singular_of_its_own() -> None:
-    assert [one for many, one in PAIRS.items() if one != many and singular(one) is not None] == []
+    assert [form for many, form in PAIRS.items() if form != many and singular(form) is not None] == []
 
 
 def test_most_classes_and_their_synonyms_are_among_the_nouns() -> None:
@@ -31,7 +31,7 @@ def test_most_classes_and_their_synonyms_are_among_the_nouns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("many", "one"),
+    ("many", "form"),
     [
         ("women", "woman"), ("people", "person"), ("children", "child"), ("mice", "mouse"), ("geese", "goose"),
         ("sheep", "sheep"), ("buses", "bus"), ("leaves", "leaf"), ("cacti", "cactus"), ("éclairs", "éclair"),
@@ -53,8 +53,8 @@ def test_most_classes_and_their_synonyms_are_among_the_nouns() -> None:
         ("McDonalds", "McDonald"), ("Wolves", "Wolf"), ("B52s", "B52"),
     ],
 )  # fmt: skip
-def test_singulars(many: str, one: str) -> None:
-    assert singular(many) == one
+def test_singulars(many: str, form: str) -> None:
+    assert singular(many) == form
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_what_is_no_plural_or_has_no_singular(word: str) -> None:
 
 @given(st.one_of(st.text(max_size=12), st.from_regex(r"[a-zA-Zé'-]{0,12}(s|es|ies|men|ves|i)", fullmatch=True)))
 def test_any_text_gives_a_word_or_none(word: str) -> None:
-    one = singular(word)
-    assert one is None or (one and one[0] == word[0] and len(one) <= len(word) + 2)
-    assert one is None or one == word or singular(one) is None or "-" in word
+    form = singular(word)
+    assert form is None or (form and form[0] == word[0] and len(form) <= len(word) + 2)
+    assert form is None or form == word or singular(form) is None or "-" in word
     assert with_article(word).endswith(f" {word}")
 
 
@@ -104,12 +104,12 @@ def test_an_indefinite_article_before_a_vowel(words: str) -> None:
 def test_beside_inflect() -> None:
     """Where the two differ on an ordinary noun, inflect gives a non-word, nothing, or a rarer form."""
     peer = pytest.importorskip("inflect").engine()
-    differing = {many for many, one in PAIRS.items() if peer.singular_noun(many) != one}
+    differing = {many for many, form in PAIRS.items() if peer.singular_noun(many) != form}
     assert len(differing) / len(PAIRS) < 0.03
     nonwords = {"bowties": "bowty", "hoodies": "hoody", "selfies": "selfy", "mustaches": "mustach", "indices": "indice"}
     assert {many: peer.singular_noun(many) for many in nonwords} == nonwords
     assert all(singular(many) == PAIRS[many] for many in differing)
-    articles = [one for one in PAIRS.values() if peer.a(one).split()[0] != article(one)]
+    articles = [form for form in PAIRS.values() if peer.a(form).split()[0] != article(form)]
     assert articles == []
 
 
