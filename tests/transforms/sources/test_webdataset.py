@@ -312,7 +312,11 @@ def test_a_corrupt_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
     assert [reason for _, reason in outcomes(records)] == ["caption of 1", Reason.TRUNCATED_ARCHIVE]
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>404</html>" * 200, tar(samples("1"), "w:gz")[:30]])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"<html>404</html>" * 200, tar(samples("1"), "w:gz")[:30]],
+    ids=["empty", "page", "cut"],  # the bytes of a gzip file, which hold the time, are no name of a test
+)
 def test_what_is_no_tar_is_an_unreadable_file(tmp_path: Path, data: bytes) -> None:
     records = read(tmp_path, {"a.tar": data, "b.tar": tar(samples("1"))})
     assert outcomes(records) == [(clean_key("a.tar"), Reason.UNREADABLE_FILE), ("b_1", "caption of 1")]
