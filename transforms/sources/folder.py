@@ -15,8 +15,9 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from schemas.errors import RecordError
@@ -104,7 +105,8 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
     """
     captions = {(file.stem, kind): file for file in beside for kind in _CAPTIONS if file.has_extension((kind,))}
     metadata = [file for file in beside if posixpath.basename(file.name) in _METADATA]
-    rows = {name: row for file in metadata for name, row in _read_rows(file) if not isinstance(row, Reject)}
+    rows_of = cache(_read_rows)  # a metadata file is read once, for its pictures and for its rejects
+    rows = {name: row for file in metadata for name, row in rows_of(file) if not isinstance(row, Reject)}
     ranks: dict[str, int] = {}
     for file in beside:
         if is_picture(file):
@@ -112,12 +114,13 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
     pictures = {file.name for file in beside if is_picture(file)}
     known = (*_PICTURES, *_CAPTIONS, *_METADATA)
     unknown = {file.stem: file for file in beside if not file.has_extension(known)}
-    return list(_pair(files, captions, rows, ranks, pictures, unknown))
+    return list(_pair(files, captions, rows_of, rows, ranks, pictures, unknown))
 
 
 def _pair(
     files: Sequence[File],
     captions: Mapping[tuple[str, str], File],
+    rows_of: Callable[[File], list[tuple[str, dict[str, Any] | Reject]]],
     rows: Mapping[str, dict[str, Any]],
     ranks: Mapping[str, int],
     pictures: set[str],
@@ -128,6 +131,7 @@ def _pair(
     Args:
         files: as there.
         captions: the files of captions by stem and extension.
+        rows_of: reads the rows of a metadata file.
         rows: the rows of metadata files by the name of their picture.
         ranks: the best rank of a picture by stem.
         pictures: the names of all pictures.
@@ -151,7 +155,7 @@ def _pair(
         elif posixpath.basename(file.name) in _METADATA:
             yield from (
                 row if isinstance(row, Reject) else _without_picture(name, file)
-                for name, row in _read_rows(file)
+                for name, row in rows_of(file)
                 if isinstance(row, Reject) or name not in pictures
             )
         elif _is_orphan(file, captions, stems):
