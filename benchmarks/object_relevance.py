@@ -42,11 +42,11 @@ from schemas.samples import mip_adapter
 from tests.datasets import write_dataset
 from training.diffusion import Batch, Conditions, encode_pictures
 from training.localization import Subjects, localize
-from training.loop import this_process, to_device, train
+from training.loop import this_process, train
 from training.merge import Predict, adapt, over_mean
 from training.recipes.mip_adapter import NAME_LENGTH, Config, Model, Parts, load, small, texts, view
 from training.recipes.mip_adapter import TRAINING as RECIPE
-from training.shards import batches, find_shards, read_texts
+from training.shards import batches, find_shards, read_texts, to_device
 from transforms.models.presets import SAMPLE
 
 SETTINGS = {**RECIPE.presets["sample"], "batch": 8, "augment": False, "workers": 0}

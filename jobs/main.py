@@ -196,9 +196,11 @@ app.command()(with_options(export, all_options()))
 def train(
     recipe: Annotated[str, typer.Argument(help="The recipe: `subjectloom recipes` lists them.")],
     data: Annotated[
-        str,
+        list[str],
         typer.Option(
-            help="Folder of a dataset, or its tars as a path or address; braces name several: {000000..000009}."
+            metavar="DATA[=WEIGHT]",
+            help="Folder of a dataset, or its tars, as a path or address; braces name several: {000000..000009}. Given "
+            "several times, the datasets are mixed: by weight if each has one, else as if they were one.",
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
@@ -227,7 +229,7 @@ def train(
     given = [*(settings or []), *([] if steps is None else [f"steps={steps}"])]
     fields = read_config(training.config, config, given, training.presets[preset])
     out.quiet = not this_process().is_main_process
-    running = run_training(recipe, data, output, fields, preset=preset, model=model, resume=resume)
+    running = run_training(recipe, data, output, fields, preset=preset, model=model, resume=resume, report=print_lines)
     show_training(running, fields.steps)
     print_lines(f"run      {output}", f"curves   {output / 'curves.svg'}", f"model    {output / 'model'}")
 

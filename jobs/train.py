@@ -1,7 +1,8 @@
 """Train on a dataset: create the recipe's model, connect it to the data, run the loop, draw the curves."""
 
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,34 +19,53 @@ from training.recipes import training_of
 from training.shards import Shards, batches, batches_once, find_shards, read_texts
 from transforms.models.presets import SAMPLE
 
+logger = logging.getLogger(__name__)
+
 SHOWN = 4
 """Number of samples for which a run draws sample pictures."""
 
 
 def run_training(
-    recipe: str, data: str, output: Path, config: RunConfig, *, preset: str, model: str | None, resume: bool
+    recipe: str,
+    data: str | Sequence[str],
+    output: Path,
+    config: RunConfig,
+    *,
+    preset: str,
+    model: str | None,
+    resume: bool,
+    report: Callable[[str], None] = logger.warning,
 ) -> Iterator[Metrics]:
-    """Train a recipe's model on the dataset `data`, write everything to `output`, and yield each step's metrics.
+    """Train a recipe's model on datasets, write everything to `output`, and yield each step's metrics.
 
-    The run starts from the model in the folder `model`, by default from that of `preset`.
+    Args:
+        recipe: the recipe.
+        data: a dataset or several, as `find_shards` reads them.
+        output: the run's folder.
+        config: how to train.
+        preset: what the run starts from.
+        model: folder of a model that it starts from instead.
+        resume: continue from the newest checkpoint.
+        report: called with a line that says where a resumed run goes on.
 
     Raises:
         SubjectloomError: the dataset, the model or the run's folder cannot be used, or a loss is not finite.
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    training, shards = training_of(recipe), find_shards(data, recipe)
+    training, process = training_of(recipe), this_process()
+    with process.local_main_process_first():  # the others find the places of samples at addresses in the cache
+        shards = find_shards(data, recipe)
     trained = training.model(load_parts(training, shards, config, preset, model), config)
     training.prepare(trained, batches_once(shards, training.view, trained.tools, config), config)
-    process = this_process()
     read = partial(batches, shards, training.view, trained.tools)
     show = next(read(config.plain().model_copy(update={"batch": SHOWN, "workers": 0})))
 
-    def read_from(done: int) -> Iterator[dict[str, Any]]:
-        return read(config, done, process.process_index, process.num_processes)
+    def read_from(start: int) -> Iterator[dict[str, Any]]:
+        return read(config, start, process.process_index, process.num_processes, process.device)
 
     origin = {"recipe": recipe, "data": fingerprint(shards), "preset": preset, "model": model}
-    yield from train(trained, read_from, config, output, resume=resume, show=show, origin=origin)
+    yield from train(trained, read_from, config, output, resume=resume, show=show, origin=origin, report=report)
     if process.is_main_process:
         write_curves(output)
 
@@ -61,7 +81,12 @@ def load_parts(training: Training, shards: Shards, config: RunConfig, preset: st
 
 
 def fingerprint(shards: Shards) -> str:
-    """Identify a dataset by the SHA-256 of its shards' names and, if they are local files, their sizes in bytes."""
-    sizes = [Path(url).stat().st_size if Path(url).is_file() else "" for url in shards.urls]
-    lines = "\n".join(f"{Path(url).name} {size}" for url, size in zip(shards.urls, sizes, strict=True))
-    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+    """Identify datasets by the SHA-256 of their tars' names, the places of their samples, and their weights.
+
+    Where the tars lie does not matter: a run can go on with a copy of them.
+    """
+    digest = hashlib.sha256(str([group.slots for group in shards.groups]).encode())
+    for tar in shards.tars:
+        digest.update(f"{tar.url.rpartition('/')[2]}\n".encode())
+        digest.update(tar.places.tobytes())
+    return f"sha256:{digest.hexdigest()}"

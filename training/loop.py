@@ -17,6 +17,7 @@ optimizer's moments are the only state.
 
 import contextlib
 import json
+import logging
 import math
 import shutil
 import time
@@ -46,7 +47,10 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.diffusion import Batch, Draws
-from training.shards import LoadConfig
+from training.resume import describe, samples_per_step, samples_read
+from training.shards import LoadConfig, to_device
+
+logger = logging.getLogger(__name__)
 
 
 class RunConfig(LoadConfig):
@@ -93,7 +97,8 @@ class Trainable(Protocol):
 
 
 Batches = Callable[[int], Iterator[Batch]]
-"""Called with the number of batches this process has used so far; yields the next ones, without end."""
+"""Called with the number of samples that all processes have read so far; yields the next batches of this process,
+without end."""
 
 Metrics = dict[str, float]
 """A line of `metrics.jsonl`: the losses by name, and `NOT_LOSSES`."""
@@ -104,11 +109,14 @@ NOT_LOSSES = ("step", "gradient_norm", "learning_rate", "samples_per_second", "s
 NOTE = "config.json"
 """File of the run's config."""
 
-MAY_CHANGE = {"steps", "checkpoint_every", "keep", "sample_every"}
-"""Config fields that may differ when a run is resumed: they change none of the numbers before."""
+MAY_CHANGE = {"steps", "checkpoint_every", "keep", "sample_every", "workers", "gradient_checkpointing"}
+"""Config fields that may differ when a run is resumed: they change no number."""
+
+LAYOUT = {"processes", "batch", "accumulation"}
+"""Those that may differ too, but change how many samples a step reads: the samples follow on those before."""
 
 
-def train(
+def train(  # noqa: C901 - a list of what happens in turn
     model: Trainable,
     batches: Batches,
     config: RunConfig,
@@ -117,6 +125,7 @@ def train(
     resume: bool = False,
     show: Batch | None = None,
     origin: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = logger.warning,
 ) -> Generator[Metrics]:
     """Train `model`, and yield the metrics of each step when it is done.
 
@@ -130,6 +139,7 @@ def train(
         resume: continue from the newest checkpoint; from the start if there is none.
         show: the samples that sample pictures are drawn for; None for no pictures.
         origin: further values that must be the same when the run is resumed, such as its data.
+        report: called with a line that says where a resumed run goes on.
 
     Raises:
         InputError: `output` holds a run and `resume` is false, or that run has another config or more steps; or it
@@ -138,6 +148,7 @@ def train(
     """
     accelerator = Accelerator(mixed_precision=config.precision, cpu=this_process().device.type == "cpu")
     note = {"processes": accelerator.num_processes, **(origin or {}), **config.model_dump(mode="json")}
+    before = read_note(output)
     if accelerator.is_main_process:
         check_run(output, note, resume)
     accelerator.wait_for_everyone()
@@ -147,10 +158,12 @@ def train(
     start = trainer.restore(output)
     if start > config.steps:
         raise InputError(f"{output} has finished {start} steps: it cannot be resumed with --steps {config.steps}")
+    per_step = samples_per_step(before, start, accelerator.num_processes * config.batch * config.accumulation)
     if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-    stream = batches(start * config.accumulation)
+        _write_note(output, {**note, "samples_per_step": per_step})
+        if start:
+            report(describe(per_step, start, accelerator.num_processes))
+    stream = batches(samples_read(per_step, start))
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_Log(output, start)) if accelerator.is_main_process else None
         for step in range(start, config.steps):
@@ -174,18 +187,29 @@ def this_process() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def read_note(output: Path) -> dict[str, Any]:
+    """Read the config that a run was started with; empty if there is no run."""
+    note = output / NOTE
+    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+
+
+def _write_note(output: Path, note: Mapping[str, Any]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
 def check_run(output: Path, intended: Mapping[str, Any], resume: bool) -> None:
     """Check that a run with the note `intended` may write to `output`.
 
     Raises:
         InputError: the folder holds another run, or other files.
     """
-    note = output / NOTE
-    if note.exists():
+    before = read_note(output)
+    if before:
         if not resume:
             raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
-        before = json.loads(note.read_text(encoding="utf-8"))
-        changed = sorted(name for name in intended if before.get(name) != intended[name] and name not in MAY_CHANGE)
+        free = MAY_CHANGE | LAYOUT
+        changed = sorted(name for name in intended if before.get(name) != intended[name] and name not in free)
         if "recipe" in changed:
             changed = ["recipe"]
         if changed:
@@ -196,11 +220,6 @@ def check_run(output: Path, intended: Mapping[str, Any], resume: bool) -> None:
             f"{output} holds files that do not belong to a training run, such as {found.name}: "
             "name a new or an empty folder"
         )
-
-
-def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Move a batch's tensors to `device`."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 @dataclass

@@ -1,41 +1,43 @@
-"""Read a dataset's shards as batches: shuffled, and divided among workers and processes, for any recipe.
+"""Read datasets as batches: shuffled, mixed by weight, and divided among processes and workers, for any recipe.
 
 What one sample becomes is the recipe's `view`. Everything a view draws is a function of (seed, epoch, key), and the
-order of the samples is a function of (seed, epoch, part), where a part is what one worker of one process reads. A run
-that is resumed after n batches therefore gets the same batch n + 1, and skips the first n without decoding a picture.
+order of the samples is one sequence for all processes, a function of the seed (`training.order`). Its positions go to
+batches in turn, here for two processes and batches of three samples:
 
-A part reads whole shards, a different selection in each epoch. If a dataset has fewer shards than there are parts,
-each part reads all of them and keeps every `parts`-th sample. Parts start their next epoch independently.
+    position    0 1 2   3 4 5   6 7 8   9 10 11  12 ...
+    process 0   first           second           third
+    process 1           first           second
+
+In every epoch each sample is therefore read exactly once, by whatever number of processes and workers, and a run is
+resumed at the position that it has reached, with the same number of them or another. A batch may span two epochs.
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from functools import cached_property, partial
+from itertools import count, islice
 from pathlib import Path
-from tarfile import TarError
 from typing import Any, Self
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
-import webdataset
 from pydantic import Field, ValidationError
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset import tariterators
+from torch.utils.data import DataLoader, Dataset
 
-from schemas.errors import InputError, RecordError
+from schemas.errors import ConfigError, InputError, RecordError
 from schemas.keys import rng_of
 from schemas.strict import StrictModel
+from training import tars
+from training.order import Group, Order, slots_of
+from training.tars import Tar
 
 Batch = dict[str, Any]
 """Name to tensor with the samples along the first axis, or to a list with a value per sample. Always holds `keys`, the
 samples' keys, and `skipped`, a line for each sample that could not be read."""
-Raw = Mapping[str, Any]
+Raw = tars.Raw
 """A sample as webdataset reads it: `__key__`, `__url__` and its members by their endings, as `jpg` and `json`."""
 Tools = Any
 """What a recipe's view needs besides sample and config: as a rule the model's tokenizer."""
@@ -43,10 +45,10 @@ View = Callable[[Raw, np.random.Generator, Tools, Any], Mapping[str, Any]]
 """A recipe's view, called with sample, generator, tools and config: the values of one sample by name, each a tensor,
 `Pixels` or anything else. Raises a RecordError or a ValueError for a sample that cannot be used."""
 
-SHUFFLE_BUFFER = 500
-"""Undecoded samples that a worker holds in memory and draws the next one from."""
 PATIENCE = 100
-"""Number of consecutive epochs without a sample, or of batches without a readable one, after which a worker stops."""
+"""Number of consecutive batches without a readable sample after which a worker stops."""
+AT_ONCE = 64
+"""Samples that are read at a time where all are read in order."""
 
 
 class LoadConfig(StrictModel):
@@ -56,6 +58,7 @@ class LoadConfig(StrictModel):
     reference: int = Field(default=224, gt=0, description="side of what an image encoder is shown, in pixels")
     batch: int = Field(default=16, gt=0, description="samples per process and micro-batch")
     workers: int = Field(default=2, ge=0, description="processes that load for each process that trains")
+    shuffle_buffer: int = Field(default=10_000, gt=0, description="samples that are mixed at a time; takes no memory")
     seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
 
     def plain(self) -> Self:
@@ -79,59 +82,98 @@ class Pixels:
     low: float
     high: float
 
-    def floats(self) -> Tensor:
-        """Convert to float32 in [`low`, `high`]."""
+    def floats(self, device: torch.device | str | None = None) -> Tensor:
+        """Convert to float32 in [`low`, `high`], on `device`, by default where the pixels are."""
         largest = 1 if self.values.dtype == torch.bool else 255
-        return self.values.float().div_(largest / (self.high - self.low)).add_(self.low)
+        values = self.values.to(device or self.values.device, non_blocking=True)
+        return values.float().div_(largest / (self.high - self.low)).add_(self.low)
+
+    def pin_memory(self) -> "Pixels":
+        """Copy to pinned memory, as `DataLoader` asks for: a GPU fetches the pixels from there meanwhile."""
+        return Pixels(self.values.pin_memory(), self.low, self.high)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shards:
-    """A dataset's tars by address, and the number of samples in each if an index states them."""
+    """The tars of one or several datasets.
 
-    urls: tuple[str, ...]
-    counts: tuple[int, ...] | None
+    Attributes:
+        tars: all of them, the datasets one after the other.
+        groups: the datasets, if they are mixed by weight; otherwise one of all.
+    """
+
+    tars: tuple[Tar, ...]
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Number of samples up to the end of each tar."""
+        return tuple(np.cumsum([len(tar.places) for tar in self.tars]).tolist())
+
+    def read(self, numbers: Sequence[int]) -> list[Raw]:
+        """Read samples by their numbers, which count through all tars.
+
+        Raises:
+            InputError: one cannot be read.
+        """
+        found = np.searchsorted(self.ends, numbers, side="right").tolist()
+        starts = [self.ends[tar] - len(self.tars[tar].places) for tar in found]
+        pairs = zip(found, numbers, starts, strict=True)
+        return tars.read_at([(self.tars[tar], number - start) for tar, number, start in pairs])
 
 
-def find_shards(data: str, recipe: str) -> Shards:
-    """Find the shards of a dataset of `recipe`.
+def find_shards(data: str | Sequence[str], recipe: str) -> Shards:
+    """Find the samples of a dataset of `recipe`, or of several.
 
     Args:
-        data: the dataset's folder, or its tars in webdataset's notation: a path, `http://...` or `pipe:...`, with
-            braces for several, as in "shard-{000000..000009}.tar".
+        data: the dataset's folder, or its tars, as a path or an address that fsspec opens (`http://...`, `s3://...`,
+            `gs://...`), with braces for several, as in "shard-{000000..000009}.tar". Of several datasets each may have
+            a weight, as in "photos=0.7": its share of the samples that are read. Without weights they are read as one.
         recipe: prefix of the names of the folder's tars.
 
     Raises:
-        InputError: there is no shard.
+        InputError: there is no shard or no sample, or a tar cannot be read.
+        ConfigError: some of the datasets have a weight and some have none, or one is too small.
     """
-    folder = Path(data)
-    if folder.is_dir():
-        paths = sorted(folder.glob(f"{recipe}-[0-9]*.tar"))
-        if not paths:
-            raise InputError(
-                f"{data} holds no shard: expected {recipe}-000000.tar ..., as `subjectloom build {recipe}` writes"
-            )
-        counts = _counts(folder / "index.parquet", [path.name for path in paths])
-        return Shards(tuple(map(str, paths)), counts)
-    urls = tuple(webdataset.shardlists.expand_urls(data))
-    missing = [url for url in urls if ":" not in url and not Path(url).is_file()]
-    if missing:
-        raise InputError(f"no shard {missing[0]}: name the folder of a dataset, or its tars")
-    return Shards(urls, None)
+    named = [split_weight(name) for name in ([data] if isinstance(data, str) else data)]
+    datasets = [tars.find_tars(name, recipe) for name, _ in named]
+    sizes = [tuple(len(tar.places) for tar in dataset) for dataset in datasets]
+    for (name, _), counts in zip(named, sizes, strict=True):
+        if not sum(counts):
+            raise InputError(f"{name} holds no sample")
+    weights = [weight for _, weight in named if weight is not None]
+    if weights and len(weights) < len(named):
+        raise ConfigError("some of the datasets have a weight, some have none: write all as DATA=WEIGHT, or none")
+    slots = slots_of(weights) if weights else ()
+    if 0 in slots:
+        name, weight = named[slots.index(0)]
+        raise ConfigError(f"{name}={weight:g}: this weight is less than a thousandth of all")
+    groups = map(Group, sizes, slots) if weights else [Group(sum(sizes, ()))]
+    return Shards(tuple(tar for dataset in datasets for tar in dataset), tuple(groups))
 
 
-def _counts(index: Path, names: Sequence[str]) -> tuple[int, ...] | None:
-    if not index.is_file():
-        return None
-    shards = pq.read_table(index, columns=["shard"]).column("shard").value_counts()
-    found = {entry["values"].as_py(): entry["counts"].as_py() for entry in shards}
-    return tuple(found.get(name, 0) for name in names)
+def split_weight(data: str) -> tuple[str, float | None]:
+    """Split "DATA=WEIGHT" into both; without a weight, it is None. A path that exists has no weight.
+
+    Raises:
+        ConfigError: the weight is not positive.
+    """
+    name, _, text = data.rpartition("=")
+    try:
+        weight = float(text)
+    except ValueError:
+        return data, None
+    if not name or Path(data).exists():
+        return data, None
+    if not 0 < weight < np.inf:
+        raise ConfigError(f"{data}: a weight is a positive number")
+    return name, weight
 
 
 def read_samples(shards: Shards) -> Iterator[Raw]:
     """Yield every sample once, in the order of the shards."""
-    for url in shards.urls:
-        yield from _read(url)
+    for start in range(0, shards.ends[-1], AT_ONCE):
+        yield from shards.read(range(start, min(start + AT_ONCE, shards.ends[-1])))
 
 
 def read_texts(shards: Shards, texts: Callable[[Raw], Sequence[str]], limit: int = 10_000) -> list[str]:
@@ -148,23 +190,27 @@ def batches(
     view: View,
     tools: Tools,
     config: LoadConfig,
-    done: int = 0,
+    start: int = 0,
     rank: int | None = None,
     world: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """Yield batches without end, epoch after epoch, starting after the first `done`.
+    """Yield batches without end, epoch after epoch.
 
-    A batch holds what `view` returns for its samples, stacked, with `Pixels` converted to floats. A sample that cannot
-    be read makes its batch smaller; a batch of which no sample can be read is replaced by the next one.
+    A batch holds what `view` returns for its samples, stacked. Its pixels cross to the device as bytes and are
+    converted to floats there. A sample that cannot be read makes its batch smaller; a batch of which no sample can be
+    read is replaced by the next one of its process.
 
     Args:
-        shards: the dataset.
+        shards: the datasets.
         view: makes the values of one sample.
         tools: passed on to `view`.
-        config: passed on to `view`. With `done` it must be the same for a run that is resumed.
-        done: number of batches to skip.
+        config: passed on to `view`.
+        start: number of samples that all processes together have read before; with the same seed and shuffle buffer,
+            the batches go on with the samples that follow.
         rank: number of this process, by default that of torch.distributed or of its launcher.
         world: number of processes, by default likewise. Each process gets batches of its own.
+        device: where the tensors of a batch are put.
 
     Raises:
         InputError: a shard cannot be read, or no sample of `PATIENCE` consecutive batches.
@@ -172,13 +218,15 @@ def batches(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork
     here = rank_and_world()
     rank, world = here[0] if rank is None else rank, here[1] if world is None else world
+    order = Order(shards.groups, config.seed, config.shuffle_buffer)
     make = partial(make_batch, view=view, tools=tools, config=config)
-    stream = _Stream(shards, make, config, done, rank, world)
-    loader = DataLoader(stream, batch_size=None, num_workers=config.workers, pin_memory=torch.cuda.is_available())
+    numbered = _Batches(shards, order, make, start + rank * config.batch, world * config.batch, config.batch)
+    pinned = torch.device(device).type == "cuda"
+    loader = DataLoader(numbered, batch_size=None, sampler=count(), num_workers=config.workers, pin_memory=pinned)
     for batch in loader:
         if "error" in batch:
             raise InputError(batch["error"])
-        yield to_floats(batch)
+        yield to_device(batch, device)
 
 
 def batches_once(shards: Shards, view: View, tools: Tools, config: LoadConfig) -> Iterator[Batch]:
@@ -216,7 +264,18 @@ def _stack(values: list[Any]) -> Any:  # noqa: ANN401 - whatever a view returns
 
 def to_floats(batch: Batch) -> Batch:
     """Convert a batch's pixels to float32."""
-    return {name: value.floats() if isinstance(value, Pixels) else value for name, value in batch.items()}
+    return to_device(batch, "cpu")
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Move a batch's tensors and pixels to `device`; pixels become float32 there."""
+
+    def move(value: Any) -> Any:  # noqa: ANN401 - whatever a view returns
+        if isinstance(value, Pixels):
+            return value.floats(device)
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    return {name: move(value) for name, value in batch.items()}
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -227,109 +286,34 @@ def rank_and_world() -> tuple[int, int]:
 
 
 @dataclass(eq=False)
-class _Stream(IterableDataset[Batch]):
-    """What one worker reads: its part of the samples, in batches."""
+class _Batches(Dataset[Batch]):
+    """The batches of one process by their number: of `size` samples, from position `first` every `step` positions."""
 
     shards: Shards
+    order: Order
     make: Callable[[Sequence[tuple[int, Raw]]], Batch]
-    config: LoadConfig
-    done: int
-    rank: int
-    world: int
+    first: int
+    step: int
+    size: int
 
-    def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        if info:
-            torch.set_num_threads(1)
-        # Batches come from the workers in turn; worker 0 takes the turn that follows the first `done` batches.
-        turn = (worker + self.done) % workers
-        skipped = len(range(turn, self.done, workers))
-        part, parts = self.rank * workers + turn, self.world * workers
-        samples = _samples(self.shards, self.config.seed, part, parts, skipped * self.config.batch)
+    def __getitem__(self, number: int) -> Batch:
         try:
-            yield from self._batches(samples)
+            return self._readable(number)
         except InputError as error:  # passed on as a value: an exception from another process would be several lines
-            yield {"error": str(error)}
+            return {"error": str(error)}
 
-    def _batches(self, samples: Iterator[tuple[int, Raw]]) -> Iterator[Batch]:
-        # Batch n comes from the n-th group of samples, so that a run can be resumed by counting. A batch of which
-        # nothing can be read is replaced by the next one, which is then yielded a second time in its own turn.
-        ahead: deque[Batch] = deque()
-        while True:
-            while not any(batch["keys"] for batch in ahead):
-                if len(ahead) == PATIENCE:
-                    why = f"{ahead[0]['skipped'][0]}. `subjectloom inspect` says what is wrong"
-                    raise InputError(f"no sample of {PATIENCE} batches can be read: {why}")
-                ahead.append(self.make([next(samples) for _ in range(self.config.batch)]))
-            batch = ahead.popleft()
-            yield batch if batch["keys"] else {**ahead[-1], "skipped": batch["skipped"]}
+    def _readable(self, number: int) -> Batch:
+        first = batch = self._batch(number)
+        for later in range(number + 1, number + PATIENCE):
+            if batch["keys"]:
+                break
+            batch = self._batch(later)
+        if batch["keys"]:
+            return {**batch, "skipped": first["skipped"]}
+        why = f"{first['skipped'][0]}. `subjectloom inspect` says what is wrong"
+        raise InputError(f"no sample of {PATIENCE} batches can be read: {why}")
 
-
-def _samples(shards: Shards, seed: int, part: int, parts: int, skip: int) -> Iterator[tuple[int, Raw]]:
-    """Yield (epoch, sample) of a part, shuffled, epoch after epoch, without the first `skip`."""
-    epoch = empty_epochs = 0
-    while empty_epochs < PATIENCE:
-        rng = np.random.default_rng([seed, epoch, part])
-        count = _count(shards, seed, epoch, part, parts)
-        if count is not None and count <= skip:
-            skip -= count
-        else:
-            count = 0
-            for sample in shuffle(_part(shards, seed, epoch, part, parts), SHUFFLE_BUFFER, rng):
-                count += 1
-                if skip:
-                    skip -= 1
-                else:
-                    yield epoch, sample
-        empty_epochs = 0 if count else empty_epochs + 1
-        epoch += 1
-    raise InputError(f"no sample for worker {part + 1} of {parts}: the dataset has fewer samples than readers")
-
-
-def _order(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> tuple[list[int], int, int]:
-    """Return the shards that a part reads in an epoch, and `first`, `step`: it keeps samples first, first + step..."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(shards.urls)).tolist()
-    return (order[part::parts], 0, 1) if len(order) >= parts else (order, part, parts)
-
-
-def _count(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> int | None:
-    if shards.counts is None:
-        return None
-    chosen, first, step = _order(shards, seed, epoch, part, parts)
-    return len(range(first, sum(shards.counts[shard] for shard in chosen), step))
-
-
-def _part(shards: Shards, seed: int, epoch: int, part: int, parts: int) -> Iterator[Raw]:
-    chosen, first, step = _order(shards, seed, epoch, part, parts)
-    counts = shards.counts or [None] * len(shards.urls)
-    samples = (sample for shard in chosen for sample in _read(shards.urls[shard], counts[shard]))
-    yield from (sample for number, sample in enumerate(samples) if number % step == first)
-
-
-def _read(url: str, expected: int | None = None) -> Iterator[Raw]:
-    advice = "is that its address, and can it be reached?" if ":" in url else "`subjectloom inspect` says what is wrong"
-    count = 0
-    try:
-        with closing(webdataset.gopen(url)) as stream:
-            files = tariterators.tar_file_iterator(stream)
-            for sample in tariterators.group_by_keys({"__url__": url, **file} for file in files):
-                count += 1
-                yield sample
-    except (OSError, EOFError, ValueError, TarError) as error:
-        raise InputError(f"the shard {url} cannot be read: {error}; {advice}") from error
-    if expected is not None and count != expected:  # a tar cut off between two members ends like a whole one
-        raise InputError(f"the shard {url} holds {count} samples, the index says {expected}; {advice}")
-
-
-def shuffle(samples: Iterator[Raw], size: int, rng: np.random.Generator) -> Iterator[Raw]:
-    """Yield all `samples`, each drawn at random from a buffer of `size`."""
-    buffer: list[Raw] = []
-    for sample in samples:
-        buffer.append(sample)
-        if len(buffer) == size:
-            chosen = int(rng.integers(size))
-            buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
-            yield buffer.pop()
-    for chosen in rng.permutation(len(buffer)):
-        yield buffer[chosen]
+    def _batch(self, number: int) -> Batch:
+        places = self.order.places(self.first + number * self.step, self.size)
+        samples = self.shards.read([place.sample for place in places])
+        return self.make([(place.epoch, sample) for place, sample in zip(places, samples, strict=True)])

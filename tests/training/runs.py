@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from tests.training.models import tiny_batch, tiny_parts
 from training.loop import RunConfig, train
 from training.recipes.fastcomposer import Config, Model
+from training.shards import rank_and_world
 
 CONFIG = Config(
     steps=5, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
@@ -25,7 +26,8 @@ def new_model(vae: Path) -> Model:
 def batches_of(model: Model) -> Callable[[int], Iterator[dict[str, Any]]]:
     """Return a function that yields batches, each determined by its number."""
 
-    def batches(done: int) -> Iterator[dict[str, Any]]:
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        done = start // (CONFIG.batch * rank_and_world()[1])
         while True:
             yield tiny_batch(model.parts, [[True, True], [True, False]], seed=done)
             done += 1

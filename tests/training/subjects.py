@@ -79,5 +79,8 @@ def find(data: Path | str) -> Shards:
     return find_shards(str(data), "fastcomposer")
 
 
-def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, **where: int) -> list[Batch]:
-    return list(itertools.islice(batches(find(data), view, TOKENIZER, config, done, **where), count))
+def take(data: Path | Shards, count: int, start: int = 0, config: Config = CONFIG, **where: int) -> list[Batch]:
+    """Take batches from position `start` on."""
+    shards = data if isinstance(data, Shards) else find(data)
+    rank, world = where.get("rank"), where.get("world")
+    return list(itertools.islice(batches(shards, view, TOKENIZER, config, start, rank, world), count))

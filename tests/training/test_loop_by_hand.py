@@ -26,7 +26,8 @@ from schemas.errors import InputError, ModelError
 from tests.training import processes
 from training.checkpoint import complete_checkpoints
 from training.diffusion import Batch, Draws
-from training.loop import NOT_LOSSES, RunConfig, check_run, to_device, train
+from training.loop import NOT_LOSSES, RunConfig, check_run, train
+from training.shards import Pixels, to_device
 
 CONFIG = RunConfig(steps=2, learning_rate=0.1, warmup=0, weight_decay=0.0, average=0.0, seed=5)
 
@@ -79,7 +80,9 @@ def batch_of(slope: float, keys: Sequence[str] = ("key",), skipped: Sequence[str
 
 def slopes(*values: float) -> Any:  # noqa: ANN401
     """Batches with these slopes, again and again."""
-    return lambda done: itertools.islice(itertools.cycle([batch_of(value) for value in values]), done, None)
+    return lambda start: itertools.islice(
+        itertools.cycle([batch_of(value) for value in values]), start // CONFIG.batch, None
+    )
 
 
 def run(output: Path, config: RunConfig = CONFIG, batches: Any = None, **options: Any) -> list[dict[str, float]]:  # noqa: ANN401
@@ -231,9 +234,9 @@ def test_a_resumed_run_continues_batches_metrics_and_average(tmp_path: Path) -> 
     """The third step is lost: the run was interrupted after it, and the newest checkpoint is that of the second."""
     asked: list[int] = []
 
-    def batches(done: int) -> Iterator[Batch]:
-        asked.append(done)
-        return slopes(1.0, 0.5, -2.0)(done)
+    def batches(start: int) -> Iterator[Batch]:
+        asked.append(start)
+        return slopes(1.0, 0.5, -2.0)(start)
 
     config = CONFIG.model_copy(update={"steps": 4, "accumulation": 2, "average": 0.5, "checkpoint_every": 2})
     whole = run(tmp_path / "whole", config, batches)
@@ -242,7 +245,7 @@ def test_a_resumed_run_continues_batches_metrics_and_average(tmp_path: Path) -> 
         next(running)
     running.close()
     rest = run(tmp_path / "broken", config, batches, resume=True)
-    assert asked == [0, 0, 4]
+    assert asked == [0, 0, 4 * CONFIG.batch]
     lines = [json.loads(line) for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
     for line in (*whole, *rest, *lines):
         del line["samples_per_second"]
@@ -392,9 +395,10 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_only_some_fields_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"steps": 1, "keep": 2, "seed": 3, "data": "a"}))
     check_run(tmp_path, {"steps": 2, "keep": 3, "sample_every": 4, "checkpoint_every": 5, "seed": 3}, resume=True)
-    message = rf"^{tmp_path} cannot be resumed as another run: batch was None, now 8, data was a, now b$"
+    check_run(tmp_path, {"processes": 2, "batch": 3, "accumulation": 4, "workers": 5}, resume=True)
+    message = rf"^{tmp_path} cannot be resumed as another run: data was a, now b, shuffle_buffer was None, now 8$"
     with pytest.raises(InputError, match=message):
-        check_run(tmp_path, {"seed": 3, "data": "b", "batch": 8}, resume=True)
+        check_run(tmp_path, {"seed": 3, "data": "b", "shuffle_buffer": 8}, resume=True)
     with pytest.raises(InputError, match="holds a run already: give --resume"):
         check_run(tmp_path, {"seed": 3}, resume=False)
 
@@ -411,8 +415,10 @@ def test_only_a_new_or_empty_folder_is_used_for_a_new_run(tmp_path: Path) -> Non
 
 
 def test_the_tensors_of_a_batch_are_moved_to_the_device() -> None:
-    moved = to_device({"input_ids": torch.ones(2), "keys": ["a"]}, torch.device("meta"))
-    assert moved["input_ids"].device.type == "meta"
+    pixels = Pixels(torch.zeros(2, dtype=torch.uint8), -1, 1)
+    moved = to_device({"input_ids": torch.ones(2), "pixel_values": pixels, "keys": ["a"]}, torch.device("meta"))
+    assert moved["input_ids"].device.type == moved["pixel_values"].device.type == "meta"
+    assert moved["pixel_values"].dtype == torch.float32
     assert moved["keys"] == ["a"]
 
 

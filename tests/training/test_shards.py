@@ -1,33 +1,30 @@
-import functools
-import http.server
 import itertools
-import shutil
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from schemas.errors import InputError
+from schemas.errors import ConfigError, InputError
 from schemas.keys import rng_of
 from schemas.samples.fastcomposer import FORMAT
-from schemas.shards import Sample, read_tar, write_tar
+from schemas.shards import Sample, write_tar
 from tests.training.batches import equal_batches
+from tests.training.keyed import PREFIX, read_together, write_keyed
 from tests.training.subjects import CONFIG, TOKENIZER, box_mask, example, find, take, write_shards
-from training.recipes.fastcomposer import Config, texts, view
+from training.recipes.fastcomposer import texts, view
 from training.shards import (
     LoadConfig,
     Pixels,
     Raw,
-    _part,
     batches,
+    find_shards,
     make_batch,
     read_texts,
-    shuffle,
+    split_weight,
+    to_device,
     to_floats,
 )
 
@@ -42,48 +39,40 @@ def test_a_run_resumed_within_an_epoch_gets_the_same_batches(dataset: Path, work
     config = CONFIG.model_copy(update={"workers": workers})
     whole = take(dataset, 12, config=config)
     for done in range(12) if workers == 0 else (1, 6):
-        rest = take(dataset, 12 - done, done, config=config)
+        rest = take(dataset, 12 - done, done * config.batch, config)
         assert all(equal_batches(a, b) for a, b in zip(whole[done:], rest, strict=True))
 
 
-def test_skipping_epochs_by_the_index_gives_the_same_batches(tmp_path: Path) -> None:
-    data = write_shards(tmp_path / "fc", [4, 1, 5, 2])
-    config = CONFIG.model_copy(update={"batch": 1})
-    places = (11, 12, 13, 30)  # about the end of an epoch of 12
-    without = [take(data, 2, done, config) for done in places]
-    names = [f"fastcomposer-{i:06d}.tar" for i, n in enumerate([4, 1, 5, 2]) for _ in range(n)]
-    pq.write_table(pa.table({"shard": names}), data / "index.parquet")
-    assert find(data).counts == (4, 1, 5, 2)
-    for done, expected in zip(places, without, strict=True):
-        assert all(equal_batches(a, b) for a, b in zip(expected, take(data, 2, done, config), strict=True))
-
-
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 2)])
-def test_each_sample_appears_once_per_epoch_for_any_number_of_processes(
-    dataset: Path, world: int, workers: int
+@pytest.mark.parametrize(
+    ("sizes", "world", "workers", "batch"),
+    [
+        ([20] * 17, 16, 0, 1),
+        ([1000, 10, 10, 10], 4, 0, 8),
+        ([4, 1, 5, 2], 3, 2, 2),
+        ([1], 1, 2, 1),
+        ([3], 4, 0, 1),
+        ([1], 2, 0, 5),
+    ],
+)
+def test_each_sample_is_read_once_per_epoch_for_any_number_of_readers(
+    tmp_path: Path, sizes: list[int], world: int, workers: int, batch: int
 ) -> None:
-    config = CONFIG.model_copy(update={"workers": workers, "batch": 1})
-    keys: list[str] = []
-    for rank in range(world):
-        # Read until the longest part has finished its first epoch; shorter parts are then cut to theirs.
-        parts = world * max(1, workers)
-        counts = [len(part) for part in parts_of(dataset, config, rank, world, max(1, workers))]
-        batch_count = max(counts) * max(1, workers)
-        keys_of_part: list[list[str]] = [[] for _ in counts]
-        for number, batch in enumerate(take(dataset, batch_count, config=config, rank=rank, world=world)):
-            keys_of_part[number % len(counts)] += batch["keys"]
-        assert parts >= len(counts)
-        keys += [key for part, count in zip(keys_of_part, counts, strict=True) for key in part[:count]]
-    assert sorted(keys) == [f"key{i:03d}" for i in range(12)]
+    shards, total = find_shards(str(write_keyed(tmp_path / "data", sizes)), PREFIX), sum(sizes)
+    config = LoadConfig(batch=batch, workers=workers)
+    numbers = read_together(shards, -(-3 * total // (world * batch)), world, config)
+    for epoch in range(3):
+        assert sorted(numbers[epoch * total : (epoch + 1) * total]) == list(range(total))
 
 
-def parts_of(dataset: Path, config: Config, rank: int, world: int, workers: int) -> list[list[str]]:
-    shards = find(dataset)
-    parts = world * workers
-    return [
-        [sample["__key__"] for sample in _part(shards, config.seed, 0, rank * workers + worker, parts)]
-        for worker in range(workers)
-    ]
+def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(tmp_path: Path) -> None:
+    """10 batches of 3 samples in 2 processes, 4 of 2 in 3 processes of 2 workers, then 1 process of 1 worker."""
+    shards = find_shards(str(write_keyed(tmp_path / "data", [40, 1, 59])), PREFIX)
+    expected = read_together(shards, 100, 1, LoadConfig(batch=1, workers=0))
+    first = read_together(shards, 10, 2, LoadConfig(batch=3, workers=0))
+    second = read_together(shards, 4, 3, LoadConfig(batch=2, workers=2), start=60)
+    third = read_together(shards, 16, 1, LoadConfig(batch=1, workers=1), start=84)
+    assert [*first, *second, *third] == expected
+    assert sorted(expected) == list(range(100))
 
 
 def test_each_epoch_and_seed_has_its_own_order(dataset: Path) -> None:
@@ -95,12 +84,49 @@ def test_each_epoch_and_seed_has_its_own_order(dataset: Path) -> None:
     assert first != other
 
 
-def test_shuffling_keeps_every_sample() -> None:
-    numbers = [{"__key__": str(i)} for i in range(100)]
-    for size in (1, 7, 100, 1000):
-        drawn_keys = [s["__key__"] for s in shuffle(iter(numbers), size, np.random.default_rng(0))]
-        assert sorted(drawn_keys, key=int) == [str(i) for i in range(100)]
-    assert drawn_keys != [str(i) for i in range(100)]
+def test_the_shuffle_buffer_can_be_set(tmp_path: Path) -> None:
+    """With a buffer of 1 only the blocks of 32 are shuffled: within them, samples stay in order."""
+    shards = find_shards(str(write_keyed(tmp_path / "data", [64])), PREFIX)
+    plain = read_together(shards, 64, 1, LoadConfig(batch=1, workers=0, shuffle_buffer=1))
+    blocks = [*range(64)], [*range(32, 64), *range(32)]
+    assert plain in blocks
+    mixed = read_together(shards, 64, 1, LoadConfig(batch=1, workers=0, shuffle_buffer=64))
+    assert mixed not in blocks
+    assert sorted(mixed) == sorted(plain)
+
+
+def test_datasets_are_read_as_one_or_mixed_by_weight(tmp_path: Path) -> None:
+    first, second = (
+        write_keyed(tmp_path / name, [size], first=start) for name, size, start in (("a", 6, 0), ("b", 30, 100))
+    )
+    together = find_shards([str(first), str(second)], PREFIX)
+    assert sorted(read_together(together, 36, 1)) == [*range(6), *range(100, 130)]
+    mixed = find_shards([f"{first}=0.75", f"{second}=0.25"], PREFIX)
+    numbers = read_together(mixed, 120, 1)
+    for start in range(0, 120, 4):
+        assert sum(number < 100 for number in numbers[start : start + 4]) == 3
+    assert sorted(number for number in numbers if number < 100) == sorted([*range(6)] * 15)
+    assert sorted(number for number in numbers if number >= 100) == list(range(100, 130))
+    assert read_together(mixed, 7, 3, LoadConfig(batch=2, workers=0), start=50)[:40] == read_together(
+        mixed, 40, 1, LoadConfig(batch=1, workers=0), start=50
+    )
+
+
+def test_weights_are_checked(tmp_path: Path) -> None:
+    data = str(write_keyed(tmp_path / "data", [3]))
+    with pytest.raises(
+        ConfigError, match=r"some of the datasets have a weight, some have none: write all as DATA=WEIGHT"
+    ):
+        find_shards([f"{data}=2", data], PREFIX)
+    for weight in ("0", "-1", "nan", "inf"):
+        with pytest.raises(ConfigError, match=rf"^{data}={weight}: a weight is a positive number$"):
+            find_shards([f"{data}={weight}"], PREFIX)
+    with pytest.raises(ConfigError, match=rf"^{data}=0.0001: this weight is less than a thousandth of all$"):
+        find_shards([f"{data}=0.0001", f"{data}=1"], PREFIX)
+    with_sign = write_keyed(tmp_path / "x=3", [3])
+    assert split_weight(str(with_sign)) == (str(with_sign), None)
+    assert split_weight(f"{with_sign}=4") == (str(with_sign), 4.0)
+    assert split_weight("http://host/a.tar?key=abc") == ("http://host/a.tar?key=abc", None)
 
 
 def write_damaged(folder: Path, damaged: Sequence[int], count: int) -> Path:
@@ -160,30 +186,12 @@ def test_a_folder_without_shards_is_reported(tmp_path: Path) -> None:
         find(tmp_path / "nowhere-{000000..000003}.tar")
 
 
-def test_a_shard_truncated_between_two_samples_is_reported(tmp_path: Path) -> None:
-    data = write_shards(tmp_path / "fc", [8])
-    shard = data / "fastcomposer-000000.tar"
-    with shard.open("rb") as stream:
-        sizes = [entry.size for entry, _ in read_tar(stream)]
-    shard.write_bytes(shard.read_bytes()[: sum(sizes[:5])])
-    pq.write_table(pa.table({"shard": [shard.name] * 8}), data / "index.parquet")
-    with pytest.raises(InputError, match=rf"the shard {shard} holds 5 samples, the index says 8; .*inspect"):
-        take(data, 5)
-
-
 def test_an_empty_shard_is_skipped(tmp_path: Path) -> None:
     data = write_shards(tmp_path / "fc", [3, 0, 4])
     for rank in range(3):
         assert len(take(data, 4, rank=rank, world=3)) == 4
-
-
-@pytest.mark.parametrize("indexed", [False, True])
-def test_fewer_samples_than_workers_are_reported(tmp_path: Path, indexed: bool) -> None:
-    data = write_shards(tmp_path / "fc", [1])
-    if indexed:
-        pq.write_table(pa.table({"shard": ["fastcomposer-000000.tar"]}), data / "index.parquet")
-    with pytest.raises(InputError, match="no sample for worker 2 of 2"):
-        take(data, 1, rank=1, world=2)
+    with pytest.raises(InputError, match=r"empty holds no sample$"):
+        find(write_shards(tmp_path / "empty", [0]))
 
 
 def test_the_rank_set_by_a_launcher_selects_the_batches(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,28 +202,12 @@ def test_the_rank_set_by_a_launcher_selects_the_batches(dataset: Path, monkeypat
     assert not equal_batches(take(dataset, 1, rank=0)[0], expected)
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="webdataset reads http by curl")
-def test_shards_are_read_from_a_web_server(dataset: Path) -> None:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(dataset))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/fastcomposer-"
-        found = list(itertools.islice(batches(find(address + "{000000..000003}.tar"), view, TOKENIZER, CONFIG), 5))
-        with pytest.raises(InputError, match=r"fastcomposer-9\.tar cannot be read: .*can it be reached\?"):
-            next(batches(find(address + "9.tar"), view, TOKENIZER, CONFIG))
-        server.shutdown()
-    assert all(equal_batches(a, b) for a, b in zip(found, take(dataset, 5), strict=True))
-
-
-def test_shards_are_read_from_addresses(dataset: Path) -> None:
+def test_shards_are_read_from_a_pipe(dataset: Path) -> None:
     shards = find(f"pipe:cat {dataset}/fastcomposer-{{000000..000001}}.tar")
-    assert len(shards.urls) == 2
+    assert len(shards.tars) == 2
     assert read_texts(shards, texts) == ["a red ball and a blue cup"] * 5
     config = CONFIG.model_copy(update={"batch": 5})
-    (batch,) = itertools.islice(batches(shards, view, TOKENIZER, config), 1)
+    (batch,) = take(shards, 1, config=config)
     assert sorted(batch["keys"]) == [f"key{i:03d}" for i in range(5)]
 
 
@@ -225,6 +217,24 @@ def test_pixels_are_scaled_to_their_range() -> None:
     assert torch.equal(Pixels(levels, 0, 1).floats(), levels.float() / 255)
     assert Pixels(torch.tensor([False, True]), 0, 1).floats().tolist() == [0, 1]
     assert Pixels(torch.tensor([False, True]), -1, 1).floats().tolist() == [-1, 1]
+
+
+def test_pixels_are_pinned_as_bytes_and_become_floats_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`DataLoader` pins what has a method for it; no pixel is a float before it is on the device."""
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values, *_: pinned.append(values) or values)
+    levels = torch.tensor([0, 255], dtype=torch.uint8)
+    batch = pin_memory({"pixel_values": Pixels(levels, -1, 1), "keys": ["a"]})
+    assert isinstance(batch["pixel_values"], Pixels)
+    assert pinned == [levels]
+    moved = to_device(batch, "meta")["pixel_values"]
+    assert (moved.dtype, moved.device.type) == (torch.float32, "meta")
+
+
+def test_batches_are_put_on_the_device(dataset: Path) -> None:
+    (batch,) = itertools.islice(batches(find(dataset), view, TOKENIZER, CONFIG, device="meta"), 1)
+    assert {value.device.type for value in batch.values() if isinstance(value, torch.Tensor)} == {"meta"}
+    assert batch["pixel_values"].dtype == torch.float32
 
 
 def test_values_are_stacked_by_their_type() -> None:

@@ -29,9 +29,10 @@ def view_of(record: Example, config: Config = CONFIG) -> Batch:
     return to_floats(make_batch([(0, raw_of(record))], view, TOKENIZERS, config.plain()))
 
 
-def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, **where: int) -> list[Batch]:
+def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, rank: int = 0, world: int = 1) -> list[Batch]:
     shards = find_shards(str(data), "blip-diffusion")
-    return list(itertools.islice(batches(shards, view, TOKENIZERS, config, done, **where), count))
+    start = done * world * config.batch
+    return list(itertools.islice(batches(shards, view, TOKENIZERS, config, start, rank, world), count))
 
 
 def number(word: str) -> int:

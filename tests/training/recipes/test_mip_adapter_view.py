@@ -36,9 +36,10 @@ def plain_view(record: Example, **fields: int) -> Batch:
     return view_of(record, CONFIG.plain().model_copy(update=fields))
 
 
-def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, **where: int) -> list[Batch]:
+def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, rank: int = 0, world: int = 1) -> list[Batch]:
     shards = find_shards(str(data), "mip-adapter")
-    return list(itertools.islice(batches(shards, view, TOKENIZER, config, done, **where), count))
+    start = done * world * config.batch
+    return list(itertools.islice(batches(shards, view, TOKENIZER, config, start, rank, world), count))
 
 
 def number(word: str) -> int:
