@@ -46,7 +46,7 @@ def run_training(
         preset: what the run starts from.
         model: folder of a model that it starts from instead.
         resume: continue from the newest checkpoint.
-        report: called with a line that says where a resumed run goes on.
+        report: called with a line if a resumed run reads another number of samples in a step.
 
     Raises:
         SubjectloomError: the dataset, the model or the run's folder cannot be used, or a loss is not finite.

@@ -47,7 +47,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.diffusion import Batch, Draws
-from training.resume import describe, samples_per_step, samples_read
+from training.resume import describe_change, samples_per_step, samples_read
 from training.shards import LoadConfig, to_device
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def train(  # noqa: C901 - a list of what happens in turn
         resume: continue from the newest checkpoint; from the start if there is none.
         show: the samples that sample pictures are drawn for; None for no pictures.
         origin: further values that must be the same when the run is resumed, such as its data.
-        report: called with a line that says where a resumed run goes on.
+        report: called with a line if a resumed run reads another number of samples in a step.
 
     Raises:
         InputError: `output` holds a run and `resume` is false, or that run has another config or more steps; or it
@@ -161,8 +161,8 @@ def train(  # noqa: C901 - a list of what happens in turn
     per_step = samples_per_step(before, start, accelerator.num_processes * config.batch * config.accumulation)
     if accelerator.is_main_process:
         _write_note(output, {**note, "samples_per_step": per_step})
-        if start:
-            report(describe(per_step, start, accelerator.num_processes))
+        if change := describe_change(per_step, start, accelerator.num_processes):
+            report(change)
     stream = batches(samples_read(per_step, start))
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_Log(output, start)) if accelerator.is_main_process else None

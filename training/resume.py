@@ -31,10 +31,12 @@ def samples_read(per_step: PerStep, step: int) -> int:
     return sum(samples * number for (_, samples), number in zip(per_step, steps, strict=True))
 
 
-def describe(per_step: PerStep, step: int, processes: int) -> str:
-    """Say in a line where a resumed run goes on, and what has changed."""
-    line = f"resumed after step {step:,}: {samples_read(per_step, step):,} samples were read, those after them follow"
-    if per_step[-1][0] != step:
-        return line
-    now, before = per_step[-1][1], per_step[-2][1]
-    return f"{line}; a step now reads {now:,} ({processes} processes), {before:,} before"
+def describe_change(per_step: PerStep, step: int, processes: int) -> str:
+    """Say in a line what it means that a run goes on after `step` steps with other numbers than before, else ""."""
+    if not step or per_step[-1][0] != step:
+        return ""
+    (_, before), (_, now) = per_step[-2:]
+    return (
+        f"a step now reads {now:,} samples instead of {before:,} (processes: {processes}); "
+        f"{samples_read(per_step, step):,} were read so far, and those after them follow"
+    )

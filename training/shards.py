@@ -267,7 +267,7 @@ def to_floats(batch: Batch) -> Batch:
     return to_device(batch, "cpu")
 
 
-def to_device(batch: Batch, device: torch.device | str) -> Batch:
+def to_device(batch: Mapping[str, Any], device: torch.device | str) -> Batch:
     """Move a batch's tensors and pixels to `device`; pixels become float32 there."""
 
     def move(value: Any) -> Any:  # noqa: ANN401 - whatever a view returns

@@ -94,9 +94,9 @@ def _tars_of_folder(folder: str, recipe: str) -> list[Tar]:
             tar = _join(folder, name)
             raise InputError(f"the shard {tar} holds {held} samples, the index says {len(places)}: {advice}")
     found = _find_all({_join(folder, name): index.get(name) for name in sizes})
-    for name, tar in zip(sizes, found, strict=True):
-        if index and name not in index and len(tar.places):
-            raise InputError(f"the shard {tar.url} is not in the index beside it: {advice}")
+    for name, unlisted in zip(sizes, found, strict=True):
+        if index and name not in index and len(unlisted.places):
+            raise InputError(f"the shard {unlisted.url} is not in the index beside it: {advice}")
     return found
 
 
@@ -203,7 +203,7 @@ def find_places(source: str) -> Places:
     starts, ends, key = [], [], None
     with _open(source) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         for info in tar:
-            tar.members = []  # it would keep them all
+            cast("Any", tar).members = []  # it would keep them all
             end = info.offset_data + info.size + -info.size % BLOCK
             base = tariterators.base_plus_ext(info.name)[0]
             if not info.isreg() or base is None or META.match(info.name):

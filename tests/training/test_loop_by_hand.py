@@ -332,7 +332,8 @@ def test_the_config_of_a_run_is_written_with_its_origin(tmp_path: Path) -> None:
     output = tmp_path / "runs" / "first"
     run(output, resume=True, origin={"data": "here"})
     note = json.loads((output / "config.json").read_text())
-    assert note == {"processes": 1, "data": "here", **CONFIG.model_dump(mode="json")}
+    samples = {"samples_per_step": [[0, CONFIG.batch]]}
+    assert note == {"processes": 1, "data": "here", **CONFIG.model_dump(mode="json"), **samples}
 
 
 def test_gradient_checkpointing_is_switched_on_only_if_asked_for(tmp_path: Path) -> None:

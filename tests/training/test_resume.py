@@ -1,6 +1,6 @@
 import pytest
 
-from training.resume import PerStep, describe, samples_per_step, samples_read
+from training.resume import PerStep, describe_change, samples_per_step, samples_read
 
 
 def test_a_run_counts_the_samples_of_all_its_parts() -> None:
@@ -29,8 +29,10 @@ def test_only_what_was_read_up_to_the_checkpoint_counts(before: PerStep, step: i
 
 
 def test_a_line_says_what_has_changed() -> None:
-    same, changed = [(0, 128)], [(0, 128), (500, 64)]
-    line = "resumed after step 500: 64,000 samples were read, those after them follow"
-    assert describe(same, 500, 8) == line
-    assert describe(changed, 500, 4) == f"{line}; a step now reads 64 (4 processes), 128 before"
-    assert "83,200" in describe(changed, 800, 4)
+    changed = [(0, 128), (500, 64)]
+    assert describe_change(changed, 500, 4) == (
+        "a step now reads 64 samples instead of 128 (processes: 4); "
+        "64,000 were read so far, and those after them follow"
+    )
+    assert describe_change(changed, 800, 4) == describe_change([(0, 128)], 500, 8) == ""
+    assert describe_change([(0, 128)], 0, 8) == ""
