@@ -34,6 +34,7 @@ BUILD = [
 TRAIN = [
     "accelerate>=1.10",
     "diffusers>=0.36",
+    "fsspec[http]>=2025.3",
     "tokenizers>=0.22",
     "webdataset>=1.0",
 ]
@@ -66,8 +67,8 @@ setup(
         # TensorBoard's event files for a training run.
         "tensorboard": TENSORBOARD,
         # Dataflow and gs:// paths; s3:// paths.
-        "gcp": ["apache-beam[gcp]>=2.77"],
-        "aws": ["apache-beam[aws]>=2.77"],
+        "gcp": ["apache-beam[gcp]>=2.77", "gcsfs>=2025.3"],
+        "aws": ["apache-beam[aws]>=2.77", "s3fs>=2025.3"],
         "dev": [
             *TENSORBOARD,
             "datasets>=5.0",
@@ -77,10 +78,12 @@ setup(
             "mypy>=2.0",
             "playwright>=1.60",
             "pre-commit>=4.0",
+            "psutil>=7.0",
             "pytest>=9.0",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
+            "s3fs>=2025.3",
             "types-PyYAML>=6.0",
         ],
         # A second backend for the detector. It conflicts with install_requires, as it needs an older transformers.

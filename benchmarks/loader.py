@@ -1,11 +1,14 @@
-"""Samples per second of the loader, beside the published trainer's steps over the same dataset's export.
+"""Samples per processor second of the loader, beside the published trainer's steps over the same dataset's export.
 
     python -m benchmarks.loader
 
 The peer is a `torch.utils.data.Dataset` over the folder that `subjectloom export --format fastcomposer` writes, with
 the steps of mit-han-lab/fastcomposer's loader, reimplemented: a sample is a JPEG, a JSON and a `.npy` file, and
 torchvision's transforms run one after the other on the picture in full size. Both run in turn, with one worker each,
-on scenes of 768 pixels at a resolution of 512. Decoding the JPEGs alone is the upper bound.
+on scenes of 768 pixels at a resolution of 512; the processor time is that of the training process and its worker.
+Decoding the JPEGs alone is the upper bound. The last rows are about the way of a batch to the device: its size as bytes
+and as floats, and the processor time that floats take where they are made, on a device that is not the processor not at
+all in the training process.
 """
 
 import io
@@ -14,11 +17,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import chain, repeat
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 import typer
@@ -32,7 +37,7 @@ from benchmarks.tables import Row, Write, report
 from jobs.exports.fastcomposer import export_fastcomposer
 from tests.datasets import write_dataset
 from training.recipes.fastcomposer import Config, texts, view
-from training.shards import batches, find_shards, read_texts
+from training.shards import Batch, Pixels, batches, find_shards, make_batch, read_samples, read_texts, to_device
 from training.tokenizer import small_tokenizer
 
 RESOLUTION, REFERENCE, MOST = 512, 224, 4
@@ -78,8 +83,9 @@ class PublishedSteps(Dataset[dict[str, torch.Tensor]]):
         masks = torch.zeros(MOST, RESOLUTION, RESOLUTION)
         for j, segment in enumerate(segments):
             x1, y1, x2, y2 = segment["bbox"]
-            crop = torch.where(labels == segment["id"], image, noise)[:, y1:y2, x1:x2]
-            references[j] = self.disturb(self._square(crop)).float() / 255
+            filled, outside = image.clone(), labels != segment["id"]
+            filled[:, outside] = noise[:, outside]
+            references[j] = self.disturb(self._square(filled[:, y1:y2, x1:x2])).float() / 255
             masks[j] = (small == segment["id"]).float()
         return {
             "pixel_values": picture.float() / 127.5 - 1,
@@ -101,8 +107,9 @@ class PublishedSteps(Dataset[dict[str, torch.Tensor]]):
     def _square(self, crop: torch.Tensor) -> torch.Tensor:
         if torch.rand(()) < 0.5:
             zoom = 1 + float(torch.rand(()))
-            height, width = (max(1, round(length / zoom)) for length in crop.shape[-2:])
-            crop = crop[:, :height, (crop.shape[-1] - width) // 2 :][:, :, :width]
+            size = [int(zoom * length) for length in crop.shape[-2:]]
+            crop = v2.functional.resize(crop, size, antialias=True)
+            crop = crop[:, : crop.shape[-1]]  # the upper square of a tall one
         height, width = crop.shape[-2:]
         side = max(height, width)
         left, top = (side - width) // 2, (side - height) // 2
@@ -111,13 +118,22 @@ class PublishedSteps(Dataset[dict[str, torch.Tensor]]):
 
 
 def rate(stream: Iterator[Any], samples: int, per_item: int) -> float:
-    """Samples per second over `samples`, after a warm-up of a quarter as many."""
+    """Samples per processor second over `samples`, after a warm-up of a quarter as many.
+
+    The stream is not kept by the caller: its worker ends with it, and does not run during the next measurement.
+    """
     for _ in range(max(1, samples // 4 // per_item)):
         next(stream)
-    began = time.perf_counter()
+    began = processor_seconds()
     for _ in range(samples // per_item):
         next(stream)
-    return samples / (time.perf_counter() - began)
+    return samples / (processor_seconds() - began)
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and its workers so far."""
+    this = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (this, *this.children(recursive=True)))
 
 
 def decode_alone(jpegs: list[bytes]) -> Iterator[None]:
@@ -126,6 +142,29 @@ def decode_alone(jpegs: list[bytes]) -> Iterator[None]:
         for jpeg in jpegs:
             Image.open(io.BytesIO(jpeg)).convert("RGB")
             yield
+
+
+def device_rows(batch: Batch) -> Iterator[Row]:
+    """What of a batch crosses to the device, and how long its floats take in the training process."""
+    pixels = [value for value in batch.values() if isinstance(value, Pixels)]
+    sent = sum(value.values.nbytes for value in pixels)
+    yield Row(
+        "pixels that cross to the device",
+        f"{sent / 1e6:.0f} MB",
+        f"{sum(p.values.numel() for p in pixels) * 4 / 1e6:.0f} MB as floats",
+    )
+    for device in ("cpu", "meta"):
+        seconds = []
+        for _ in range(9):
+            began = time.process_time()
+            to_device(batch, device)
+            seconds.append(time.process_time() - began)
+        where = "on the processor" if device == "cpu" else "on another device"
+        yield Row(
+            f"floats of a batch of {len(batch['keys'])}, {where}",
+            f"{statistics.median(seconds) * 1000:.1f} ms",
+            "of the training process",
+        )
 
 
 def main(
@@ -144,22 +183,29 @@ def main(
         shards = find_shards(str(data), "fastcomposer")
         captions = read_texts(shards, texts)
         config = Config(unconditional=0.0, batch=8, workers=1)
-        rates: dict[str, list[float]] = {"published steps": [], "this loader": [], "decoding alone": []}
+        devices = {"this loader, floats on the processor": "cpu", "this loader, floats on another device": "meta"}
+        rates: dict[str, list[float]] = {name: [] for name in ("published steps", *devices, "decoding alone")}
         for _ in range(rounds):
-            peer = DataLoader(PublishedSteps(exported, captions), 8, shuffle=True, num_workers=1)
-            rates["published steps"].append(rate(chain.from_iterable(repeat(peer)), samples, 8))
-            rates["this loader"].append(rate(batches(shards, view, small_tokenizer(captions), config), samples, 8))
+            published = PublishedSteps(exported, captions)
+            peer = DataLoader(published, 8, sampler=cycle(range(len(published))), num_workers=1)
+            rates["published steps"].append(rate(iter(peer), samples, 8))
+            for name, device in devices.items():
+                ours = partial(batches, shards, view, small_tokenizer(captions), config, device=device)
+                rates[name].append(rate(ours(), samples, 8))
             rates["decoding alone"].append(rate(decode_alone([example.image for example in examples]), samples, 1))
+        shown = [(0, raw) for raw in islice(read_samples(shards), 16)]
+        batch = make_batch(shown, view, small_tokenizer(captions), config)
     peers = rates["published steps"]
     rows = [
         Row(
             name,
-            f"{statistics.median(measured):.1f} samples/s",
+            f"{statistics.median(measured):.1f} samples per processor second",
             f"{statistics.median(a / b for a, b in zip(measured, peers, strict=True)):.2f} times the published steps",
         )
         for name, measured in rates.items()
     ]
     rows.append(Row("subjects per scene", f"{np.mean([len(e.matches) for e in examples]):.1f}"))
+    rows += [*device_rows(batch)]
     report("loader", __doc__ or "", rows, write=write)
 
 

@@ -1,13 +1,18 @@
 import json
+import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from jobs.train import fingerprint
 from tests.datasets import example, write_dataset
 from tests.jobs.conftest import Run
+from tests.training.keyed import PREFIX, write_keyed
+from training.shards import find_shards
 
 SUBJECTS = (("a red dog", (4, 6, 20, 16)), ("a cat", (30, 10, 20, 30)))
 
@@ -72,11 +77,16 @@ def test_other_files_are_left_alone(run: Run, dataset: Path, tmp_path: Path) -> 
     assert (tmp_path / "mine" / "model" / "weights").read_text() == "precious"
 
 
-def test_training_can_start_from_a_trained_model(run: Run, dataset: Path, tmp_path: Path) -> None:
+def test_training_can_start_from_a_trained_model_and_read_several_datasets(
+    run: Run, dataset: Path, tmp_path: Path
+) -> None:
+    """The second run reads a dataset on the disk and one at an address, mixed by weight."""
     config = tmp_path / "config.yaml"
     config.write_text("batch: 1\nworkers: 0\n")
-    for name, more in (("first", ()), ("second", ("--model", tmp_path / "first" / "model"))):
-        command = ("train", "fastcomposer", "--data", dataset, "--output", tmp_path / name, "--config", config)
+    fsspec.filesystem("memory").put(str(dataset), "/bucket/data", recursive=True)
+    mixed = ("--data", f"{dataset}=0.5", "--data", "memory://bucket/data=1", "--model", tmp_path / "first" / "model")
+    for name, more in (("first", ("--data", dataset)), ("second", mixed)):
+        command = ("train", "fastcomposer", "--output", tmp_path / name, "--config", config)
         status, printed = run(*command, "--steps", 1, *more)
         assert status == 0, printed
 
@@ -106,3 +116,19 @@ def test_an_error_is_one_line(
     assert status == 1
     assert len(printed.splitlines()) == 1
     assert message in printed
+
+
+def test_datasets_are_recognized_by_their_samples_wherever_they_lie(tmp_path: Path) -> None:
+    for name, sizes in (("a", [3, 4]), ("b", [4, 3])):
+        write_keyed(tmp_path / name, sizes)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    shutil.copytree(a, tmp_path / "copy")
+    (tmp_path / "copy" / "index.parquet").unlink()
+
+    def print_of(*data: str) -> str:
+        return fingerprint(find_shards(data, PREFIX))
+
+    assert print_of(a) == print_of(str(tmp_path / "copy"))
+    prints = [print_of(a), print_of(b), print_of(a, b), print_of(b, a)]
+    prints += [print_of(f"{a}=1", f"{b}={weight}") for weight in (1, 2)]
+    assert len(set(prints)) == len(prints)
