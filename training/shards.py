@@ -85,8 +85,12 @@ class Pixels:
     def floats(self, device: torch.device | str | None = None) -> Tensor:
         """Convert to float32 in [`low`, `high`], on `device`, by default where the pixels are."""
         largest = 1 if self.values.dtype == torch.bool else 255
-        values = self.values.to(device or self.values.device, non_blocking=True)
-        return values.float().div_(largest / (self.high - self.low)).add_(self.low)
+        return (
+            _move(self.values, device or self.values.device)
+            .float()
+            .div_(largest / (self.high - self.low))
+            .add_(self.low)
+        )
 
     def pin_memory(self) -> "Pixels":
         """Copy to pinned memory, as `DataLoader` asks for: a GPU fetches the pixels from there meanwhile."""
@@ -129,11 +133,13 @@ def find_shards(data: str | Sequence[str], recipe: str) -> Shards:
         data: the dataset's folder, or its tars, as a path or an address that fsspec opens (`http://...`, `s3://...`,
             `gs://...`), with braces for several, as in "shard-{000000..000009}.tar". Of several datasets each may have
             a weight, as in "photos=0.7": its share of the samples that are read. Without weights they are read as one.
+            What cannot be read in parts, `pipe:...` or a web server without byte ranges, is copied to a temporary
+            folder first.
         recipe: prefix of the names of the folder's tars.
 
     Raises:
         InputError: there is no shard or no sample, or a tar cannot be read.
-        ConfigError: some of the datasets have a weight and some have none, or one is too small.
+        ConfigError: some of the datasets have a weight and some have none, or one is below a thousandth of all.
     """
     named = [split_weight(name) for name in ([data] if isinstance(data, str) else data)]
     datasets = [tars.find_tars(name, recipe) for name, _ in named]
@@ -273,9 +279,14 @@ def to_device(batch: Mapping[str, Any], device: torch.device | str) -> Batch:
     def move(value: Any) -> Any:  # noqa: ANN401 - whatever a view returns
         if isinstance(value, Pixels):
             return value.floats(device)
-        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        return _move(value, device) if isinstance(value, Tensor) else value
 
     return {name: move(value) for name, value in batch.items()}
+
+
+def _move(tensor: Tensor, device: torch.device | str) -> Tensor:
+    # What comes back to the processor must have arrived before it is read.
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu")
 
 
 def rank_and_world() -> tuple[int, int]:
