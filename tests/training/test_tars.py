@@ -46,7 +46,7 @@ def test_samples_are_found_where_they_were_written(tmp_path: Path) -> None:
 def test_tars_of_others_give_the_samples_that_webdataset_reads(tmp_path: Path) -> None:
     """With folders, metadata, names without an ending, one key in two folders, and a key that comes again."""
     names = (
-        "__meta__",
+        "__meta__/a.json",
         "./x/a.jpg",
         "./x/a.TXT",
         "./y/a.jpg",
