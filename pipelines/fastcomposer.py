@@ -49,7 +49,12 @@ class FastComposerConfig(BuildConfig):
     threshold: float | None = Field(
         default=None, description="lowest similarity of a match, -1 to 1; none: the preset's (the paper does not say)"
     )
-    min_area: float = Field(default=0.002, ge=0, le=1, description="smallest segment, as a share of the picture's area")
+    min_area: float = Field(
+        default=0.002,
+        ge=0,
+        le=1,
+        description="smallest mask of a phrase, as a share of the picture's area; smaller segments only join a union",
+    )
 
 
 def settle(config: FastComposerConfig, models: "Models", listing: "Listing") -> FastComposerConfig:
@@ -73,17 +78,18 @@ def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "
 
     assert config.threshold is not None
     segment: Step
+    join_plurals = config.plurals == "union"
     if listing.has_segments:
-        segment = SegmentPictures(None, config.min_area)
+        segment = SegmentPictures(None, config.min_area, join_plurals)
     elif config.segmenter == "sam":
         segment = SegmentEverything(models.sam, models.everything, config.min_area)
     else:
-        segment = SegmentPictures(models.segmenter, config.min_area)
+        segment = SegmentPictures(models.segmenter, config.min_area, join_plurals)
     return [
         ExtractPhrases(models.parser, config.expand_plurals),
         segment,
         ScoreSimilarity(config.similarity, models.clip),
-        MatchPhrases(config.threshold, config.plurals),
+        MatchPhrases(config.threshold, config.plurals, config.min_area),
     ]
 
 

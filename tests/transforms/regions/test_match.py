@@ -147,3 +147,30 @@ def test_the_transform_matches_each_example_by_itself() -> None:
     assert isinstance(reject, Reject)
     assert (reject.stage, reject.reason) == ("matches", Reason.NO_MATCH)
     assert reject.detail == "the best similarity is 0.200, the threshold 0.500"
+
+
+@pytest.mark.parametrize(
+    ("things", "plurals", "min_area", "expected"),
+    [
+        (1, "union", 0.01, None),
+        (1, "union", 0.006, [(0, ())]),
+        (None, "union", 0.01, [(0, (1,))]),
+        (None, "union", 0.012, None),
+        (2, "union", 0.01, [(0, (1,))]),
+        (None, "one", 0.01, None),
+    ],
+)
+def test_small_segments_are_matched_only_where_together_they_are_large_enough(
+    things: int | None, plurals: Plurals, min_area: float, expected: list[tuple[int, tuple[int, ...]]] | None
+) -> None:
+    herd = replace(
+        make_example(size=(100, 10)),
+        phrases=(replace(phrase("the cows", "cow"), things=things),),
+        segments=(segment("cow", 6), segment("cow", 5)),
+        similarity=((0.9, 0.8),),
+    )
+    if expected is None:
+        with pytest.raises(RecordError):
+            match_phrases(herd, 0.5, plurals, min_area)
+    else:
+        assert [(m.segment, m.others) for m in match_phrases(herd, 0.5, plurals, min_area).matches] == expected
