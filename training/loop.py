@@ -18,6 +18,7 @@ optimizer's moments are the only state.
 import contextlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -38,6 +39,7 @@ from torch.nn import Parameter
 from torchvision.utils import make_grid, save_image
 
 from schemas.errors import InputError, ModelError
+from schemas.machine import DEVICE
 from training.checkpoint import (
     complete_checkpoints,
     load_checkpoint,
@@ -171,7 +173,7 @@ def train(
 def this_process() -> PartialState:
     """Join the other processes of a launch, and return this one's rank, device and so on."""
     # On a machine without an accelerator, several processes join only if accelerate is set to use the CPU.
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=os.environ.get(DEVICE) == "cpu" or not torch.accelerator.is_available())
 
 
 def check_run(output: Path, intended: Mapping[str, Any], resume: bool) -> None:

@@ -158,10 +158,8 @@ def test_the_gate_that_refused_most_is_the_reason_and_all_are_told() -> None:
     small = [("mouse", thing((0, 80 + i, 10, 10))) for i in range(2)]
     reason, detail = refusal(("dog", thing(LEFT)), *small, ("cat", thing(RIGHT, score=0.2)))
     assert reason is Reason.SMALL_SUBJECT
-    assert (
-        detail
-        == "1 of 4 left, two names are asked for (dog); refused: mouse (small-subject), mouse (small-subject), cat (low-score)"
-    )
+    refused = "mouse (small-subject), mouse (small-subject), cat (low-score)"
+    assert detail == f"1 of 4 left, two names are asked for (dog); refused: {refused}"
     reason, detail = refusal(("mouse", small[0][1]), ("cat", thing(RIGHT, score=0.2)))
     assert reason is Reason.LOW_SCORE  # the earlier one of equals
     assert detail == "0 of 2 left, two names are asked for (none); refused: mouse (small-subject), cat (low-score)"
