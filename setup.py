@@ -1,4 +1,4 @@
-"""Subjectloom: one application of five importable packages."""
+"""Subjectloom: one application of five importable packages, and `subjectloom`, which names what others may import."""
 
 from pathlib import Path
 
@@ -48,11 +48,23 @@ setup(
     license="MIT AND CC-BY-SA-4.0",
     license_files=["LICENSE", "transforms/models/sample/parser/LICENSE.txt"],
     keywords=["apache-beam", "webdataset", "text-to-image", "subject-driven generation", "segmentation", "matting"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
     python_requires=">=3.11",
     packages=find_packages(
         include=[
             f"{name}{dots}"
-            for name in ("schemas", "transforms", "pipelines", "training", "jobs")
+            for name in ("subjectloom", "schemas", "transforms", "pipelines", "training", "jobs")
             for dots in ("", ".*")
         ]
     ),
@@ -87,5 +99,5 @@ setup(
         # `make groundingdino` installs both in an environment on top of one that has the rest.
         "groundingdino": ["groundingdino-py==0.4.0", "transformers>=4.57.6,<5"],
     },
-    entry_points={"console_scripts": ["subjectloom = jobs.main:main"]},
+    entry_points={"console_scripts": ["subjectloom = subjectloom.__main__:main"]},
 )

@@ -225,7 +225,7 @@ def train(
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
-    """Train on a dataset. Several processes: torchrun --nproc_per_node N -m jobs.main train ..."""
+    """Train on a dataset. Several processes: torchrun --nproc_per_node N -m subjectloom train ..."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     use_machine(threads, device, processes, small_models=preset == "sample" and model is None)
     check_recipe(recipe)
