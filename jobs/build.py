@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import apache_beam as beam
@@ -75,6 +75,9 @@ def build(request: Request, console: Console) -> DatasetInfo:
         keys=request.keys,
     )
     chunks = listing.chunks
+    if request.config.captions == "all":
+        # How many samples the captions of a picture make is known only when they are read.
+        chunks = tuple(replace(chunk, expected=None) for chunk in chunks)
     config = recipe.settle(request.config, models, listing)
     steps, cut = recipe.steps(config, models, listing), recipe.cut(config)
     job = describe_job(request.recipe, config, steps)

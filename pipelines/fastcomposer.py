@@ -75,6 +75,7 @@ def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "
     from transforms.regions.segment import SegmentEverything, SegmentPictures
     from transforms.regions.similarity import ScoreSimilarity
     from transforms.text.phrases import ExtractPhrases
+    from transforms.text.several_captions import KeepMostLinked, TakeCaptions
 
     assert config.threshold is not None
     segment: Step
@@ -86,10 +87,12 @@ def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "
     else:
         segment = SegmentPictures(models.segmenter, config.min_area, join_plurals)
     return [
+        TakeCaptions(config.captions),
         ExtractPhrases(models.parser, config.expand_plurals),
         segment,
         ScoreSimilarity(config.similarity, models.clip),
         MatchPhrases(config.threshold, config.plurals, config.min_area),
+        *([KeepMostLinked()] if config.captions == "most-linked" else []),
     ]
 
 
