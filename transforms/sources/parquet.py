@@ -1,10 +1,10 @@
 """Parquet files with pictures: a column of encoded images and a column of captions.
 
 The first column whose name is in `IMAGE_COLUMNS` and whose type is bytes is taken, or the struct {"bytes", "path"} of
-Hugging Face `datasets`; the first in `CAPTION_NAMES` that is text, and where it is null or empty the next one. Columns
-of lists of text, several captions of each picture, come after those of text.
-All of Arrow's types of text and bytes are read (large, views, dictionaries). Without a key column, the key of a row is
-the file's name and the row's number.
+Hugging Face `datasets`; the first in `CAPTION_COLUMNS` that is text, and where it is null or empty the next one.
+Columns of lists of text, several captions of each picture, come after those of text. All of Arrow's types of text and
+bytes are read (large, views, dictionaries). Without a key column, the key of a row is the file's name and the row's
+number.
 """
 
 from collections import Counter
@@ -23,7 +23,6 @@ from transforms.batch import Outcome, check_blame
 from transforms.files import open_file
 from transforms.sources.files import File
 from transforms.sources.records import (
-    CAPTION_NAMES,
     STAGE,
     Chunk,
     Group,
@@ -36,6 +35,7 @@ from transforms.sources.records import (
 )
 
 IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "jpeg", "png", "webp")
+CAPTION_COLUMNS = ("caption", "text", "captions")
 KEY_COLUMNS = ("key", "id", "__key__")
 
 ROWS_PER_ITEM = 64
@@ -241,7 +241,7 @@ def choose_columns(schema: pa.Schema, name: str) -> Columns:
     chosen = []
     tests: Sequence[tuple[str, Sequence[str], Sequence[Callable[[pa.DataType], bool]], str]] = (
         ("images", IMAGE_COLUMNS, [_is_image], "the bytes of encoded images"),
-        ("captions", CAPTION_NAMES, [_is_caption, _are_captions], "text"),
+        ("captions", CAPTION_COLUMNS, [_is_caption, _are_captions], "text"),
     )
     for what, names, fits, meant in tests:
         named = [column for column in names if column in schema.names]

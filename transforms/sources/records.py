@@ -21,9 +21,6 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "
 OTHER_EXTENSIONS = ("heic", "heif", "jxl", "jp2", "psd", "tga", "ppm")
 """Extensions of pictures that are not decoded, unless their content is another's: they become rejects."""
 
-CAPTION_NAMES = ("caption", "text", "captions")
-"""Names of captions in metadata and tables; the first whose value is not empty is taken."""
-
 MAX_CAPTION = 2_000
 """Most characters of a caption: a longer text is an article, or an error of the scraper."""
 
@@ -233,7 +230,9 @@ def parse_metadata(data: bytes) -> dict[str, Any]:
 
 def caption_of(fields: dict[str, Any]) -> object:
     """The caption in a metadata object, or a list of several: its `caption`, else its `text`, else its `captions`."""
-    return first_caption(*(fields.get(name) for name in CAPTION_NAMES))
+    captions = fields.get("captions")  # may be anything, as a count: only the first two names are a caption's own
+    several = captions if isinstance(captions, (str, list)) else None
+    return first_caption(fields.get("caption"), fields.get("text"), several)
 
 
 def source_of(fields: dict[str, Any], uri: str) -> Source:
