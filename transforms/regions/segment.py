@@ -29,17 +29,16 @@ def keep_segments(
 ) -> Example:
     """Give the example those of `segments` that cover at least `min_area` of the picture, a share in [0, 1].
 
-    With `join_plurals`, if the example has a phrase for several things ("a herd of cows"), smaller segments are kept
-    where all those of their class together cover as much.
+    With `join_plurals`, smaller segments are kept where all those of their class together cover as much: a phrase for
+    several things ("a herd of cows") names them all.
 
     Raises:
         RecordError: NO_SEGMENT, none is left.
     """
     smallest = min_area * example.width * example.height
     areas = Counter[str]()
-    if join_plurals and any(phrase.things != 1 for phrase in example.phrases):
-        for segment in segments:
-            areas[segment.label] += segment.area
+    for segment in segments if join_plurals else ():
+        areas[segment.label] += segment.area
     kept = tuple(s for s in segments if s.area and max(s.area, areas[s.label]) >= smallest)
     if not kept:
         found = f"{len(segments)} found, all smaller than {min_area:.2%} of the picture" if segments else "none found"
