@@ -125,7 +125,10 @@ def build(
     from jobs.build import build as run_build
     from jobs.report.page import write_report
 
-    request = Request(recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys)
+    debug = "--debug" in sys.argv
+    request = Request(
+        recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys, debug
+    )
     info = run_build(request, out)
     report = write_report(output)
     print_books(info.counts.model_dump(), info.seconds)

@@ -19,7 +19,7 @@ from schemas.errors import InputError
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.batch import Outcome, check_blame
+from transforms.batch import check_blame
 from transforms.files import open_file
 from transforms.sources.files import File
 from transforms.sources.records import (
@@ -27,7 +27,7 @@ from transforms.sources.records import (
     Chunk,
     Group,
     Item,
-    attempt,
+    Unloaded,
     first_caption,
     refuse,
     source_of,
@@ -87,7 +87,7 @@ class Rows:
         """The file's stamp, and which rows and columns are read."""
         return f"{self.file.stamp} {self.columns} {self.start} {self.stop} {sorted(self.duplicates)}"
 
-    def read(self) -> Iterator[Outcome]:
+    def read(self) -> Iterator[Unloaded | Reject]:
         """Yield a record per row."""
         done = self.start
         try:
@@ -115,14 +115,14 @@ class Rows:
                     if number >= self.stop:
                         return
 
-    def _record(self, number: int, row: Mapping[str, pa.Scalar]) -> Outcome:
+    def _record(self, number: int, row: Mapping[str, pa.Scalar]) -> Unloaded | Reject:
         raw = _value_or_none(row[self.columns.key]) if self.columns.key else None
         key, uri = row_key(self.file, number, raw), self._uri(number)
         if number in self.duplicates:
             return refuse(
                 key, uri, Reason.DUPLICATE_KEY, f"row {number} of {self.file.name}: an earlier row has its key"
             )
-        return attempt(key, uri, lambda: self._load(key, uri, row))
+        return Unloaded(key, uri, lambda: self._load(key, uri, row))
 
     def _load(self, key: str, uri: str, row: Mapping[str, pa.Scalar]) -> Example:
         image = row[self.columns.image]

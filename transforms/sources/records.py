@@ -25,6 +25,15 @@ MAX_CAPTION = 2_000
 """Most characters of a caption: a longer text is an article, or an error of the scraper."""
 
 
+@dataclass(frozen=True)
+class Unloaded:
+    """A record that is not loaded yet: its key, the address of its picture, and what loads it (see `attempt`)."""
+
+    key: str
+    uri: str
+    load: Callable[[], Example]
+
+
 class Item(Protocol):
     """Inputs of one shard that a worker reads in one go."""
 
@@ -32,8 +41,8 @@ class Item(Protocol):
     def stamp(self) -> str:
         """A text that changes whenever the records that are read from it do."""
 
-    def read(self) -> Iterator[Outcome]:
-        """Yield its records, always the same in the same order; a bad record is a reject."""
+    def read(self) -> Iterator[Unloaded | Reject]:
+        """Yield its records, always the same in the same order; one that cannot be loaded is a reject."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +100,10 @@ class Group:
         """Every entry's stamp."""
         return "\n".join(repr(entry) if isinstance(entry, Reject) else entry.stamp for entry in self.entries)
 
-    def read(self) -> Iterator[Outcome]:
+    def read(self) -> Iterator[Unloaded | Reject]:
         """Yield a record per entry."""
         for entry in self.entries:
-            yield entry if isinstance(entry, Reject) else attempt(entry.key, entry.uri, entry.load)
+            yield entry if isinstance(entry, Reject) else Unloaded(entry.key, entry.uri, entry.load)
 
 
 def cut_entries(entries: Sequence[Entry | Reject], samples_per_shard: int, batch_size: int) -> list[Chunk]:

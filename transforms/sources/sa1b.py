@@ -25,12 +25,11 @@ import pyarrow.parquet as pq
 from schemas.errors import InputError, RecordError
 from schemas.example import Example, Segment, Source
 from schemas.rejects import Reason, Reject
-from transforms.batch import Outcome
 from transforms.files import exists, join, open_file, read_file
 from transforms.sources.coco_masks import check_left_out, check_size, decode_segmentation, mismatch
 from transforms.sources.files import File
 from transforms.sources.parquet import is_text, values_of
-from transforms.sources.records import Chunk, attempt, is_empty, to_example
+from transforms.sources.records import Chunk, Unloaded, is_empty, to_example
 from transforms.sources.webdataset import Tar, TarSample, picture_of, prefixes, take_tars
 
 LABEL = "object"
@@ -75,13 +74,13 @@ class AnnotatedTar:
         """The tar's stamp and the captions'."""
         return f"{self.tar.stamp} {self.captions.stamp}"
 
-    def read(self) -> Iterator[Outcome]:
+    def read(self) -> Iterator[Unloaded | Reject]:
         """Yield a record per picture, and a reject where the tar breaks off."""
         for sample in self.tar.samples():
             yield sample if isinstance(sample, Reject) else self._record(sample)
 
-    def _record(self, sample: TarSample) -> Outcome:
-        return attempt(sample.key, sample.uri, lambda: load(sample, self.captions))
+    def _record(self, sample: TarSample) -> Unloaded:
+        return Unloaded(sample.key, sample.uri, lambda: load(sample, self.captions))
 
 
 def is_published(file: File) -> bool:
