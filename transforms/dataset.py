@@ -3,6 +3,7 @@
     OUT/.subjectloom/job.json              written first: marks the folder as ours, and states what is built
     OUT/RECIPE-000000.tar                  a shard
     OUT/.subjectloom/part-000000.parquet   its books, written after it: mark the shard as done
+    OUT/.subjectloom/round.json            the shards that a process is making (jobs.rescue)
     OUT/index.parquet, rejects.parquet     made from the parts
     OUT/dataset.json                       written last: the dataset is finished
 
