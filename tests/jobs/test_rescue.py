@@ -14,6 +14,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import Generator, default_rng
@@ -90,8 +91,7 @@ class Reading:
 
     def read(self) -> Iterator[Unloaded | Reject]:
         for record in self.item.read():
-            deadly = isinstance(record, Unloaded) and record.key == "001"
-            yield replace(record, load=exit_7) if deadly else record
+            yield replace(record, load=exit_7) if isinstance(record, Unloaded) and record.key == "001" else record
 
 
 def exit_7() -> Example:
@@ -187,15 +187,20 @@ def test_a_resumed_build_begins_with_the_round_in_which_its_process_died(
 def test_a_build_that_fails_without_dying_leaves_no_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def fail(part: BuildDataset, _: object) -> None:
-        assert (Path(part.output) / ".subjectloom" / "round.json").exists()
-        raise error
+    def fail(part: BuildDataset, options: PipelineOptions) -> None:
+        assert note.exists()
+        if 1 in part.fingerprints:
+            raise error
+        run(part, options)
 
-    source = pictures(tmp_path / "pictures", ["a dog"])
+    note = tmp_path / "out" / ".subjectloom" / "round.json"
+    source = pictures(tmp_path / "pictures", ["a dog", "a cat"])
+    monkeypatch.setattr(jobs.build, "SHARDS_PER_ROUND", 1)
     monkeypatch.setattr(jobs.build, "run", fail)
     with pytest.raises(type(error)):
         build(request(source, tmp_path / "out", 1), QUIET)
-    assert not (tmp_path / "out" / ".subjectloom" / "round.json").exists()
+    assert (tmp_path / "out" / "captioned-000000.tar").exists()
+    assert not note.exists()
 
 
 def test_a_remote_runner_that_fails_is_one_line_that_names_the_shards(
