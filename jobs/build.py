@@ -21,6 +21,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from jobs.likeness import check_likeness
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import LOCAL_RUNNER, WorkerDiedError, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
@@ -40,12 +41,17 @@ SHARDS_PER_ROUND = 4
 """Shards in a round, per local worker. Each round loads the models again, which takes seconds; four thousand JPEGs take
 some hundred megabytes."""
 
+SMALL = "small, trained on sample scenes only; use --preset hub for photographs"
 AGAIN = "each of them is made again in a process of its own"
 
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of one `subjectloom build`; `debug` shows what Beam prints when a worker dies."""
+    """Arguments of one `subjectloom build`.
+
+    `debug` shows what Beam prints when a worker dies; with `doubts_preset`, small models are refused for photographs;
+    `replaced` are the kinds of models that are not the preset's own.
+    """
 
     recipe: str
     source: str
@@ -59,6 +65,8 @@ class Request:
     beam_options: tuple[str, ...] = ()
     keys: str = "first-dot"
     debug: bool = False
+    doubts_preset: bool = False
+    replaced: tuple[str, ...] = ()
 
 
 def build(request: Request, console: Console) -> DatasetInfo:
@@ -87,6 +95,9 @@ def build(request: Request, console: Console) -> DatasetInfo:
     config = recipe.settle(request.config, models, listing)
     steps, cut = recipe.steps(config, models, listing), recipe.cut(config)
     job = describe_job(request.recipe, config, steps)
+    if unused := [kind for kind in request.replaced if kind not in job.models]:
+        used = ", ".join(job.models) or "none"
+        raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
     stamps = "".join(step.stamp() for step in steps)
     fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, job) for chunk in chunks}
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
@@ -97,6 +108,10 @@ def build(request: Request, console: Console) -> DatasetInfo:
         missing = [chunk for chunk in chunks if chunk.shard not in done]
         if len(missing) < len(chunks):
             console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
+        if small := job.small_models():
+            console.print(f"models   {', '.join(small)}: {SMALL}", soft_wrap=True, markup=False, highlight=False)
+            if request.doubts_preset and missing:
+                check_likeness(missing[0])
         with progress_bar(console, missing) as progress:
             whole = BuildDataset(
                 recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress

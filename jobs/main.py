@@ -95,8 +95,12 @@ def build(
         str, typer.Option(help="Where keys in tars end: first-dot (WebDataset's rule) or last-dot of a name.")
     ] = "first-dot",
     preset: Annotated[
-        str, typer.Option(help="Models: sample (small, in the package) or hub (published, downloaded).")
-    ] = "sample",
+        str | None,
+        typer.Option(
+            help="Models: sample (small, in the package) or hub (published, downloaded). By default sample, which is "
+            "refused for photographs."
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,27 +120,24 @@ def build(
     from pipelines import RECIPES
     from transforms.models.presets import resolve
 
-    use_machine(threads, device, local_workers(context.obj), small_models=preset == "sample")
+    use_machine(threads, device, local_workers(context.obj), small_models=preset != "hub")
     check_recipe(recipe)
     fields = read_config(RECIPES[recipe].config, config, settings or [])
-    models = resolve(preset, parse_overrides(model or []))
+    overrides = parse_overrides(model or [])
+    models = resolve(preset or "sample", overrides)
     check_source(source)
     from jobs.build import Request
     from jobs.build import build as run_build
     from jobs.report.page import write_report
 
-    debug = "--debug" in sys.argv
     request = Request(
-        recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys, debug
-    )
+        recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys,
+        debug="--debug" in sys.argv, doubts_preset=preset is None, replaced=tuple(overrides),
+    )  # fmt: skip
     info = run_build(request, out)
     report = write_report(output)
     print_books(info.counts.model_dump(), info.seconds)
     out.print(f"dataset  {output}\nreport   {report}", soft_wrap=True)
-    small = [kind for kind, used in info.models.items() if used.name.startswith("sample/") and kind != "parser"]
-    if small:
-        names = ", ".join(small)
-        print_lines(f"models   {names}: small, trained on sample scenes only; use --preset hub for photographs")
     if not info.counts.written:
         raise SubjectloomError(f"nothing was written: all {info.counts.read} records were rejected, see {report}")
 

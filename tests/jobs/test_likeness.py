@@ -1,16 +1,16 @@
 """Photographs are told from sample scenes by the sample segmenter."""
 
-from dataclasses import replace
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from jobs.likeness import PICTURES, first_pictures, look_like_scenes
-from jobs.scenes import scene_of, write_scenes
-from schemas.example import Example
-from schemas.images import encode_jpeg, to_stored_jpeg
-from tests.examples import make_example
+from jobs.likeness import PICTURES, is_rich, look_like_photographs, read_pictures
+from jobs.scenes import scene_of
+from tests.jobs.conftest import Run
 from tests.paths import SHARED
 from transforms.listing import list_source
 
@@ -19,36 +19,61 @@ GROUPS = 4
 """Groups of pictures that are judged, of each kind."""
 
 
-def example(jpeg: bytes) -> Example:
-    stored, pixels = to_stored_jpeg(jpeg)
-    return replace(make_example(), image=stored, width=pixels.shape[1], height=pixels.shape[0])
-
-
-def test_groups_of_scenes_look_like_scenes() -> None:
+def test_groups_of_scenes_do_not_look_like_photographs() -> None:
     for group in range(GROUPS):
-        pictures = [
-            scene_of(77, group * PICTURES + i, size).image for i, size in enumerate((256, 256, 256, 256, 320, 192))
-        ]
-        assert look_like_scenes([example(encode_jpeg(picture)) for picture in pictures]), group
+        sizes = (256, 256, 256, 256, 320, 192)
+        pictures = [np.array(scene_of(77, group * PICTURES + i, size).image) for i, size in enumerate(sizes)]
+        assert all(map(is_rich, pictures))
+        assert not look_like_photographs(pictures), group
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="needs shared/real/tiny_coco")
-def test_groups_of_photographs_do_not() -> None:
+def test_groups_of_photographs_do() -> None:
     paths = sorted(PHOTOGRAPHS.glob("*.jpg"))
     for group in range(GROUPS):
-        pictures = [example(path.read_bytes()) for path in paths[group * PICTURES : (group + 1) * PICTURES]]
-        assert not look_like_scenes(pictures), group
+        chosen = paths[group * PICTURES : (group + 1) * PICTURES]
+        assert look_like_photographs([np.array(Image.open(path).convert("RGB")) for path in chosen]), group
 
 
-def test_noise_does_not_and_nothing_is_no_photograph() -> None:
+def test_nothing_is_said_of_drawings_and_small_pictures() -> None:
+    flat = np.full((256, 256, 3), 90, np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
-    assert not look_like_scenes([example(encode_jpeg(noise))])
-    assert look_like_scenes([])
+    assert [is_rich(picture) for picture in (flat, noise, noise[:95], noise[:100, :100] // 64)] == [
+        False, True, False, False,
+    ]  # fmt: skip
+    assert not look_like_photographs([flat])
+    assert not look_like_photographs([])
 
 
-def test_the_first_pictures_are_read_and_bad_ones_left_out(tmp_path: Path) -> None:
-    list(write_scenes(tmp_path / "scenes", PICTURES + 2, seed=0))
-    pictures = tmp_path / "scenes" / "images"
-    (pictures / "000000.jpg").write_bytes(b"no picture")
-    chunks = list_source(str(pictures), None, samples_per_shard=4, batch_size=2, limit=None).chunks
-    assert [record.key for record in first_pictures(chunks)] == [f"{i:06d}" for i in range(1, PICTURES + 1)]
+class Deadly:
+    """An item whose reading kills the process."""
+
+    stamp = ""
+
+    def read(self) -> NoReturn:
+        os._exit(9)
+
+
+def test_pictures_are_read_in_a_child_and_bad_ones_left_out(tmp_path: Path) -> None:
+    for i in range(PICTURES + 2):
+        Image.new("RGB", (10 + i, 8)).save(tmp_path / f"{i}.jpg")
+        (tmp_path / f"{i}.txt").write_text("a dog")
+    (tmp_path / "1.jpg").write_bytes(b"no picture")
+    (chunk,) = list_source(str(tmp_path)).chunks
+    assert [picture.shape[1] for picture in read_pictures(chunk)] == [10, 12, 13, 14, 15, 16]
+    object.__setattr__(chunk, "items", (Deadly(),))
+    assert read_pictures(chunk) == []
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="needs shared/real/tiny_coco")
+def test_a_build_of_photographs_is_refused_unless_the_preset_is_written_out(tmp_path: Path, run: Run) -> None:
+    for path in sorted(PHOTOGRAPHS.glob("*.jpg"))[:PICTURES]:
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / path.name).write_bytes(path.read_bytes())
+        (tmp_path / "in" / path.name).with_suffix(".txt").write_text("a person")
+    command = ("build", "fastcomposer", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"))
+    code, error = run(*command)
+    assert code == 1
+    assert "look like photographs" in error
+    assert not list((tmp_path / "out").glob("*"))
+    assert "look like photographs" not in run(*command, "--preset", "sample")[1]
