@@ -21,7 +21,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,6 +59,7 @@ class RunConfig(LoadConfig):
     learning_rate: float = Field(default=1e-5, gt=0, description="of AdamW, constant after the warmup")
     warmup: int = Field(default=500, ge=0, description="steps in which the learning rate rises from 0")
     weight_decay: float = Field(default=0.01, ge=0, description="of AdamW")
+    decay_all: bool = Field(default=True, description="weight decay applies to norms and biases too")
     clip: float = Field(default=1.0, gt=0, description="gradients of a larger norm are scaled down to this one")
     average: float = Field(default=0.9999, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
     precision: Literal["no", "bf16"] = Field(default="no", description="mixed precision")
@@ -205,6 +206,15 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
+def decay_groups(parameters: Iterable[Parameter], config: RunConfig) -> list[dict[str, Any]]:
+    """Sort parameters into an optimizer's groups by weight decay. Norms and biases are those with a single axis."""
+    groups: dict[float, list[Parameter]] = {}
+    for parameter in parameters:
+        decay = config.weight_decay if config.decay_all or parameter.ndim > 1 else 0.0
+        groups.setdefault(decay, []).append(parameter)
+    return [{"params": members, "weight_decay": decay} for decay, members in groups.items()]
+
+
 @dataclass
 class _Trainer:
     """The state of a run: weights, their moving average, the optimizer's moments."""
@@ -220,7 +230,7 @@ class _Trainer:
     @classmethod
     def of(cls, model: Trainable, config: RunConfig, accelerator: Accelerator) -> "_Trainer":
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        optimizer = torch.optim.AdamW(list(names), lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(decay_groups(names, config), lr=config.learning_rate)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         average = EMAModel(list(names), decay=config.average)
