@@ -336,21 +336,27 @@ def test_two_processes_train_one_model_and_resume_together(vae: Path, tmp_path: 
     assert train_both("broken", 4) == whole
 
 
-def test_fine_tuning_takes_the_published_steps(vae: Path, tmp_path: Path) -> None:
+def test_fine_tuning_takes_the_published_steps_also_if_it_is_resumed(vae: Path, tmp_path: Path) -> None:
     """By hand: LAVIS' loss on texts without padding, its initial prompt, its optimizer, and a constant rate."""
-    config = Config(finetune=True, template="released", steps=3, learning_rate=1e-3, weight_decay=0.5)
-    model, peer = (Model(tiny_blip_parts(vae), config) for _ in range(2))
+    config = Config(
+        finetune=True, template="released", steps=3, learning_rate=1e-3, weight_decay=0.5, checkpoint_every=2
+    )
+    interrupted, model, peer = (Model(tiny_blip_parts(vae), config) for _ in range(3))
     batch = tiny_pairs(model.parts, ["ball", "ball"])
     for name, text in (("input_ids", 0), ("subject_prompt_mask", 1)):
         filled = fill_template("", "ball", model.tokenizer, "released")[text]
         batch[name] = torch.tensor([filled] * 2)
-    prepare(model, [batch], config)
+    for each in (interrupted, model):
+        prepare(each, [batch], config)
 
     def repeated(_: int) -> Iterator[dict[str, Any]]:
         while True:
             yield batch
 
-    metrics = list(train(model, repeated, config, tmp_path / "run"))
+    running = train(interrupted, repeated, config, tmp_path / "run")
+    metrics = [next(running), next(running)]
+    running.close()
+    metrics += train(model, repeated, config, tmp_path / "run", resume=True)
     assert [line["learning_rate"] for line in metrics] == [1e-3] * 3
 
     start = deepcopy(peer.unet)
