@@ -21,11 +21,8 @@ QUERIES = 16
 """Embeddings of a subject prompt. The paper found that 32 overwhelm the text."""
 SUBJECT_LENGTH = 16
 """Tokens of a subject's text for the Q-Former, start and end included; a longer text is cut."""
-
-
 Template = Literal["paper", "released"]
 """Where the subject prompt stands: `[caption], the [subject] is [prompt]`, or `a [prompt] [subject] [caption]`."""
-
 FINE_TUNING = {
     "steps": 40,
     "batch": 3,
