@@ -23,7 +23,6 @@ def test_groups_of_scenes_do_not_look_like_photographs() -> None:
     for group in range(GROUPS):
         sizes = (256, 256, 256, 256, 320, 192)
         pictures = [np.array(scene_of(77, group * PICTURES + i, size).image) for i, size in enumerate(sizes)]
-        assert all(map(is_rich, pictures))
         assert not look_like_photographs(pictures), group
 
 
