@@ -105,12 +105,12 @@ def test_training_the_text_encoders_leaves_out_what_no_output_depends_on(parts: 
 
 def test_captioned_training_lowers_the_loss_and_the_model_is_loaded_again(parts: Parts, tmp_path: Path) -> None:
     batch = batch_of(parts)
-    config = Config(steps=12, batch=2, learning_rate=3e-3, warmup=0, average=0.0, train_encoders=True)
+    config = Config(steps=6, batch=2, learning_rate=3e-3, warmup=0, average=0.0, train_encoders=True)
     model = Model(parts, config)
     draws = model.draw(batch, np.random.default_rng(1))
     with torch.no_grad():
         before = model(batch, draws)["loss"]
-    list(train(model, lambda _: iter([batch] * 12), config, tmp_path / "run"))
+    list(train(model, lambda _: iter([batch] * 6), config, tmp_path / "run"))
     with torch.no_grad():
         after = model(batch, draws)["loss"]
         assert after < 0.9 * before

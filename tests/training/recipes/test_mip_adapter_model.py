@@ -393,7 +393,6 @@ def test_sampling_depends_only_on_noise_text_and_references(parts: Parts) -> Non
 
 
 def test_guidance_moves_away_from_empty_texts_without_pictures(either: Parts) -> None:
-    """The published code averages relevance over as many tokens of the empty name as the name has words."""
     model = Model(either, Config(scale=0.5))
     batch = tiny_objects(either, [[True, True]])
     empty = {
@@ -402,6 +401,8 @@ def test_guidance_moves_away_from_empty_texts_without_pictures(either: Parts) ->
         "image_kept": torch.tensor([False]),
         "object_input_ids": name_tokens(["", ""], either.tokenizers)[0][None],
     }
+    # Dropped references are all alike, so that the picture does not depend on their names.
+    assert torch.equal(model.unconditional(batch)["object_input_ids"], empty["object_input_ids"])
     halves = []
     for half in (empty, batch):
         conditions = model.conditions({**half, "sizes": torch.tensor([[64, 64, 0, 0, 64, 64]])})
