@@ -16,6 +16,7 @@ from schemas.samples.mip_adapter import FORMAT
 from tests.datasets import box_mask, write_dataset
 from tests.training.models import save_tiny_autoencoder, tiny_xl_parts
 from tests.training.pairs import jpeg_of, pixels_of
+from training.diffusion import LatentDiffusion
 from training.recipes.mip_adapter import Adapter, Parts, name_tokens, small
 from training.small import SIDE, WIDTH, seeded, small_image_config
 from training.tokenizer import tokenize
@@ -122,3 +123,9 @@ def tiny_objects(
         "object_bbox": boxes * valid_objects[..., None],
         "skipped": [],
     }
+
+
+def loss_of(model: LatentDiffusion, batch: dict[str, Any]) -> float:
+    """The loss of a batch, always with the same draws."""
+    with torch.no_grad():
+        return float(model(batch, model.draw(batch, np.random.default_rng(1)))["loss"])

@@ -12,8 +12,8 @@ encoders.
 
 As in the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes and is not
 mirrored, references have a white background, holes of their masks are filled, and the text of each is the single word
-that names its object; where guidance leads away from, captions and names are empty. Different from it, gradients are
-clipped.
+that names its object. In sampling, captions and names are empty in the unconditional half of the batch. Unlike the
+published trainer, the loop clips gradients (field `clip`).
 
 A batch holds
 
@@ -264,14 +264,14 @@ def load_adapter(path: str | Path, unet: UNet2DConditionModel) -> Adapter:
     A plain IP-Adapter has no predictor; it starts with random weights.
 
     Raises:
-        ValueError: the file holds no IP-Adapter, or one of another U-Net, or one trained by another formula.
+        ValueError: the file holds no IP-Adapter, or one of another U-Net or of an earlier version.
     """
     try:
         weights = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if any(".predictor." in name for name in weights):
-        raise ValueError(f"{path} was trained by a merge that weighted references otherwise: it must be trained anew")
+        raise ValueError(f"{path} is of an earlier version, which weighted references differently: train it again")
     projection = weights.get("image_proj.proj.weight", torch.empty(1, 1))
     adapter = Adapter(unet, projection.shape[1], max(1, len(projection) // unet.config.cross_attention_dim))
     expected = adapter.state_dict()
