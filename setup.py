@@ -1,4 +1,4 @@
-"""Subjectloom: one application of five importable packages."""
+"""Subjectloom: one application of five importable packages, and `subjectloom`, which names what others may import."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ SHARED = [
     "pyyaml>=6.0",
     "rich>=14.0",
     "safetensors>=0.6",
+    "scipy>=1.15",
     "torch>=2.8",
     "torchvision>=0.23",
     "transformers>=5.0",
@@ -26,7 +27,6 @@ BUILD = [
     "numba>=0.61",
     "open_clip_torch>=3.3",
     "pymatting>=1.1.14",
-    "scipy>=1.15",
     "segment-anything>=1.0",
     "spacy>=3.8,<4",
     "thinc>=8.3",
@@ -49,11 +49,23 @@ setup(
     license="MIT AND CC-BY-SA-4.0",
     license_files=["LICENSE", "transforms/models/sample/parser/LICENSE.txt"],
     keywords=["apache-beam", "webdataset", "text-to-image", "subject-driven generation", "segmentation", "matting"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
     python_requires=">=3.11",
     packages=find_packages(
         include=[
             f"{name}{dots}"
-            for name in ("schemas", "transforms", "pipelines", "training", "jobs")
+            for name in ("subjectloom", "schemas", "transforms", "pipelines", "training", "jobs")
             for dots in ("", ".*")
         ]
     ),
@@ -90,5 +102,5 @@ setup(
         # `make groundingdino` installs both in an environment on top of one that has the rest.
         "groundingdino": ["groundingdino-py==0.4.0", "transformers>=4.57.6,<5"],
     },
-    entry_points={"console_scripts": ["subjectloom = jobs.main:main"]},
+    entry_points={"console_scripts": ["subjectloom = subjectloom.__main__:main"]},
 )

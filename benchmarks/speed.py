@@ -9,6 +9,7 @@ on the same pictures, one after the other. Compare the ratio between machines, n
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from transforms.models.parser import load_parser, parse_captions
 from transforms.models.presets import Models, resolve
 from transforms.models.segmenter import load_segmenter
 from transforms.regions.match import match_phrases
-from transforms.regions.segment import add_segments
+from transforms.regions.segment import add_segments, keep_segments
 from transforms.regions.similarity import add_clip_similarity
 from transforms.text.phrases import add_phrases
 
@@ -36,6 +37,7 @@ def one_at_a_time(pictures: Path, models: Models, config: FastComposerConfig) ->
     """Run all models on each picture alone; return how many pictures matched, and the seconds without loading."""
     assert models.segmenter is not None
     parser, segmenter, clip = load_parser(models.parser), load_segmenter(models.segmenter), load_clip(models.clip)
+    keep = partial(keep_segments, min_area=config.min_area, join_plurals=True)
     matched = 0
     started = time.perf_counter()
     for path in sorted(pictures.glob("*.jpg")):
@@ -46,9 +48,9 @@ def one_at_a_time(pictures: Path, models: Models, config: FastComposerConfig) ->
         try:
             (parse,) = parse_captions(parser, [caption])
             example = add_phrases(example, parse, plurals=config.expand_plurals)
-            (example,) = add_segments(segmenter, [example], config.min_area)
+            (example,) = add_segments(segmenter, [example], keep)
             (example,) = add_clip_similarity(clip, [example], with_labels=False)
-            match_phrases(example, models.thresholds[config.similarity])
+            match_phrases(example, models.thresholds[config.similarity], config.plurals, config.min_area)
             matched += 1
         except RecordError:
             continue

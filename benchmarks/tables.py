@@ -26,6 +26,7 @@ NAMES = (
     "blip_diffusion",
     "speed",
     "startup",
+    "contention",
     "matting",
     "loader",
     "localization_cost",

@@ -2,24 +2,28 @@
 
 The local runner passes everything through memory and finishes a pipeline only as a whole. So on a laptop the
 shards are made in rounds, a pipeline each: a job that is killed loses at most one round, and memory holds no
-more than that. Other runners get one pipeline.
+more than that. A round that kills a process is made again by `jobs.rescue`. Other runners get one pipeline.
 """
 
 import argparse
 import logging
+import os
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 
-import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from jobs.likeness import check_likeness
+from jobs.rescue import forget_round, noted_shards, noting_round, rescue
+from jobs.run import LOCAL_RUNNER, WorkerDiedError, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
 from pipelines.recipe import BuildConfig
@@ -37,10 +41,17 @@ SHARDS_PER_ROUND = 4
 """Shards in a round, per local worker. Each round loads the models again, which takes seconds; four thousand JPEGs take
 some hundred megabytes."""
 
+SMALL = "small, trained on sample scenes only; use --preset hub for photographs"
+AGAIN = "each of them is made again in a process of its own"
+
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of one `subjectloom build`."""
+    """Arguments of one `subjectloom build`.
+
+    `debug` shows what Beam prints when a worker dies; with `doubts_preset`, small models are refused for photographs;
+    `replaced` are the kinds of models that are not the preset's own.
+    """
 
     recipe: str
     source: str
@@ -53,6 +64,9 @@ class Request:
     resume: bool = False
     beam_options: tuple[str, ...] = ()
     keys: str = "first-dot"
+    debug: bool = False
+    doubts_preset: bool = False
+    replaced: tuple[str, ...] = ()
 
 
 def build(request: Request, console: Console) -> DatasetInfo:
@@ -75,9 +89,15 @@ def build(request: Request, console: Console) -> DatasetInfo:
         keys=request.keys,
     )
     chunks = listing.chunks
+    if request.config.captions == "all":
+        # How many samples the captions of a picture make is known only when they are read.
+        chunks = tuple(replace(chunk, expected=None) for chunk in chunks)
     config = recipe.settle(request.config, models, listing)
     steps, cut = recipe.steps(config, models, listing), recipe.cut(config)
     job = describe_job(request.recipe, config, steps)
+    if unused := [kind for kind in request.replaced if kind not in job.models]:
+        used = ", ".join(job.models) or "none"
+        raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
     stamps = "".join(step.stamp() for step in steps)
     fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, job) for chunk in chunks}
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
@@ -88,17 +108,82 @@ def build(request: Request, console: Console) -> DatasetInfo:
         missing = [chunk for chunk in chunks if chunk.shard not in done]
         if len(missing) < len(chunks):
             console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
+        if small := job.small_models():
+            console.print(f"models   {', '.join(small)}: {SMALL}", soft_wrap=True, markup=False, highlight=False)
+            if request.doubts_preset and missing:
+                check_likeness(missing[0])
         with progress_bar(console, missing) as progress:
-            for group in rounds(missing, options):
-                wanted = {chunk.shard: fingerprints[chunk.shard] for chunk in group}
-                transform = BuildDataset(
-                    recipe.format, config, steps, group, request.output, wanted, needs_captions, progress
-                )
-                run(transform, options)
+            whole = BuildDataset(
+                recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress
+            )
+            make_shards(whole.of(missing), options, console, debug=request.debug)
         if cut:
             with console.status(f"keeping the best {cut.best:,}"):
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
     return finish_dataset(request.output, job, final, recipe.format)
+
+
+def make_shards(missing: BuildDataset, options: PipelineOptions, console: Console, *, debug: bool = False) -> None:
+    """Make shards; on the local runner, those that kill a process are made without the records that do (`rescue`).
+
+    Args:
+        missing: the build of these shards.
+        options: Beam's.
+        console: where is said what happens.
+        debug: show what Beam and its workers print when one of them dies.
+
+    Raises:
+        SubjectloomError: a shard could not be made.
+    """
+    noted = noted_shards(missing.output) if is_local(options) else set()
+    interrupted = [chunk for chunk in missing.chunks if chunk.shard in noted]
+    if interrupted:
+        console.print(f"the last run died while it made {_in_words(interrupted)}: {AGAIN}", soft_wrap=True)
+        with nullcontext() if debug else quiet_stderr():
+            rescue(missing.of(interrupted), local_workers(options), console)
+    forget_round(missing.output)
+    for group in rounds([chunk for chunk in missing.chunks if chunk.shard not in noted], options):
+        part = missing.of(group)
+        if not is_local(options):
+            run_remotely(part, options)
+        elif has_processes(options):
+            with nullcontext() if debug else quiet_stderr():
+                run_in_processes(part, options, console)
+        else:
+            with noting_round(missing.output, part.fingerprints):
+                run(part, options)
+
+
+def run_in_processes(part: BuildDataset, options: PipelineOptions, console: Console) -> None:
+    """Make shards in several processes; if one of these dies, make each shard in a child process."""
+    count = Path(part.progress).stat().st_size
+    try:
+        run(part, options)
+    except WorkerDiedError:
+        console.print(f"a process died while it made {_in_words(part.chunks)}: {AGAIN}", soft_wrap=True)
+        os.truncate(part.progress, count)  # all records of these shards are counted again
+        rescue(part, local_workers(options), console)
+
+
+def run_remotely(part: BuildDataset, options: PipelineOptions) -> None:
+    """Make shards on a runner that is not here.
+
+    Raises:
+        SubjectloomError: that failed; the message names the shards that are not done.
+    """
+    try:
+        run(part, options)
+    except SubjectloomError:
+        raise
+    except Exception as error:
+        done = finished_shards(part.output)
+        left = [chunk for chunk in part.chunks if done.get(chunk.shard) != part.fingerprints[chunk.shard]]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise SubjectloomError(
+            f"{options.view_as(StandardOptions).runner} failed ({shorten(lines[-1] if lines else repr(error), 200)}), "
+            f"{_in_words(left)} not done: run again with --resume. If it is a record that kills its worker, a build "
+            "on this machine finds and rejects it: -- --direct_num_workers=2 --direct_running_mode=multi_processing"
+        ) from error
 
 
 def shards_done(output: str, fingerprints: Mapping[int, str], final: Mapping[int, str], cut: Cut | None) -> set[int]:
@@ -155,7 +240,7 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     options = PipelineOptions([*arguments])
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
-        standard.runner = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+        standard.runner = LOCAL_RUNNER
     return options
 
 
@@ -169,40 +254,24 @@ def unknown_options(arguments: Sequence[str]) -> list[str]:
     return parser.parse_known_args(arguments)[1]
 
 
-def is_local(options: PipelineOptions) -> bool:
-    """Whether the pipeline runs on this machine, in Beam's own runner."""
-    return str(options.view_as(StandardOptions).runner).endswith("FnApiRunner")
-
-
 def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequence[Chunk]]:
     """Split the shards into the rounds of a local job; any other runner takes all of them at once."""
     if not is_local(options):
         yield chunks
         return
-    size = SHARDS_PER_ROUND * max(1, options.view_as(DirectOptions).direct_num_workers)
+    size = SHARDS_PER_ROUND * local_workers(options)
     for start in range(0, len(chunks), size):
         yield chunks[start : start + size]
 
 
-def run(transform: beam.PTransform, options: PipelineOptions) -> None:
-    """Run one pipeline to its end."""
-    try:
-        with beam.Pipeline(options=options) as pipeline:
-            _ = pipeline | transform
-    except Exception as error:
-        cause = _own_cause(error)
-        if cause is None:
-            raise
-        raise cause from error
+def local_workers(options: PipelineOptions) -> int:
+    """The number of workers of the local runner."""
+    return max(1, options.view_as(DirectOptions).direct_num_workers)
 
 
-def _own_cause(error: BaseException | None) -> SubjectloomError | None:
-    """Return our own error among the causes of what Beam raised, without Beam's note on where it was raised."""
-    while error is not None:
-        if isinstance(error, SubjectloomError):
-            return type(error)(str(error).partition(" [while running")[0])
-        error = error.__cause__ or error.__context__
-    return None
+def _in_words(chunks: Sequence[Chunk]) -> str:
+    numbers = ", ".join(str(chunk.shard) for chunk in chunks[:8])
+    return f"{len(chunks)} shards ({numbers}{', ...' if len(chunks) > 8 else ''})"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The `subjectloom` command: it reads options and calls the functions of `jobs/`."""
 
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import has_magic
 from importlib import metadata
 from inspect import Parameter, Signature, signature
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -20,6 +22,7 @@ from typer.main import get_group
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.settings import expand_field_options, read_config
 from schemas.errors import ConfigError, InputError, SubjectloomError, choices
+from schemas.machine import choose_device, cores, limit_threads, threads_for
 
 app = typer.Typer(
     help="Training datasets for subject-driven text-to-image generation.",
@@ -31,6 +34,8 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
+THREADS_HELP = "Threads of each process; by default 1 for small models, else the cores divided by the processes."
+DEVICE_HELP = "Device of the models: cuda, mps or cpu; by default cuda if there is one."
 SET_HELP = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."
 
 
@@ -90,8 +95,12 @@ def build(
         str, typer.Option(help="Where keys in tars end: first-dot (WebDataset's rule) or last-dot of a name.")
     ] = "first-dot",
     preset: Annotated[
-        str, typer.Option(help="Models: sample (small, in the package) or hub (published, downloaded).")
-    ] = "sample",
+        str | None,
+        typer.Option(
+            help="Models: sample (small, in the package) or hub (published, downloaded). By default sample, which is "
+            "refused for photographs."
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,6 +111,8 @@ def build(
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first N records.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help=THREADS_HELP, min=1)] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Build only what is missing or out of date.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUTPUT.")] = False,
 ) -> None:
@@ -109,23 +120,24 @@ def build(
     from pipelines import RECIPES
     from transforms.models.presets import resolve
 
+    use_machine(threads, device, local_workers(context.obj), small_models=preset != "hub")
     check_recipe(recipe)
     fields = read_config(RECIPES[recipe].config, config, settings or [])
-    models = resolve(preset, parse_overrides(model or []))
+    overrides = parse_overrides(model or [])
+    models = resolve(preset or "sample", overrides)
     check_source(source)
     from jobs.build import Request
     from jobs.build import build as run_build
     from jobs.report.page import write_report
 
-    request = Request(recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys)
+    request = Request(
+        recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys,
+        debug="--debug" in sys.argv, doubts_preset=preset is None, replaced=tuple(overrides),
+    )  # fmt: skip
     info = run_build(request, out)
     report = write_report(output)
     print_books(info.counts.model_dump(), info.seconds)
     out.print(f"dataset  {output}\nreport   {report}", soft_wrap=True)
-    small = [kind for kind, used in info.models.items() if used.name.startswith("sample/") and kind != "parser"]
-    if small:
-        names = ", ".join(small)
-        print_lines(f"models   {names}: small, trained on sample scenes only; use --preset hub for photographs")
     if not info.counts.written:
         raise SubjectloomError(f"nothing was written: all {info.counts.read} records were rejected, see {report}")
 
@@ -215,9 +227,13 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file with the training's fields.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help=THREADS_HELP, min=1)] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
-    """Train on a dataset. Several processes: torchrun --nproc_per_node N -m jobs.main train ..."""
+    """Train on a dataset. Several processes: torchrun --nproc_per_node N -m subjectloom train ..."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    use_machine(threads, device, processes, small_models=preset == "sample" and model is None)
     check_recipe(recipe)
     from jobs.train import run_training
     from training.loop import this_process
@@ -258,6 +274,22 @@ def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) 
     from jobs.report.page import write_report
 
     out.print(str(write_report(output)), soft_wrap=True)
+
+
+def use_machine(threads: int | None, device: str | None, processes: int, *, small_models: bool) -> None:
+    """Set threads and device for this process and its workers, before anything that uses them is imported."""
+    limit_threads(threads or threads_for(processes, small_models=small_models))
+    if device is not None:
+        choose_device(device)
+
+
+def local_workers(beam_arguments: Sequence[str]) -> int:
+    """Return the number of worker processes that Beam's options ask for on this machine."""
+    for argument, following in pairwise([*beam_arguments, ""]):
+        name, _, value = argument.partition("=")
+        if name == "--direct_num_workers" and (value or following).isdecimal():
+            return int(value or following) or cores()
+    return 1
 
 
 def check_recipe(recipe: str) -> None:

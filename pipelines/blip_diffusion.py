@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe import BuildConfig, Recipe
+from pipelines.recipe import BuildConfig, Recipe, refuse_most_linked
 
 if TYPE_CHECKING:
     from transforms.listing import Listing
@@ -92,7 +92,8 @@ class BlipDiffusionConfig(BuildConfig):
 
 
 def settle(config: BlipDiffusionConfig, models: "Models", _: "Listing") -> BlipDiffusionConfig:
-    """Fill in the preset's bounds of the trimap."""
+    """Fill in the preset's bounds of the trimap; refuse to compare links."""
+    refuse_most_linked(config)
     lower, upper = models.trimap
     update = {
         "lower": lower if config.lower is None else config.lower,
@@ -111,16 +112,19 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
     from transforms.regions.subject import ChooseSubject, DropSmallPictures, Filters
     from transforms.text.captions import WriteCaptions
     from transforms.text.phrases import ExtractPhrases
+    from transforms.text.several_captions import TakeCaptions
 
     assert config.lower is not None
     assert config.upper is not None
     bounds = TrimapBounds(config.lower, config.upper)
     # A mask without a class name does not say what the subject is: then the caption does.
     has_named_masks = listing.has_segments and listing.has_labels
+    take = TakeCaptions(config.captions)
     find_subject: list[Step] = []
-    if not has_named_masks and not listing.has_boxes:
+    has_phrases = not has_named_masks and not listing.has_boxes
+    if has_phrases:
         # Numbered plurals stay as they are: a sample of this recipe has one subject.
-        find_subject.append(ExtractPhrases(models.parser, plurals=False))
+        find_subject += [take, ExtractPhrases(models.parser, plurals=False)]
     if not has_named_masks:
         find_subject.append(FindHeatmaps(models.clipseg))
     filters = Filters(
@@ -137,6 +141,8 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
         ChooseSubject(filters, (config.lower + config.upper) / 2),
         DrawTrimaps(bounds, config.band),
         SolveMattes(),
+        # Where captions do not say what the subject is, its matte is solved once, whatever their number.
+        *([] if has_phrases else [take]),
         LayOnBackgrounds(list_backgrounds(config.backgrounds), composition, config.seed),
     ]  # fmt: skip
 

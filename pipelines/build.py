@@ -1,18 +1,20 @@
 """The Beam pipeline of every recipe: read a source, run the recipe's steps, write the shards."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
 
 from pipelines.recipe import BuildConfig
 from schemas.dataset import Part
 from schemas.samples.base import SampleFormat
+from transforms.batch import Batch
 from transforms.progress import CountRecords
 from transforms.read import ReadBatches
 from transforms.sources.records import Chunk
 from transforms.step import Step
-from transforms.write import WriteDataset
+from transforms.work import Death
+from transforms.write import WriteDataset, settle
 
 
 @dataclass(eq=False)
@@ -28,6 +30,7 @@ class BuildDataset(beam.PTransform):
         fingerprints: of each shard, by its number.
         needs_captions: reject pictures without a caption.
         progress: a local file that `CountRecords` appends to; "" for none.
+        deadly: records that are rejected, as they killed the process that worked on them, by their keys.
     """
 
     format: SampleFormat
@@ -38,15 +41,37 @@ class BuildDataset(beam.PTransform):
     fingerprints: Mapping[int, str]
     needs_captions: bool = True
     progress: str = ""
+    deadly: Mapping[str, Death] = field(default_factory=dict)
+
+    def of(self, chunks: Sequence[Chunk]) -> "BuildDataset":
+        """The build of some of the chunks."""
+        return replace(
+            self, chunks=chunks, fingerprints={chunk.shard: self.fingerprints[chunk.shard] for chunk in chunks}
+        )
 
     def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
-        """Chain the steps in their order."""
+        """Chain the steps in their order, and write what comes out of them."""
         expected = {chunk.shard: chunk.expected for chunk in self.chunks if chunk.expected is not None}
-        batches = root | ReadBatches(self.chunks, self.config.batch_size, self.needs_captions)
-        for step in self.steps:
-            batches |= step
         return (
-            batches
+            self.through_steps(root, self.config.batch_size)
             | CountRecords(self.progress)
             | WriteDataset(self.output, self.format, self.fingerprints, expected)
-        )  # fmt: skip
+        )
+
+    def through_steps(self, root: beam.Pipeline, batch_size: int) -> beam.PCollection[Batch]:
+        """Read the records and put them through the recipe's steps."""
+        batches = root | ReadBatches(self.chunks, batch_size, self.needs_captions, self.deadly)
+        for step in self.steps:
+            batches |= step
+        return batches
+
+
+@dataclass(eq=False)
+class TryRecords(beam.PTransform):
+    """Do all the work of `build` on each record by itself, and write nothing."""
+
+    build: BuildDataset
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection[object]:
+        """Chain the steps in their order, and make the samples."""
+        return self.build.through_steps(root, 1) | "settle" >> beam.Map(settle, self.build.format)

@@ -2,13 +2,13 @@
 
     subjectloom build captioned --input PICTURES --output OUT
 
-The smallest recipe: it has no step between reading and writing, and reads the source's captions only.
+The smallest recipe: between reading and writing it only chooses among several captions of a picture.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.recipe import BuildConfig, Recipe
+from pipelines.recipe import BuildConfig, Recipe, refuse_most_linked
 
 if TYPE_CHECKING:
     from transforms.listing import Listing
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 
 def settle(config: BuildConfig, _models: "Models", _listing: "Listing") -> BuildConfig:
-    """Return the config: it leaves nothing open."""
+    """Return the config: it leaves nothing open; refuse to compare links."""
+    refuse_most_linked(config)
     return config
 
 
-def steps(_config: BuildConfig, _models: "Models", _listing: "Listing") -> "Sequence[Step]":
-    """Return no step."""
-    return []
+def steps(config: BuildConfig, _models: "Models", _listing: "Listing") -> "Sequence[Step]":
+    """Return the one step."""
+    from transforms.text.several_captions import TakeCaptions
+
+    return [TakeCaptions(config.captions)]
 
 
 RECIPE = Recipe(name="captioned", config=BuildConfig, settle=settle, steps=steps)

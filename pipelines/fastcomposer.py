@@ -49,7 +49,18 @@ class FastComposerConfig(BuildConfig):
     threshold: float | None = Field(
         default=None, description="lowest similarity of a match, -1 to 1; none: the preset's (the paper does not say)"
     )
-    min_area: float = Field(default=0.002, ge=0, le=1, description="smallest segment, as a share of the picture's area")
+    only: tuple[str, ...] = Field(
+        default=(),
+        description='classes or head nouns of the subjects ("person", "dog"), or "things" for all classes but stuff as '
+        '"grass"; none: all',
+    )
+    never: tuple[str, ...] = Field(default=(), description='classes or head nouns that are no subjects ("sky")')
+    min_area: float = Field(
+        default=0.002,
+        ge=0,
+        le=1,
+        description="smallest mask of a phrase, as a share of the picture's area; smaller segments only join a union",
+    )
 
 
 def settle(config: FastComposerConfig, models: "Models", listing: "Listing") -> FastComposerConfig:
@@ -66,24 +77,29 @@ def settle(config: FastComposerConfig, models: "Models", listing: "Listing") -> 
 
 def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "Sequence[Step]":
     """Return the steps in the order in which the paper describes them."""
-    from transforms.regions.match import MatchPhrases
+    from transforms.regions.match import MatchPhrases, Names
     from transforms.regions.segment import SegmentEverything, SegmentPictures
     from transforms.regions.similarity import ScoreSimilarity
     from transforms.text.phrases import ExtractPhrases
+    from transforms.text.several_captions import KeepMostLinked, TakeCaptions
 
     assert config.threshold is not None
     segment: Step
+    join_plurals = config.plurals == "union"
     if listing.has_segments:
-        segment = SegmentPictures(None, config.min_area)
+        segment = SegmentPictures(None, config.min_area, join_plurals)
     elif config.segmenter == "sam":
         segment = SegmentEverything(models.sam, models.everything, config.min_area)
     else:
-        segment = SegmentPictures(models.segmenter, config.min_area)
+        segment = SegmentPictures(models.segmenter, config.min_area, join_plurals)
+    read = [TakeCaptions(config.captions), ExtractPhrases(models.parser, config.expand_plurals)]
+    names = Names(frozenset(config.only), frozenset(config.never))
     return [
-        ExtractPhrases(models.parser, config.expand_plurals),
-        segment,
+        # Segments are found once, whatever the number of captions.
+        *([segment, *read] if config.captions in ("most-linked", "all") else [*read, segment]),
         ScoreSimilarity(config.similarity, models.clip),
-        MatchPhrases(config.threshold, config.plurals),
+        MatchPhrases(config.threshold, config.plurals, config.min_area, names),
+        *([KeepMostLinked()] if config.captions == "most-linked" else []),
     ]
 
 

@@ -67,7 +67,15 @@ class MipAdapterConfig(BuildConfig):
 
 
 def settle(config: MipAdapterConfig, models: "Models", listing: "Listing") -> MipAdapterConfig:
-    """Choose the grounding, and fill in the preset's threshold where phrases are grounded by masks."""
+    """Choose the grounding, and fill in the preset's threshold where phrases are grounded by masks.
+
+    Refuses samples of all captions of a picture if only one of its near duplicates is kept.
+    """
+    if config.captions == "all" and config.duplicates is not None:
+        raise ConfigError(
+            f"captions = 'all' makes several samples of one picture, of which duplicates = {config.duplicates} would "
+            "keep one: add --duplicates none"
+        )
     grounding = config.grounding or ("detector" if models.detector is not None else "masks")
     update: dict[str, object] = {"grounding": grounding}
     if grounding == "detector":
@@ -87,6 +95,7 @@ def steps(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "Se
     from transforms.selection.quality import ScoreQuality
     from transforms.text.captions import WriteCaptions
     from transforms.text.phrases import ExtractPhrases
+    from transforms.text.several_captions import KeepMostLinked, TakeCaptions
 
     wording = Wording(config.caption_prompt, config.caption_beams, config.caption_tokens)
     gates = Gates(
@@ -100,18 +109,23 @@ def steps(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "Se
         overlap=config.overlap,
         most=config.most,
     )
+    segment, ground = _ground(config, models, listing)
+    # Numbered plurals stay as they are: an object's name must stand in the caption.
+    read = [TakeCaptions(config.captions), ExtractPhrases(models.parser, plurals=False)]
     return [
         WriteCaptions(models.captioner, wording),
-        # Numbered plurals stay as they are: an object's name must stand in the caption.
-        ExtractPhrases(models.parser, plurals=False),
-        *_ground(config, models, listing),
+        # Segments are found once, whatever the number of captions.
+        *([*segment, *read] if config.captions in ("most-linked", "all") else [*read, *segment]),
+        *ground,
         ApplyGates(gates),
+        *([KeepMostLinked()] if config.captions == "most-linked" else []),
         ScoreQuality(models.clip, config.min_quality),
         HashPictures(),
     ]
 
 
-def _ground(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "Sequence[Step]":
+def _ground(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "tuple[Sequence[Step], Sequence[Step]]":
+    """Return the steps that find segments, where they come first, and those that tie phrases to the picture."""
     from transforms.regions.ground import GroundPhrases, TakeMatches
     from transforms.regions.match import MatchPhrases
     from transforms.regions.segment import SegmentEverything, SegmentPictures
@@ -120,7 +134,8 @@ def _ground(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "
     if config.grounding == "detector":
         assert models.detector is not None
         # Where the source has masks, detected boxes take theirs from it.
-        return [GroundPhrases(models.detector, None if listing.has_segments else models.sam, config.box_threshold)]
+        sam = None if listing.has_segments else models.sam
+        return [], [GroundPhrases(models.detector, sam, config.box_threshold)]
     assert config.threshold is not None
     # A mask covers at most its box: with less, no box could pass the gates.
     smallest = config.min_area * config.fill
@@ -128,7 +143,8 @@ def _ground(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "
         segment: Step = SegmentPictures(None, smallest)
     else:
         segment = SegmentEverything(models.sam, models.everything, smallest)
-    return [segment, ScoreSimilarity(config.similarity, models.clip), MatchPhrases(config.threshold), TakeMatches()]
+    match = [ScoreSimilarity(config.similarity, models.clip), MatchPhrases(config.threshold), TakeMatches()]
+    return [segment], match
 
 
 def cut(config: MipAdapterConfig) -> "Cut":

@@ -6,7 +6,7 @@ import the transforms that they use, and the format of the samples is looked up 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -21,15 +21,33 @@ if TYPE_CHECKING:
     from transforms.step import Step
 
 
+Captions = Literal["first", "longest", "most-linked", "all"]
+"""Which captions of a picture are used, where the source has several."""
+
+
 class BuildConfig(StrictModel):
     """What can be chosen about the datasets of every recipe."""
 
     samples_per_shard: int = Field(default=1000, ge=1, description="records read into one shard")
     batch_size: int = Field(default=8, ge=1, description="pictures that go through a model together")
     seed: int = Field(default=0, ge=0, description="seed of all that is random, together with a record's key")
+    captions: Captions = Field(
+        default="first",
+        description="of a picture with several: first, longest (in characters), most-linked (the one with the most "
+        "phrases tied to a segment; recipes that tie them), or all (a sample of each)",
+    )
 
 
 Config = TypeVar("Config", bound=BuildConfig)
+
+
+def refuse_most_linked(config: BuildConfig) -> None:
+    """Raise a ConfigError if captions are to be compared by their links, for a recipe that has none."""
+    if config.captions == "most-linked":
+        raise ConfigError(
+            "captions = 'most-linked' needs phrases that are linked to segments, as fastcomposer and mip-adapter have "
+            "them: choose --captions first, longest or all"
+        )
 
 
 def no_cut(_: Any) -> None:  # noqa: ANN401 - a config of any recipe

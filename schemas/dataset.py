@@ -51,6 +51,10 @@ class Job(StrictModel):
     models: dict[str, ModelName]
     seed: int
 
+    def small_models(self) -> list[str]:
+        """Return the kinds of the models, but the parser, that come with the package and know sample scenes only."""
+        return [kind for kind, model in self.models.items() if model.name.startswith("sample/") and kind != "parser"]
+
 
 def shard_fingerprint(chunk: str, job: Job) -> str:
     """Return the SHA-256 of what a shard is made from, its chunk's fingerprint, and how, all fields of the job."""

@@ -160,8 +160,9 @@ class Example:
 
     `image` is an upright 8-bit JPEG of `width` x `height` pixels. `caption` is the text that the phrases'
     spans point into, `source_caption` the text as the source gave it; they differ only where numbered
-    plurals were expanded. `similarity[p][s]` compares phrase p with segment s. `caption_origin` is "source", or the
-    captioner that wrote the caption.
+    plurals were expanded. `other_captions` are the other texts that the source has for the picture, in its order.
+    `similarity[p][s]` compares phrase p with segment s. `caption_origin` is "source", or the captioner that wrote the
+    caption.
 
     `heatmaps`, [N, h, w] float32 in [0, 1], holds for each of the `phrases` the confidence that it is visible there, on
     a grid over the picture; in a picture with `boxes`, for each label of a box. `trimap` (0, 128, 255) and `alpha` are
@@ -179,6 +180,7 @@ class Example:
     caption: str
     source: Source
     source_caption: str
+    other_captions: tuple[str, ...] = ()
     phrases: tuple[Phrase, ...] = ()
     segments: tuple[Segment, ...] = ()
     similarity: tuple[tuple[float, ...], ...] = ()

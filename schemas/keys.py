@@ -32,6 +32,25 @@ def clean_key(raw: str) -> str:
     return f"{stem}-{digest}" if stem else digest
 
 
+def caption_key(key: str, number: int) -> str:
+    """Return the key of the sample that caption `number` of the picture `key` makes, counted from 1.
+
+    The first caption's is the picture's own key. That of any other ends in its number and 16 hexadecimal digits of a
+    SHA-256 of both, and is cut to length before these: like the result of `clean_key`, it meets another key only if 64
+    bits of the hash agree, or if that key was written to look like it.
+
+    >>> caption_key("000000142238", 1)
+    '000000142238'
+    >>> caption_key("000000142238", 2)
+    '000000142238-2-f8f47911018245c9'
+    """
+    if number == 1:
+        return key
+    digest = hashlib.sha256(f"{key}\0{number}".encode()).hexdigest()[:_DIGITS]
+    end = f"-{number}-{digest}"
+    return f"{key[: 200 - len(end)]}{end}"
+
+
 def rng_of(seed: int, stage: str, key: str) -> np.random.Generator:
     """Return the random generator of one record in one stage: a function of these three, never of order or time."""
     digest = hashlib.blake2b(f"{stage}\0{key}".encode(), digest_size=8).digest()

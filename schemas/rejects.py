@@ -50,6 +50,7 @@ class Reason(StrEnum):
     BELOW_CUT = "below-cut"
     # The run
     OUT_OF_MEMORY = "out-of-memory"
+    KILLED_WORKER = "killed-worker"
     STEP_FAILED = "step-failed"
 
 

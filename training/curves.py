@@ -12,10 +12,13 @@ WIDTH, HEIGHT, LEFT, TOP = 320, 180, 72, 28
 """Size of a panel's plot, and the margins to its left and above it, in pixels."""
 POINTS = 400
 """Largest number of points of a curve; each is the mean of several steps if there are more."""
+SMOOTHING = 20
+"""A curve's smoothed line is the mean over a window of a `SMOOTHING`th of its points."""
 
 _STYLE = """
   svg { background: #fff; color: #1c1c1c; font: 12px system-ui, sans-serif; }
   text { fill: currentColor; } .line { fill: none; stroke: #1f6feb; stroke-width: 1.5; }
+  .faint { stroke-opacity: .3; }
   .frame { fill: none; stroke: currentColor; stroke-opacity: .25; }
   @media (prefers-color-scheme: dark) { svg { background: #151515; color: #e6e6e6; } .line { stroke: #6cb0ff; } }
 """
@@ -31,7 +34,8 @@ def write_curves(run: Path) -> Path:
         panel(title, steps, np.array([line[name] for line in lines], float), index * (WIDTH + LEFT + 16))
         for index, (name, title) in enumerate(shown.items())
     ]
-    size = f'width="{len(shown) * (WIDTH + LEFT + 16)}" height="{TOP + HEIGHT + 28}"'
+    width, height = len(shown) * (WIDTH + LEFT + 16), TOP + HEIGHT + 28
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     path = run / "curves.svg"
     body = "\n".join([f"<style>{_STYLE}</style>", *panels])
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{body}\n</svg>\n', encoding="utf-8")
@@ -39,20 +43,24 @@ def write_curves(run: Path) -> Path:
 
 
 def panel(title: str, steps: np.ndarray, values: np.ndarray, x: int) -> str:
-    """Draw values [N] over steps [N] as an SVG group that starts at `x` pixels."""
+    """Draw values [N] over steps [N], faintly, and their running mean, as an SVG group that starts at `x` pixels."""
     group = math.ceil(len(steps) / POINTS)
     starts = np.arange(0, len(steps), group)
     counts = np.diff([*starts, len(steps)])
     across, up = (np.add.reduceat(array, starts) / counts for array in (steps, values))
     low, high = float(up.min()), float(up.max())
     pad = 0.05 * (high - low) or 0.5
-    top, bottom = high + pad, low - pad
+    top, bottom = high + pad, low - pad if low < 0 else max(0.0, low - pad)
     span = float(steps[-1]) + 1
 
     def height(value: float) -> float:
         return TOP + HEIGHT * (top - value) / (top - bottom)
 
-    points = " ".join(f"{LEFT + WIDTH * (a + 1) / span:.1f},{height(v):.1f}" for a, v in zip(across, up, strict=True))
+    def points(curve: np.ndarray) -> str:
+        return " ".join(
+            f"{LEFT + WIDTH * (a + 1) / span:.1f},{height(v):.1f}" for a, v in zip(across, curve, strict=True)
+        )
+
     return "\n".join(
         [
             f'<g transform="translate({x} 0)">',
@@ -61,10 +69,19 @@ def panel(title: str, steps: np.ndarray, values: np.ndarray, x: int) -> str:
             *(_label(LEFT - 6, height(v) + 4, f"{v:.3g}", "end") for v in sorted({low, high})),
             _label(LEFT, TOP + HEIGHT + 18, "0", "start"),
             _label(LEFT + WIDTH, TOP + HEIGHT + 18, f"step {int(span)}", "end"),
-            f'<polyline class="line" points="{points}"/>',
+            f'<polyline class="line faint" points="{points(up)}"/>',
+            f'<polyline class="line" points="{points(running_mean(up, len(up) // SMOOTHING))}"/>',
             "</g>",
         ]
     )
+
+
+def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
+    """Return at each of the values [N] the mean of it and of up to `reach` values on either side: [N]."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    start, end = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(values))
+    return (sums[end] - sums[start]) / (end - start)
 
 
 def _label(x: float, y: float, text: str, anchor: str) -> str:

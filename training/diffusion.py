@@ -1,11 +1,13 @@
-"""A latent diffusion model: its parts, one training step, and sampling.
+"""A latent diffusion model, Stable Diffusion 1.5 or XL: its parts, one training step, and sampling.
 
-`LatentDiffusion` by itself is plain text-to-image training. The recipes override what is different about them:
-`conditions`, `weight` and `penalty`, and for sampling `unconditional`.
+What sets SDXL apart stands here alone: a second text encoder with a tokenizer of its own, and as further conditions the
+pooled embedding of the text and six sizes. `LatentDiffusion` by itself is plain text-to-image training. The recipes
+override what is different about them: `conditions`, `weight` and `penalty`, and for sampling `unconditional`.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import shorten
@@ -14,13 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from schemas.errors import ModelError
 from training import drops
 from training.drops import DropTable
+from training.tokenizer import tokenize
 
 Batch = Mapping[str, Any]
 """What `training.shards.batches` yields: name to tensor or list."""
@@ -32,18 +42,31 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of the pixels that CLIP was trained on, in [0, 1]."""
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 """The published Stable Diffusion 1.5 on the hub."""
+STABLE_DIFFUSION_XL = "stabilityai/stable-diffusion-xl-base-1.0"
+"""The published Stable Diffusion XL on the hub."""
 LAYOUT = "Stable Diffusion 1.5's layout (tokenizer/, text_encoder/, unet/, vae/, scheduler/)"
+XL_LAYOUT = f"{LAYOUT} or that of Stable Diffusion XL (tokenizer_2/ and text_encoder_2/ besides)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The networks of Stable Diffusion, its noise schedule and its tokenizer. A recipe's parts add its own."""
+    """The networks of Stable Diffusion, its noise schedule and its tokenizer. A recipe's parts add its own.
+
+    Stable Diffusion XL has a second text encoder, with a tokenizer of its own; in Stable Diffusion 1.5 they are None.
+    """
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: DDPMScheduler
+    tokenizer_2: CLIPTokenizer | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+
+    @property
+    def tokenizers(self) -> tuple[CLIPTokenizer, ...]:
+        """The tokenizer of each text encoder."""
+        return (self.tokenizer,) if self.tokenizer_2 is None else (self.tokenizer, self.tokenizer_2)
 
 
 @dataclass(frozen=True)
@@ -76,7 +99,8 @@ class LatentDiffusion(nn.Module):
     A batch holds at least
 
         pixel_values  [B, 3, R, R] float32 in [-1, 1]
-        input_ids     [B, L] int64, the captions' tokens
+        input_ids     [B, E L] int64, the captions' tokens for each of the E text encoders, one after the other
+        sizes         [B, 6] int64, for SDXL only, as `training.geometry.sizes_of` computes them
 
     Args:
         parts: the networks, trained in place.
@@ -94,6 +118,8 @@ class LatentDiffusion(nn.Module):
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: DDPMScheduler
+    tokenizer_2: CLIPTokenizer | None
+    text_encoder_2: CLIPTextModelWithProjection | None
 
     def __init__(self, parts: Parts, drop_table: DropTable | None = None) -> None:
         super().__init__()
@@ -102,11 +128,20 @@ class LatentDiffusion(nn.Module):
             setattr(self, part.name, getattr(parts, part.name))
         self.eval()
         self.vae.requires_grad_(False)
+        self.train_text_encoders(True)
 
     @property
     def tools(self) -> Any:  # noqa: ANN401 - each recipe's own
-        """What the recipe's view needs of the model: by default the tokenizer."""
-        return self.tokenizer
+        """What the recipe's view needs of the model: by default the tokenizer of each text encoder."""
+        return self.parts.tokenizers
+
+    def train_text_encoders(self, trained: bool) -> None:
+        """Train the text encoders or freeze them; layers whose outputs SDXL does not use are frozen in either case."""
+        self.text_encoder.requires_grad_(trained)
+        if self.text_encoder_2 is not None:
+            self.text_encoder_2.requires_grad_(trained)
+            self.text_encoder.encoder.layers[-1].requires_grad_(False)
+            self.text_encoder.final_layer_norm.requires_grad_(False)
 
     def draw(self, batch: Batch, rng: np.random.Generator) -> Draws:
         """Draw everything random in a step on `batch`."""
@@ -117,7 +152,8 @@ class LatentDiffusion(nn.Module):
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Compute the losses of a batch: scalars `loss`, which is minimized, `noise`, and each penalty by its name."""
-        latents = encode_pictures(self.vae, batch["pixel_values"], draws.latent_noise)
+        with self.autoencoder_precision():
+            latents = encode_pictures(self.vae, batch["pixel_values"], draws.latent_noise)
         noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
         conditions = self.conditions(batch)
         prediction = self.unet(noisy, draws.timesteps, **conditions).sample
@@ -130,8 +166,12 @@ class LatentDiffusion(nn.Module):
         return losses
 
     def conditions(self, batch: Batch) -> Conditions:
-        """Keyword arguments for the U-Net: by default the encoded captions."""
-        return {"encoder_hidden_states": self.encode_text(batch["input_ids"])}
+        """Keyword arguments for the U-Net: by default the encoded captions, for SDXL also pooled text and sizes."""
+        text, pooled = self.encode_and_pool(batch["input_ids"])
+        if pooled is None:
+            return {"encoder_hidden_states": text}
+        added = {"text_embeds": pooled, "time_ids": batch["sizes"]}
+        return {"encoder_hidden_states": text, "added_cond_kwargs": added}
 
     def weight(self, batch: Batch, draws: Draws, size: tuple[int, int]) -> Tensor | None:  # noqa: ARG002
         """Weight of the noise loss at each of `size` (h, w) latents, [B, 1, h, w] in [0, 1]; None for 1 everywhere."""
@@ -158,8 +198,10 @@ class LatentDiffusion(nn.Module):
     def sample(self, batch: Batch, noise: Tensor, *, steps: int | None = None, guidance: float | None = None) -> Tensor:
         """Draw a picture for each sample by DDIM without fresh noise: [B, 3, H, W] float32 in [0, 1].
 
+        SDXL is told that the picture was cropped from nothing larger.
+
         Args:
-            batch: the conditions; `pixel_values` is not used.
+            batch: the conditions; `pixel_values` and `sizes` are not used.
             noise: the start, [B, C, h, w] float32, standard normal.
             steps: number of DDIM steps, by default `sampling_steps`.
             guidance: weight of classifier-free guidance, by default `guidance`; 1 is none.
@@ -169,53 +211,91 @@ class LatentDiffusion(nn.Module):
         schedule = DDIMScheduler.from_config(self.scheduler.config)
         schedule.set_timesteps(steps, device=noise.device)
         latents = noise * schedule.init_noise_sigma
+        height, width = (side * downsampling(self.vae) for side in noise.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=noise.device)
+        batch = {**batch, "sizes": sizes.expand(len(noise), -1)}
         for time, conditions in zip(schedule.timesteps, self.sampling_conditions(batch, steps), strict=True):
             without, conditional = self.unet(torch.cat([latents] * 2), time, **conditions).sample.chunk(2)
             latents = schedule.step(without + guidance * (conditional - without), time, latents).prev_sample
-        pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        with self.autoencoder_precision():
+            pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Encode token ids [B, L] int64: [B, L, D]. Gradients flow only if the text encoder is trained."""
+        """Encode token ids [B, E L] int64: [B, L, D]. Gradients flow only if the text encoders are trained."""
+        return self.encode_and_pool(ids)[0]
+
+    def encode_and_pool(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encode token ids [B, E L] int64: [B, L, D], and for SDXL the pooled embedding [B, F], else None."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.text_encoder)):
-            return self.text_encoder(ids).last_hidden_state
+            if self.text_encoder_2 is None:
+                return self.text_encoder(ids).last_hidden_state, None
+            first, second = ids.chunk(2, dim=1)
+            encoded = self.text_encoder(first, output_hidden_states=True)
+            encoded_2 = self.text_encoder_2(second, output_hidden_states=True)
+        # SDXL was trained on the outputs of the last layers but one (Podell et al. 2023, section 2.1).
+        return torch.cat([encoded.hidden_states[-2], encoded_2.hidden_states[-2]], dim=-1), encoded_2.text_embeds
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Turn texts into token ids, padded and cut to the encoder's length L: [B, L] int64."""
-        length = self.text_encoder.config.max_position_embeddings
-        return self.tokenizer(
-            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
+        """Turn texts into token ids, padded and cut to the encoders' length L: [B, E L] int64."""
+        return tokenize(texts, self.parts.tokenizers, self.text_encoder.config.max_position_embeddings)
+
+    def autoencoder_precision(self) -> AbstractContextManager[Any]:
+        """Switch mixed precision off within this block for SDXL, whose autoencoder overflows in half precision."""
+        if self.text_encoder_2 is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.vae.device.type, enabled=False)
 
     def save(self, folder: Path) -> None:
-        """Write the model to a new folder in Stable Diffusion 1.5's layout, each further part in a folder of its name.
+        """Write the model to a new folder in Stable Diffusion's layout, each further part in a folder of its name.
 
-        diffusers' own `StableDiffusionPipeline` loads the folder too, for pictures from text alone.
+        diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline` loads the folder too, for pictures from
+        text alone.
         """
-        base = {part.name: getattr(self, part.name) for part in fields(Parts)}
-        pipeline = StableDiffusionPipeline(
-            **base, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        found = {part.name: getattr(self, part.name) for part in fields(Parts)}
+        base = {name: part for name, part in found.items() if part is not None}
+        if self.text_encoder_2 is None:
+            pipeline = StableDiffusionPipeline(
+                **base, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            )
+        else:  # an empty caption is encoded here, in training and in sampling; the published one has zeros instead
+            pipeline = StableDiffusionXLPipeline(**base, force_zeros_for_empty_prompt=False, add_watermarker=False)
         pipeline.save_pretrained(folder)
         for part in fields(self.parts):
-            if part.name not in base and hasattr(getattr(self, part.name), "save_pretrained"):
+            if part.name not in found and hasattr(getattr(self, part.name), "save_pretrained"):
                 getattr(self, part.name).save_pretrained(folder / part.name)
 
 
-def load_stable_diffusion(folder: str | Path) -> dict[str, Any]:
-    """Load the fields of `Parts` from a folder in Stable Diffusion 1.5's layout, or the hub's name of one.
+def load_stable_diffusion(folder: str | Path, *, allow_xl: bool = False) -> dict[str, Any]:
+    """Load the fields of `Parts` from a folder in the layout of Stable Diffusion 1.5 or XL, or the hub's name of one.
+
+    Args:
+        folder: holds the model; its U-Net says which of the two it is.
+        allow_xl: whether the recipe can train Stable Diffusion XL.
 
     Raises:
         ModelError: something is missing or of another kind.
     """
-    with loading(folder, LAYOUT):
-        return {
+    with loading(folder, XL_LAYOUT if allow_xl else LAYOUT):
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        if is_xl(unet) and not allow_xl:
+            raise ValueError("it is a Stable Diffusion XL, which this recipe cannot train")
+        base = {
             "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             "text_encoder": CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
-            "unet": UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
+            "unet": unet,
             "vae": AutoencoderKL.from_pretrained(folder, subfolder="vae"),
             "scheduler": DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
         }
+        if is_xl(unet):
+            base["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer_2")
+            base["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2")
+        return base
+
+
+def is_xl(unet: UNet2DConditionModel) -> bool:
+    """Whether a U-Net is that of Stable Diffusion XL: it takes pooled text and sizes as further conditions."""
+    return unet.config.addition_embed_type == "text_time"
 
 
 @contextlib.contextmanager
@@ -232,9 +312,14 @@ def loading(folder: str | Path, layout: str) -> Iterator[None]:
 
 def latent_shape(pixels: Tensor, vae: AutoencoderKL) -> tuple[int, int, int, int]:
     """The shape [B, C, h, w] of the latents of pictures [B, 3, H, W]."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = downsampling(vae)
     count, _, height, width = pixels.shape
     return count, vae.config.latent_channels, height // factor, width // factor
+
+
+def downsampling(vae: AutoencoderKL) -> int:
+    """Pixels of a picture per latent, along each side."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 @torch.no_grad()

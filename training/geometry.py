@@ -105,6 +105,17 @@ def crop_window(height: int, window: tuple[int, int, int], side: int, *, mirrore
     return Crop(height, (x, y, x + length, y + length), side, (0, side), mirrored)
 
 
+def sizes_of(width: int, crop: Crop) -> tuple[int, int, int, int, int, int]:
+    """What Stable Diffusion XL is told about a crop of a picture of `width`, in pixels.
+
+    Height and width of the picture, distance of the square from the top and from the left edge once the picture is
+    scaled (and mirrored), height and width of the square: Podell et al. (2023), "SDXL", section 2.2.
+    """
+    left, top, right, _ = crop.part
+    start = width - right if crop.mirrored else left
+    return crop.height, width, round(top * crop.scale), round(start * crop.scale), crop.side, crop.side
+
+
 def window_of(width: int, height: int, box: Box, rng: np.random.Generator | None = None) -> tuple[int, int, int]:
     """The largest square window of a picture that holds `box`: x, y and length in pixels.
 

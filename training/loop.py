@@ -19,9 +19,10 @@ import contextlib
 import json
 import logging
 import math
+import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,7 @@ from torch.nn import Parameter
 from torchvision.utils import make_grid, save_image
 
 from schemas.errors import InputError, ModelError
+from schemas.machine import DEVICE
 from training.checkpoint import (
     complete_checkpoints,
     load_checkpoint,
@@ -61,6 +63,7 @@ class RunConfig(LoadConfig):
     learning_rate: float = Field(default=1e-5, gt=0, description="of AdamW, constant after the warmup")
     warmup: int = Field(default=500, ge=0, description="steps in which the learning rate rises from 0")
     weight_decay: float = Field(default=0.01, ge=0, description="of AdamW")
+    decay_all: bool = Field(default=True, description="weight decay applies to norms and biases too")
     clip: float = Field(default=1.0, gt=0, description="gradients of a larger norm are scaled down to this one")
     average: float = Field(default=0.9999, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
     precision: Literal["no", "bf16"] = Field(default="no", description="mixed precision")
@@ -184,7 +187,7 @@ def train(  # noqa: C901 - a list of what happens in turn
 def this_process() -> PartialState:
     """Join the other processes of a launch, and return this one's rank, device and so on."""
     # On a machine without an accelerator, several processes join only if accelerate is set to use the CPU.
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=os.environ.get(DEVICE) == "cpu" or not torch.accelerator.is_available())
 
 
 def read_note(output: Path) -> dict[str, Any]:
@@ -222,6 +225,15 @@ def check_run(output: Path, intended: Mapping[str, Any], resume: bool) -> None:
         )
 
 
+def decay_groups(parameters: Iterable[Parameter], config: RunConfig) -> list[dict[str, Any]]:
+    """Sort parameters into an optimizer's groups by weight decay. Norms and biases are those with a single axis."""
+    groups: dict[float, list[Parameter]] = {}
+    for parameter in parameters:
+        decay = config.weight_decay if config.decay_all or parameter.ndim > 1 else 0.0
+        groups.setdefault(decay, []).append(parameter)
+    return [{"params": members, "weight_decay": decay} for decay, members in groups.items()]
+
+
 @dataclass
 class _Trainer:
     """The state of a run: weights, their moving average, the optimizer's moments."""
@@ -237,7 +249,7 @@ class _Trainer:
     @classmethod
     def of(cls, model: Trainable, config: RunConfig, accelerator: Accelerator) -> "_Trainer":
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        optimizer = torch.optim.AdamW(list(names), lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(decay_groups(names, config), lr=config.learning_rate)
         wrapped, optimizer = accelerator.prepare(model, optimizer)
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         average = EMAModel(list(names), decay=config.average)

@@ -8,18 +8,17 @@ several `Z_i,img` each reference acts on the whole picture. Instead
     A_i = mean over the tokens of reference i's text of Softmax(K_i,text Q^T / sqrt(d))
 
 measures where object i is in the picture. The softmax runs over the positions of the picture, not over the tokens; keys
-and queries are the frozen text layer's; heads are averaged, and no gradient flows. With a trained predictor f (one
-linear layer and a sigmoid on `Z_text`), the published code computes (`merge_as_code`)
+and queries are the frozen text layer's; heads are averaged, and no gradient flows. Then the references share each
+position among them. With a trained predictor f (one linear layer and a sigmoid on `Z_text`, f/mean f over positions),
+the published code computes (`merge_as_code`)
 
-    Z_new = Z_text + f(Z_text)/mean(f(Z_text)) * sum_i A_i/mean(A_i) * Z_i,img
+    Z_new = Z_text + f(Z_text)/mean(f(Z_text)) * sum_i A_i/sum_j(A_j) * Z_i,img
 
 and the paper writes (`merge_as_paper`)
 
-    Z_new = f(Z_text)/mean(f(Z_text)) * Z_text + sum_i A_i/mean(A_i) * Z_i,img
+    Z_new = f(Z_text)/mean(f(Z_text)) * Z_text + sum_i A_i/mean_j(A_j) * Z_i,img
 
-with all means over the positions. The published code differs from both formulas in one respect: it divides A_i at each
-position by the sum over the references, so that two references share each position, and a single one has the same
-weight everywhere. Here A_i is divided by its own mean, as in the paper's formula.
+so that the weights of M references add up to 1 at each position in the code, and to M in the paper.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +47,7 @@ Predict = Callable[[Tensor], Tensor]
 Merge = Callable[[Tensor, Tensor, Tensor, Predict], Tensor]
 """Merges `Z_text` [B, P, C], all `Z_i,img` [B, M, P, C] and all A_i [B, M, P], with f, into `Z_new` [B, P, C].
 
-`Z_i,img` is 0 if there is no reference i.
+`Z_i,img` and A_i are 0 if there is no reference i; else A_i sums to 1.
 """
 MergeName = Literal["code", "paper", "uniform"]
 
@@ -82,12 +81,13 @@ def over_mean(weights: Tensor) -> Tensor:
 
 def merge_as_code(text: Tensor, images: Tensor, relevances: Tensor, predict: Predict) -> Tensor:
     """Merge as in the published code: f weights the references."""
-    return text + over_mean(predict(text))[..., None] * _weighted(images, relevances)
+    return text + over_mean(predict(text))[..., None] * shared(images, relevances)
 
 
 def merge_as_paper(text: Tensor, images: Tensor, relevances: Tensor, predict: Predict) -> Tensor:
     """Merge as in the paper: f weights the text."""
-    return over_mean(predict(text))[..., None] * text + _weighted(images, relevances)
+    count = relevances.any(-1).sum(1)[:, None, None]
+    return over_mean(predict(text))[..., None] * text + count * shared(images, relevances)
 
 
 def merge_uniformly(text: Tensor, images: Tensor, _relevances: Tensor, _predict: Predict) -> Tensor:
@@ -95,8 +95,10 @@ def merge_uniformly(text: Tensor, images: Tensor, _relevances: Tensor, _predict:
     return text + images.sum(1)
 
 
-def _weighted(images: Tensor, relevances: Tensor) -> Tensor:
-    return (over_mean(relevances)[..., None] * images).sum(1)
+def shared(images: Tensor, relevances: Tensor) -> Tensor:
+    """Mix `Z_i,img` [B, M, P, C] at each position in proportion to A_i [B, M, P]: [B, P, C]."""
+    total = relevances.sum(1, keepdim=True)
+    return ((relevances / total.masked_fill(total == 0, 1))[..., None] * images).sum(1)
 
 
 MERGES: Mapping[MergeName, Merge] = {"code": merge_as_code, "paper": merge_as_paper, "uniform": merge_uniformly}
@@ -111,31 +113,31 @@ class References:
         texts: their texts, each encoded separately, [B, M, S, D] float.
         words: which of the S tokens are words, [B, M, S] bool.
         valid: which of the M are references, [B, M] bool.
+        scale: of `Z_i,img`; 1 in training, less in sampling to give the text more weight.
     """
 
     tokens: Tensor
     texts: Tensor
     words: Tensor
     valid: Tensor
+    scale: float = 1.0
 
 
 class AdapterLayer(nn.Module):
     """What is trained beside a cross-attention layer: keys and values of references, and the predictor f.
 
-    f starts as a constant, which changes nothing.
+    Names and shapes are those of the published weights.
     """
 
     def __init__(self, text_width: int, width: int) -> None:
         super().__init__()
         self.to_k_ip = nn.Linear(text_width, width, bias=False)
         self.to_v_ip = nn.Linear(text_width, width, bias=False)
-        self.predictor = nn.Linear(width, 1)
-        nn.init.zeros_(self.predictor.weight)
-        nn.init.zeros_(self.predictor.bias)
+        self.text_to_weight = nn.Linear(width, 1, bias=False)
 
     def predict(self, text: Tensor) -> Tensor:
         """Compute f of `Z_text` [B, P, C]: [B, P] in (0, 1)."""
-        return torch.sigmoid(_exact(self.predictor(text)[..., 0]))
+        return torch.sigmoid(_exact(self.text_to_weight(text)[..., 0]))
 
 
 def adapt(unet: UNet2DConditionModel, layers: Sequence[AdapterLayer], merge: Merge) -> None:
@@ -183,8 +185,9 @@ class MergedAttention(AttnProcessor2_0):
         )
         text = join_heads(F.scaled_dot_product_attention(query, key, value, scale=attn.scale))
         with torch.no_grad():
-            relevances = relevance(query, split_heads(attn.to_k(texts), attn.heads), references.words, attn.scale)
-        images = attend_to_references(query, references.tokens, self.layer, attn.scale)
+            words = references.words & references.valid[..., None]
+            relevances = relevance(query, split_heads(attn.to_k(texts), attn.heads), words, attn.scale)
+        images = references.scale * attend_to_references(query, references.tokens, self.layer, attn.scale)
         images = images.masked_fill(~references.valid[..., None, None], 0)
         merged = self.merge(text, images, relevances, self.layer.predict).to(text.dtype)
         project, dropout = attn.to_out

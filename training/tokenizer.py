@@ -1,9 +1,11 @@
-"""Captions to tokens: the position of a subject's token, and a tokenizer of CLIP's class that needs no download."""
+"""Texts to tokens: for one or two text encoders, a subject's token, and a CLIP tokenizer that needs no download."""
 
 import json
 from collections.abc import Iterable, Sequence
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from schemas.samples.fastcomposer import Subject
@@ -36,6 +38,30 @@ def small_tokenizer(captions: Iterable[str], size: int = 4096) -> CLIPTokenizer:
     tokens = sorted(learnt["vocab"], key=learnt["vocab"].get)
     vocabulary = {token: number for number, token in enumerate([*tokens, START, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]], model_max_length=LENGTH)
+
+
+def tokenize(texts: Sequence[str], tokenizers: Sequence[CLIPTokenizer], length: int | None = None) -> Tensor:
+    """Tokenize N texts for each of E text encoders, one after the other: [N, E L] int64.
+
+    Args:
+        texts: cut if they are too long.
+        tokenizers: one per text encoder. Those of Stable Diffusion XL differ: the second one pads with "!", and reads
+            an exclamation mark in a text as that token.
+        length: L, start and end included, by default the tokenizers' own.
+    """
+    return torch.cat(
+        [
+            tokenizer(
+                list(texts),
+                padding="max_length",
+                max_length=length or tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            for tokenizer in tokenizers
+        ],
+        dim=1,
+    )
 
 
 def locate(caption: str, subjects: Sequence[Subject], tokenizer: CLIPTokenizer) -> tuple[list[int], list[int | None]]:

@@ -15,6 +15,7 @@ from textwrap import shorten
 from schemas.errors import RecordError, SubjectloomError
 from schemas.example import Example
 from schemas.rejects import Reason, Reject
+from transforms.work import working_on
 
 Outcome = Example | Reject
 """A record in a pipeline: it can go on, or it was refused."""
@@ -61,11 +62,12 @@ def _run(
     if not examples:
         return []
     failed: Reject | None = None
-    try:
-        advanced = list(step(examples))
-    except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
-        check_blame(error, stage)
-        failed = reject(examples[0], stage, error)
+    with working_on(stage, (example.key for example in examples)):
+        try:
+            advanced = list(step(examples))
+        except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
+            check_blame(error, stage)
+            failed = reject(examples[0], stage, error)
     if failed:
         if len(examples) == 1:
             return [failed]

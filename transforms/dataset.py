@@ -3,6 +3,7 @@
     OUT/.subjectloom/job.json              written first: marks the folder as ours, and states what is built
     OUT/RECIPE-000000.tar                  a shard
     OUT/.subjectloom/part-000000.parquet   its books, written after it: mark the shard as done
+    OUT/.subjectloom/round.json            the shards that a process is making (jobs.rescue)
     OUT/index.parquet, rejects.parquet     made from the parts
     OUT/dataset.json                       written last: the dataset is finished
 
@@ -35,7 +36,7 @@ from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.samples import FORMATS
 from schemas.samples.base import SampleFormat
 from schemas.shards import shard_name
-from transforms.files import join, list_files, open_file, read_file, remove_files, replace_file
+from transforms.files import join, list_files, open_file, read_file, remove_empty_folder, remove_files, replace_file
 
 STATE = ".subjectloom"
 """The folder inside a dataset that records the progress of its job."""
@@ -88,6 +89,7 @@ def leaving_nothing(output: str) -> Iterator[None]:
         if "dataset.json" not in names and not finished_shards(output):
             recipe = _read_job(output).recipe
             remove_files(join(output, name) for name in names if _is_ours(name, recipe))
+            remove_empty_folder(join(output, STATE))
         raise
 
 
@@ -206,12 +208,16 @@ def _read_job(output: str) -> Job:
 
 def _decide(output: str, names: list[str], earlier: Job, job: Job, *, overwrite: bool, resume: bool) -> None:
     ours = [join(output, name) for name in names if _is_ours(name, earlier.recipe)]
-    if overwrite:
-        remove_files(ours)
+    if overwrite and earlier.recipe != job.recipe:
+        raise InputError(
+            f"{output} holds a {earlier.recipe} dataset, which a {job.recipe} build does not replace: "
+            "remove the folder, or name another one"
+        )
+    if overwrite or ("dataset.json" in names and not resume and not read_info(output).counts.written):
+        remove_files(ours)  # one without samples is of no use to anybody
     elif resume and earlier.recipe != job.recipe:
         raise InputError(
-            f"{output} holds a {earlier.recipe} dataset: --resume cannot go on with {job.recipe}, "
-            "--overwrite replaces it"
+            f"{output} holds a {earlier.recipe} dataset: --resume cannot go on with {job.recipe}; name another folder"
         )
     elif resume:
         # The dataset must not look finished before it is finished again.

@@ -6,7 +6,7 @@ Local files need no Beam: commands that only read a dataset start in a fraction 
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -93,6 +93,13 @@ def remove_files(paths: Iterable[str]) -> None:
     for path in paths:
         if exists(path):
             _delete(path)
+
+
+def remove_empty_folder(path: str) -> None:
+    """Remove a folder if it is empty; remote file systems have no folders."""
+    if not is_remote(path):
+        with suppress(OSError):
+            Path(path).rmdir()
 
 
 def _create(path: str) -> BinaryIO:

@@ -22,9 +22,14 @@ class CountRecords(beam.PTransform):
         return batches | "count records" >> beam.Map(self._count) if self.path else batches
 
     def _count(self, batch: Batch) -> Batch:
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            os.write(file, b"." * len(batch.records))
-        finally:
-            os.close(file)
+        count_records(self.path, len(batch.records))
         return batch
+
+
+def count_records(path: str, count: int) -> None:
+    """Append a byte for each of `count` records to the local file `path`."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(file, b"." * count)
+    finally:
+        os.close(file)

@@ -19,6 +19,7 @@ from schemas.shards import Entry, Sample, shard_name, write_tar
 from transforms.batch import Batch, reject
 from transforms.dataset import STATE, check_books
 from transforms.files import join, remove_files, replace_file, replacing
+from transforms.work import working_on
 
 STAGE = "write"
 
@@ -108,6 +109,13 @@ class WriteDataset(beam.PTransform):
 def settle(batch: Batch, sample_format: SampleFormat) -> Settled:
     """Make the samples and rows of the index of a batch; an example for which that fails becomes a reject."""
     started = time.perf_counter()
+    with working_on(STAGE, (record.key for record in batch.records)):
+        samples, rows, rejects = _pack(batch, sample_format)
+    seconds = (*batch.seconds, (STAGE, time.perf_counter() - started))
+    return Settled(len(batch.records), tuple(samples), tuple(rows), tuple(rejects), seconds)
+
+
+def _pack(batch: Batch, sample_format: SampleFormat) -> tuple[list[Sample], list[Row], list[RejectRow]]:
     samples, rows, rejects = [], [], []
     for record in batch.records:
         if isinstance(record, Example):
@@ -120,8 +128,7 @@ def settle(batch: Batch, sample_format: SampleFormat) -> Settled:
                 rows.append({"shard": shard_name(sample_format.recipe, batch.shard), **row})
         else:
             rejects.append(RejectRow.of(record))
-    seconds = (*batch.seconds, (STAGE, time.perf_counter() - started))
-    return Settled(len(batch.records), tuple(samples), tuple(rows), tuple(rejects), seconds)
+    return samples, rows, rejects
 
 
 def commit_shard(

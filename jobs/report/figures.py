@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,8 @@ def choose(
         seed: Seed of the choice.
 
     Returns:
-        (position, group) of each chosen sample, in random order; group is "low", "high", "many" or "random".
+        (position, group) of each chosen sample, in random order, those of low score last; group is "low", "high",
+        "many" or "random".
     """
     number = min(number, len(keys))
     if number <= 0:
@@ -65,7 +66,7 @@ def choose(
             chosen.update(dict.fromkeys(list(islice(fresh, min(share, number - len(chosen)))), group))
     rest = (i for i in shuffled.tolist() if i not in chosen)
     chosen.update(dict.fromkeys(list(islice(rest, number - len(chosen))), "random"))
-    return sorted(chosen.items(), key=lambda item: int(ranks[item[0]]))
+    return sorted(chosen.items(), key=lambda item: (item[1] == "low", int(ranks[item[0]])))
 
 
 def headline(info: DatasetInfo, counts: NDArray[np.int64], what: str) -> list[Figure]:
@@ -116,20 +117,22 @@ def balance(info: DatasetInfo, indexed: int, listed: int) -> Figure:
 
 def funnel(info: DatasetInfo) -> list[Figure]:
     """Return how many records remain after each stage that ran or rejected any, in the order of the stages."""
-    lost = {stage: sum(reasons.values()) for stage, reasons in info.counts.rejects.items()}
-    stages = list(dict.fromkeys(["read", *(s for s in info.seconds if s != "write"), *lost]))
-    stages.sort(key="write".__eq__)  # last; the order of the others stays
-    kept, rows = info.counts.read, []
-    for stage in stages:
-        kept -= lost.get(stage, 0)
-        rows.append((stage, kept, lost.get(stage, 0)))
-    rows.append(("written", info.counts.written, 0))
+    rows = [(stage, came - lost, lost) for stage, (came, lost) in _stages(info).items() if stage != "write" or lost]
     total = max(info.counts.read, 1)
     return [
         {"stage": s, "kept": k, "lost": x, "kept_share": percent(k, total), "lost_share": percent(x, total)}
-        for s, k, x in rows
-        if s != "write" or x
+        for s, k, x in (*rows, ("written", info.counts.written, 0))
     ]
+
+
+def _stages(info: DatasetInfo) -> dict[str, tuple[int, int]]:
+    """Return how many records came to each stage, and how many it rejected, in the order of the stages."""
+    lost = {stage: sum(reasons.values()) for stage, reasons in info.counts.rejects.items()}
+    stages = list(dict.fromkeys(["read", *(s for s in info.seconds if s != "write"), *lost]))
+    if "write" in info.seconds or "write" in lost:
+        stages = [*(stage for stage in stages if stage != "write"), "write"]
+    before = accumulate((lost.get(stage, 0) for stage in stages), initial=0)
+    return {stage: (info.counts.read - gone, lost.get(stage, 0)) for stage, gone in zip(stages, before, strict=False)}
 
 
 def score_histogram(
@@ -165,8 +168,9 @@ def score_histogram(
         at = percent(threshold / width - low, bins)
         figure["marks"] = [{"at": at, "text": f"{mark} {signed(threshold, 'g')}", "left": at > 60}]
     figure["x"] = what
-    figure["label"] = f"Histogram of {what}: {len(scores):,} values from {span}, median {middle}"
-    figure["summary"] = f"{len(scores):,} values from {span}, median {middle}."
+    values = f"{len(scores):,} values from {span}, median {middle}" if len(scores) > 1 else f"one value, {middle}"
+    figure["label"] = f"Histogram of {what}: {values}"
+    figure["summary"] = f"{values}."
     return figure
 
 
@@ -258,13 +262,16 @@ def reject_groups(rows: Iterable[Mapping[str, str]], seed: int) -> list[Figure]:
 
 
 def stage_bars(info: DatasetInfo) -> list[Figure]:
-    """Return bars of the seconds of each stage, summed over workers, in the order of the stages."""
-    longest, read = max(info.seconds.values(), default=0), max(info.counts.read, 1)
+    """Return bars of the seconds of each stage, summed over workers, in the order of the stages.
+
+    The seconds per record are those of the records that came to the stage.
+    """
+    longest, stages = max(info.seconds.values(), default=0), _stages(info)
     return [
         {
             "name": stage,
             "value": f"{significant(seconds)} s",
-            "extra": f"{significant(1000 * seconds / read)} ms",
+            "extra": f"{significant(1000 * seconds / max(stages[stage][0], 1))} ms a record",
             "share": percent(seconds, longest),
         }
         for stage, seconds in info.seconds.items()

@@ -87,6 +87,7 @@ def render(
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             figures=figures.headline(info, _counts(index, card), words(card.count)),
             balance=figures.balance(info, len(index), len(rejects)),
+            small_models=info.small_models(),
             written=info.counts.written,
             rejected=info.counts.rejected,
             funnel=figures.funnel(info),

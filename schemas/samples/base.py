@@ -57,10 +57,13 @@ class SampleRecord(StrictModel):
 
     JSON lists the fields in the order in which the recipe's class declares them, inherited ones first. A recipe that
     declares an inherited field again moves it.
+
+    `other_captions` are the source's other captions of the picture; the field is absent where there are none.
     """
 
     key: str
     caption: str
+    other_captions: tuple[str, ...] = ()
     width: int
     height: int
     source: SourceField
@@ -80,6 +83,7 @@ class SampleRecord(StrictModel):
         return {
             "key": example.key,
             "caption": example.caption,
+            "other_captions": example.other_captions,
             "width": example.width,
             "height": example.height,
             "source": SourceField(uri=example.source.uri, license=example.source.license),
@@ -99,7 +103,7 @@ class SampleRecord(StrictModel):
         own = type(self).__annotations__
         names = [*(name for name in type(self).model_fields if name not in own), *own]
         fields = self.model_dump(mode="json")
-        ordered = {name: fields[name] for name in names}
+        ordered = {name: fields[name] for name in names if name != "other_captions" or fields[name]}
         return json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
 
     def columns(self) -> Row:

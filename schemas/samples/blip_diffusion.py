@@ -52,6 +52,7 @@ class Record(SampleRecord):
     key: str
     caption: str
     caption_origin: str
+    other_captions: tuple[str, ...] = ()
     subject: str
     phrase: str
     origin: Literal["annotation", "caption"]

@@ -69,6 +69,7 @@ class Record(SampleRecord):
     key: str
     caption: str
     source_caption: str
+    other_captions: tuple[str, ...] = ()
     width: int
     height: int
     source: SourceField
@@ -110,6 +111,7 @@ class Record(SampleRecord):
             caption=self.caption,
             source=Source(self.source.uri, self.source.license),
             source_caption=self.source_caption,
+            other_captions=self.other_captions,
             phrases=tuple(Phrase(p.text, p.start, p.end, p.root, p.origin) for p in self.phrases),
             segments=tuple(Segment(s.label, 1.0, s.segmentation.to_mask()) for s in self.subjects),
             matches=tuple(Match(s.phrase, index, s.score) for index, s in enumerate(self.subjects)),

@@ -54,6 +54,7 @@ class Record(SampleRecord):
     key: str
     caption: str
     caption_origin: str
+    other_captions: tuple[str, ...] = ()
     width: int
     height: int
     source: SourceField

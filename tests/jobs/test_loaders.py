@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,15 @@ from pycocotools import mask as coco
 from schemas.example import Example
 from tests.datasets import box_mask, example, write_dataset
 
+OTHERS = ("two pets", "a dog that looks at a cat")
 LONG = "a-picture-whose-key-does-not-fit-into-the-hundred-characters-of-a-ustar-header_" + "0123456789" * 12
 SHARDS: list[list[Example]] = [
     [
         example("plain", license=""),
-        example("two", [("a dog", (4, 6, 20, 16)), ("a cat", (30, 0, 34, 48))], extra_segments=1),
+        replace(
+            example("two", [("a dog", (4, 6, 20, 16)), ("a cat", (30, 0, 34, 48))], extra_segments=1),
+            other_captions=OTHERS,
+        ),
         example(LONG),
         *(example(f"k{i}") for i in range(6)),
     ],
@@ -57,6 +62,7 @@ def test_plain_webdataset_gives_every_sample_with_its_picture_and_its_masks(outp
     two = next(sample for sample in samples if sample["__key__"] == "two")
     assert two["jpg"].shape == (48, 64, 3)
     assert [subject["label"] for subject in two["json"]["subjects"]] == ["dog", "cat"]
+    assert two["json"]["other_captions"] == [*OTHERS]
     np.testing.assert_array_equal(
         coco.decode(two["json"]["subjects"][1]["segmentation"]), box_mask(64, 48, (30, 0, 34, 48))
     )

@@ -39,16 +39,20 @@ def test_one_command_trains_on_a_dataset_and_goes_on(run: Run, dataset: Path, tm
 def test_a_trained_model_is_fine_tuned_on_a_subject(run: Run, dataset: Path, tmp_path: Path) -> None:
     plain, tuned = tmp_path / "plain.yaml", tmp_path / "tuned.yaml"
     plain.write_text("batch: 3\nworkers: 0\n")
-    tuned.write_text("batch: 3\nworkers: 0\nfinetune: true\nlearning_rate: 5.0e-5\n")
+    # The model is a small one, for pictures of 64 pixels.
+    tuned.write_text("workers: 0\nresolution: 64\nreference: 64\nprecision: 'no'\ngradient_checkpointing: false\n")
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     for output, config, more in (
         (first, plain, ()),
-        (second, tuned, ("--model", first / "model")),
+        (second, tuned, ("--preset", "hub", "--finetune", "--model", first / "model")),
         (third, plain, ("--model", second / "model")),
     ):
         command = ("train", "blip-diffusion", "--data", dataset, "--output", output, "--config", config)
         status, printed = run(*command, "--steps", 1, *more)
         assert status == 0, printed
+    note = json.loads((second / "config.json").read_text())
+    assert (note["batch"], note["warmup"], note["learning_rate"], note["captions"]) == (3, 0, 5e-6, "subject")
+    assert (note["template"], note["prompt_reps"], note["subject_dropped"]) == ("released", 20, 0)
     assert load_file(second / "model" / "subjects.safetensors").keys() == {"ball", "cup"}
     assert not (third / "model" / "subjects.safetensors").exists()
     before, after = (load_file(run / "model" / "qformer" / "model.safetensors") for run in (first, second))

@@ -1,6 +1,7 @@
 from hypothesis import given
+from hypothesis import strategies as st
 
-from schemas.keys import KEY_PATTERN, clean_key, rng_of
+from schemas.keys import KEY_PATTERN, caption_key, clean_key, rng_of
 from tests.strategies import raw_keys
 
 
@@ -70,6 +71,34 @@ def test_a_cleaned_key_has_no_underscore_at_its_ends_and_may_be_the_hash_alone()
     assert clean_key("é b..c/") == "b_c-" + clean_key("é b..c/")[-16:]
     assert clean_key("") == "e3b0c44298fc1c14"  # SHA-256 of nothing
     assert len(clean_key("x" * 201)) == 200
+
+
+numbers = st.integers(1, 1000)
+
+
+@given(raw_keys, numbers)
+def test_a_caption_s_key_is_fit_for_every_name_and_the_first_is_the_picture_s(raw: str, number: int) -> None:
+    key = clean_key(raw)
+    assert KEY_PATTERN.fullmatch(caption_key(key, number))
+    assert (caption_key(key, number) == key) == (number == 1)
+
+
+@given(raw_keys, numbers, raw_keys, numbers)
+def test_two_captions_never_have_one_key(raw: str, number: int, other: str, other_number: int) -> None:
+    same = (clean_key(raw), number) == (clean_key(other), other_number)
+    assert (caption_key(clean_key(raw), number) == caption_key(clean_key(other), other_number)) == same
+
+
+def test_a_caption_s_key_is_no_key_of_a_picture_that_is_numbered_likewise() -> None:
+    raws = ["dog", "dog-2", "dog#2", "dog\0" + "2", "dog 2", "x" * 200, "x" * 199, "x" * 181 + "-2"]
+    keys = [caption_key(clean_key(raw), number) for raw in raws for number in (1, 2, 12)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_caption_s_key_is_the_same_in_every_release() -> None:
+    """SHA-256 of "000000142238", a zero byte and "2", first 16 digits."""
+    assert caption_key("000000142238", 2) == "000000142238-2-f8f47911018245c9"
+    assert caption_key("x" * 200, 12).startswith("x" * 180 + "-12-")
 
 
 def test_random_numbers_are_the_same_in_every_release() -> None:

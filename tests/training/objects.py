@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import CLIPVisionModelWithProjection
 
 from schemas.example import Example, Object, Phrase, Quality, Source
 from schemas.masks import Mask
 from schemas.samples import mip_adapter
 from schemas.samples.mip_adapter import FORMAT
 from tests.datasets import box_mask, write_dataset
-from tests.training.models import save_tiny_autoencoder
+from tests.training.models import save_tiny_autoencoder, tiny_xl_parts
 from tests.training.pairs import jpeg_of, pixels_of
-from training.recipes.mip_adapter import Parts, name_tokens, small
-from training.small import SIDE
+from training.diffusion import LatentDiffusion
+from training.recipes.mip_adapter import Adapter, Parts, name_tokens, small
+from training.small import SIDE, WIDTH, seeded, small_image_config
+from training.tokenizer import tokenize
 
 Box = tuple[int, int, int, int]
 TWO = (("a red ball", (4, 6, 20, 16)), ("a cup", (30, 10, 20, 24)))
@@ -80,6 +83,17 @@ def tiny_mip_parts(folder: Path, seed: int = 0) -> Parts:
     return small(folder, ["a red ball and a cup", "ball", "cup"], seed)
 
 
+def tiny_xl_mip_parts(folder: Path, seed: int = 0) -> Parts:
+    """The same parts for a small Stable Diffusion XL."""
+    base = tiny_xl_parts(folder, seed)
+    with seeded(seed):
+        return Parts(
+            **vars(base),
+            image_encoder=CLIPVisionModelWithProjection(small_image_config()),
+            adapter=Adapter(base.unet, WIDTH),
+        )
+
+
 def tiny_objects(
     parts: Parts, valid: list[list[bool]], kept: Sequence[bool] | None = None, seed: int = 0
 ) -> dict[str, Any]:
@@ -89,8 +103,7 @@ def tiny_objects(
     """
     rng = np.random.default_rng(seed)
     count = len(valid)
-    ids = parts.tokenizer(["a red ball and a cup"] * count, padding="max_length", max_length=77, return_tensors="pt")
-    names, words = name_tokens(["ball", "cup"], parts.tokenizer)
+    names, words = name_tokens(["ball", "cup"], parts.tokenizers)
     valid_objects = torch.tensor(valid)
     masks = torch.zeros(count, 2, SIDE, SIDE)
     masks[:, 0, :, : SIDE // 2] = 1
@@ -99,7 +112,8 @@ def tiny_objects(
     return {
         "keys": [f"key{i}" for i in range(count)],
         "pixel_values": torch.from_numpy(rng.uniform(-1, 1, (count, 3, SIDE, SIDE)).astype(np.float32)),
-        "input_ids": ids.input_ids,
+        "input_ids": tokenize(["a red ball and a cup"] * count, parts.tokenizers),
+        "sizes": torch.tensor([[100, 80, 12, 0, SIDE, SIDE]] * count),
         "image_kept": torch.tensor(kept or [True] * count),
         "object_mask": valid_objects,
         "object_pixel_values": torch.from_numpy(rng.random((count, 2, 3, SIDE, SIDE), np.float32)),
@@ -109,3 +123,9 @@ def tiny_objects(
         "object_bbox": boxes * valid_objects[..., None],
         "skipped": [],
     }
+
+
+def loss_of(model: LatentDiffusion, batch: dict[str, Any]) -> float:
+    """The loss of a batch, always with the same draws."""
+    with torch.no_grad():
+        return float(model(batch, model.draw(batch, np.random.default_rng(1)))["loss"])

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.pipelines.deprecated.blip_diffusion.modeling_ctx_clip import ContextCLIPTextModel
 from numpy.typing import NDArray
 from PIL import Image
+from transformers import CLIPTextModel
 
 from schemas.example import Example, Placement, Source, Subject
 from schemas.images import encode_grey
@@ -90,6 +92,20 @@ def tiny_blip_parts(folder: Path, seed: int = 0) -> Parts:
     return small(folder, PROMPTS, seed)
 
 
+def published_text_encoder(encoder: CLIPTextModel) -> ContextCLIPTextModel:
+    """diffusers' text encoder for subject prompts, with the weights of `encoder`."""
+    peer = ContextCLIPTextModel(encoder.config).eval()
+    peer.text_model.load_state_dict(encoder.state_dict(), strict=False)
+    layers = peer.text_model.encoder.forward
+
+    def forward(causal_attention_mask: torch.Tensor, **arguments: Any) -> Any:  # noqa: ANN401
+        # It passes its causal mask under a name that transformers 5 ignores.
+        return layers(**{**arguments, "attention_mask": causal_attention_mask})
+
+    peer.text_model.encoder.forward = forward
+    return peer
+
+
 def tiny_pairs(parts: Parts, subjects: Sequence[str | None], seed: int = 0) -> dict[str, Any]:
     """A batch with the caption "a red ball on grass"; where a subject is None, it is a ball whose prompt is dropped."""
     rng = np.random.default_rng(seed)
@@ -103,6 +119,7 @@ def tiny_pairs(parts: Parts, subjects: Sequence[str | None], seed: int = 0) -> d
         "input_pixel_values": torch.from_numpy(rng.random((count, 3, SIDE, SIDE), np.float32)),
         "input_ids": torch.tensor([ids for ids, _ in filled]),
         "subject_prompt_mask": torch.tensor([mask for _, mask in filled]),
+        "caption": ["a red ball on grass"] * count,
         "subject_text": texts,
         "subject_input_ids": tokens.input_ids,
         "subject_attention_mask": tokens.attention_mask.bool(),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.curves import HEIGHT, LEFT, POINTS, TOP, WIDTH, panel, write_curves
+from training.curves import HEIGHT, LEFT, POINTS, TOP, WIDTH, panel, running_mean, write_curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -24,7 +24,8 @@ def test_three_curves_stay_within_their_frames_for_any_length_of_run(tmp_path: P
     write_metrics(tmp_path, count)
     svg = ET.parse(write_curves(tmp_path)).getroot()
     lines = svg.findall(f".//{SVG}polyline")
-    assert len(lines) == 3
+    assert len(lines) == 6  # each as it is, and smoothed
+    assert svg.get("viewBox") == f"0 0 {svg.get('width')} {svg.get('height')}"
     for line in lines:
         points = [tuple(map(float, point.split(","))) for point in (line.get("points") or "").split()]
         assert len(points) == math.ceil(count / math.ceil(count / POINTS))
@@ -32,15 +33,15 @@ def test_three_curves_stay_within_their_frames_for_any_length_of_run(tmp_path: P
 
 
 def test_points_are_plotted_at_their_values() -> None:
-    """The values 0 and 10 after steps 1 and 5: the frame spans -0.5 to 10.5."""
-    plot = ET.fromstring(panel("title", np.array([0.0, 4.0]), np.array([0.0, 10.0]), 0))
+    """The values -10 and 0 after steps 1 and 5: the frame spans -10.5 to 0.5."""
+    plot = ET.fromstring(panel("title", np.array([0.0, 4.0]), np.array([-10.0, 0.0]), 0))
     line = plot.find("polyline")
     assert line is not None
     low, high = TOP + HEIGHT * 10.5 / 11, TOP + HEIGHT * 0.5 / 11
     assert line.get("points") == f"{LEFT + WIDTH / 5:.1f},{low:.1f} {LEFT + WIDTH:.1f},{high:.1f}"
     texts = {(element.text, float(element.get("y") or 0)) for element in plot.findall("text")}
     below = float(TOP + HEIGHT + 18)
-    assert texts == {("title", TOP - 10.0), ("0", low + 4), ("10", high + 4), ("0", below), ("step 5", below)}
+    assert texts == {("title", TOP - 10.0), ("-10", low + 4), ("0", high + 4), ("0", below), ("step 5", below)}
 
 
 def test_long_runs_are_plotted_as_means() -> None:
@@ -50,3 +51,16 @@ def test_long_runs_are_plotted_as_means() -> None:
     assert line is not None
     heights = {point.split(",")[1] for point in (line.get("points") or "").split()}
     assert heights == {f"{TOP + HEIGHT / 2:.1f}"}  # each point is the mean of a 0 and a 1
+
+
+def test_an_axis_of_positive_values_does_not_go_below_zero() -> None:
+    plot = ET.fromstring(panel("", np.arange(3.0), np.array([10.0, 5.0, 0.1]), 0))
+    line = plot.find("polyline")
+    assert line is not None
+    last = float((line.get("points") or "").rsplit(",", 1)[1])
+    assert last == pytest.approx(TOP + HEIGHT * (1 - 0.1 / (10 + 0.05 * 9.9)), abs=0.1)
+
+
+def test_a_running_mean_by_hand() -> None:
+    assert running_mean(np.array([0.0, 3.0, 6.0, 0.0]), 1).tolist() == [1.5, 3.0, 3.0, 3.0]
+    assert running_mean(np.array([0.0, 3.0, 6.0]), 0).tolist() == [0.0, 3.0, 6.0]

@@ -20,6 +20,7 @@ from training.geometry import (
     decode,
     open_jpeg,
     reduction,
+    sizes_of,
     to_pixels,
     window_of,
 )
@@ -251,3 +252,16 @@ def test_a_mask_whose_area_differs_from_its_record_is_refused() -> None:
     np.testing.assert_array_equal(to_pixels(mask, 6), np.ones((2, 3), bool))
     with pytest.raises(ValueError, match=r"^a mask has 6 pixels, its record says 5$"):
         to_pixels(mask, 5)
+
+
+@pytest.mark.parametrize(
+    ("width", "crop", "expected"),
+    [
+        (80, crop_window(40, (10, 4, 32), 64, mirrored=False), (40, 80, 8, 20, 64, 64)),
+        (80, crop_window(40, (10, 4, 32), 64, mirrored=True), (40, 80, 8, 76, 64, 64)),
+        (80, crop_height(80, 40, 20, mirrored=False), (40, 80, 0, 10, 20, 20)),
+        (30, crop_height(30, 60, 20, mirrored=True), (60, 30, 0, 0, 20, 20)),
+    ],
+)
+def test_sizes_for_stable_diffusion_xl(width: int, crop: Crop, expected: tuple[int, ...]) -> None:
+    assert sizes_of(width, crop) == expected

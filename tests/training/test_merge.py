@@ -1,9 +1,8 @@
 import math
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -29,84 +28,53 @@ from training.merge import (
     relevance,
 )
 
-Rows = list[list[float]]
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Plain attention of [P, C] to [L, C], computed for each head separately: [P, C]."""
+    split = (rows.chunk(heads, dim=1) for rows in (query, key, value))
+    return torch.cat([(q @ k.T / math.sqrt(q.shape[1])).softmax(1) @ v for q, k, v in zip(*split, strict=True)], dim=1)
 
 
-def softmax(values: list[float]) -> list[float]:
-    powers = [math.exp(v - max(values)) for v in values]
-    return [power / sum(powers) for power in powers]
+def relevance_of(query: Tensor, key: Tensor, words: list[bool], heads: int) -> Tensor:
+    """A_i, literally: the mean over words and heads of softmaxes over the positions, [P]."""
+    shares = [
+        torch.stack([token @ position / math.sqrt(len(token)) for position in q]).softmax(0)
+        for q, k in zip(query.chunk(heads, dim=1), key.chunk(heads, dim=1), strict=True)
+        for token, is_word in zip(k, words, strict=True)
+        if is_word
+    ]
+    return torch.stack(shares).mean(0)
 
 
-def dot(first: list[float], second: list[float]) -> float:
-    return sum(a * b for a, b in zip(first, second, strict=True))
-
-
-def linear(rows: Rows, layer: torch.nn.Linear) -> Rows:
-    bias = layer.bias.tolist() if layer.bias is not None else [0.0] * layer.out_features
-    return [[dot(weight, x) + b for weight, b in zip(layer.weight.tolist(), bias, strict=True)] for x in rows]
-
-
-def heads_of(rows: Rows, heads: int) -> list[Rows]:
-    width = len(rows[0]) // heads
-    return [[row[h * width : (h + 1) * width] for row in rows] for h in range(heads)]
-
-
-def attend(query: Rows, key: Rows, value: Rows, heads: int) -> Rows:
-    """Plain attention, computed for each position, head and token separately."""
-    split = [heads_of(rows, heads) for rows in (query, key, value)]
-    output: Rows = [[] for _ in query]
-    for q, k, v in zip(*split, strict=True):
-        for position, vector in enumerate(q):
-            shares = softmax([dot(vector, token) / math.sqrt(len(vector)) for token in k])
-            output[position] += [dot(shares, list(column)) for column in zip(*v, strict=True)]
-    return output
-
-
-def relevance_of(query: Rows, key: Rows, words: list[bool], heads: int) -> list[float]:
-    """A_i, literally: the mean over words and heads of softmaxes over the positions."""
-    total, count = [0.0] * len(query), 0
-    for q, k in zip(heads_of(query, heads), heads_of(key, heads), strict=True):
-        for token, is_word in zip(k, words, strict=True):
-            if is_word:
-                shares = softmax([dot(token, position) / math.sqrt(len(token)) for position in q])
-                total = [a + b for a, b in zip(total, shares, strict=True)]
-                count += 1
-    return [value / count for value in total]
-
-
-def layer_of(
-    attention: Attention, adapter: AdapterLayer, hidden: Tensor, text: Tensor, references: References
+def literal_layer(
+    attention: Attention, adapter: AdapterLayer, hidden: Tensor, text: Tensor, references: References, merge: MergeName
 ) -> Tensor:
-    """A whole layer by the formulas of the code and of the paper, stacked: [2, B, P, C] float64."""
-    results: list[list[Rows]] = [[], []]
+    """A whole layer by the formulas, a sample and a reference at a time: [B, P, C]."""
+    outputs = []
     for b in range(len(hidden)):
-        query = linear(hidden[b].tolist(), attention.to_q)
-        z_text = attend(
-            query,
-            linear(text[b].tolist(), attention.to_k),
-            linear(text[b].tolist(), attention.to_v),
-            attention.heads,
-        )
-        f = [1 / (1 + math.exp(-row[0])) for row in linear(z_text, adapter.predictor)]
-        f = [value / (sum(f) / len(f)) for value in f]
-        summed = [[0.0] * len(z_text[0]) for _ in z_text]
-        for i in range(references.valid.shape[1]):
-            if not references.valid[b, i]:
-                continue
-            tokens, texts = references.tokens[b, i].tolist(), references.texts[b, i].tolist()
-            attended = attend(query, linear(tokens, adapter.to_k_ip), linear(tokens, adapter.to_v_ip), attention.heads)
-            a = relevance_of(query, linear(texts, attention.to_k), references.words[b, i].tolist(), attention.heads)
-            mean = sum(a) / len(a)
-            for p, row in enumerate(attended):
-                summed[p] = [s + a[p] / mean * z for s, z in zip(summed[p], row, strict=True)]
-        code: Rows = []
-        paper: Rows = []
-        for weight, z, pictures in zip(f, z_text, summed, strict=True):
-            code.append([own + weight * added for own, added in zip(z, pictures, strict=True)])
-            paper.append([weight * own + added for own, added in zip(z, pictures, strict=True)])
-        for result, merged in zip(results, (code, paper), strict=True):
-            result.append(linear(merged, attention.to_out[0]))
-    return torch.tensor(results, dtype=torch.float64)
+        query, heads = attention.to_q(hidden[b]), attention.heads
+        z_text = attend(query, attention.to_k(text[b]), attention.to_v(text[b]), heads)
+        f = 1 / (1 + torch.exp(-(z_text @ adapter.text_to_weight.weight[0])))
+        f = (f / (f.sum() / len(f)))[:, None]
+        present = [i for i in range(references.valid.shape[1]) if references.valid[b, i]]
+        z_images = [
+            references.scale * attend(query, adapter.to_k_ip(tokens), adapter.to_v_ip(tokens), heads)
+            for tokens in references.tokens[b, present]
+        ]
+        relevances = [
+            relevance_of(query, attention.to_k(references.texts[b, i]), references.words[b, i].tolist(), heads).detach()
+            for i in present
+        ]
+        total = sum(relevances, torch.zeros(len(query)))
+        if merge == "code":
+            z_new = z_text + f * sum((a / total)[:, None] * z for a, z in zip(relevances, z_images, strict=True))
+        elif merge == "paper":
+            mean = total / max(1, len(present))
+            z_new = f * z_text + sum((a / mean)[:, None] * z for a, z in zip(relevances, z_images, strict=True))
+        else:
+            z_new = z_text + sum(z_images)
+        outputs.append(attention.to_out[0](z_new))
+    return torch.stack(outputs)
 
 
 def random_case(count: int, tokens: int, words: int, seed: int) -> tuple[Attention, AdapterLayer, References]:
@@ -115,8 +83,7 @@ def random_case(count: int, tokens: int, words: int, seed: int) -> tuple[Attenti
         torch.manual_seed(seed)
         attention = Attention(query_dim=6, cross_attention_dim=5, heads=2, dim_head=4).double()
         layer = AdapterLayer(5, 8).double()
-        torch.nn.init.normal_(layer.predictor.weight)
-        torch.nn.init.normal_(layer.predictor.bias)
+        torch.nn.init.normal_(layer.text_to_weight.weight)
     kept = torch.rand(2, count, words, generator=generator) < 0.6
     kept[..., 0] = True
     references = References(
@@ -124,6 +91,7 @@ def random_case(count: int, tokens: int, words: int, seed: int) -> tuple[Attenti
         texts=2 * torch.randn(2, count, words, 5, generator=generator).double(),
         words=kept,
         valid=torch.rand(2, count, generator=generator) < 0.8,
+        scale=float(torch.rand((), generator=generator)),
     )
     return attention, layer, references
 
@@ -134,25 +102,37 @@ def random_case(count: int, tokens: int, words: int, seed: int) -> tuple[Attenti
     count=st.integers(1, 3),
     tokens=st.integers(1, 3),
     words=st.integers(1, 3),
+    merge=st.sampled_from(get_args(MergeName)),
 )
-@settings(max_examples=30, deadline=None)
-def test_the_processor_matches_the_literal_formula(
-    seed: int, positions: int, count: int, tokens: int, words: int
+@settings(max_examples=40, deadline=None)
+def test_outputs_and_gradients_match_the_literal_formula(
+    seed: int, positions: int, count: int, tokens: int, words: int, merge: MergeName
 ) -> None:
     attention, layer, references = random_case(count, tokens, words, seed)
+    attention.set_processor(MergedAttention(layer, MERGES[merge]))
     generator = torch.Generator().manual_seed(seed + 1)
     hidden, text = (torch.randn(2, *shape, generator=generator).double() for shape in ((positions, 6), (4, 5)))
-    expected = layer_of(attention, layer, hidden, text, references)
-    for merge, literal in zip((merge_as_code, merge_as_paper), expected, strict=True):
-        attention.set_processor(MergedAttention(layer, merge))
-        output = attention(hidden, text, references=references)
-        assert output.dtype == torch.float64
-        torch.testing.assert_close(output, literal, rtol=1e-9, atol=1e-10)
+    upstream = torch.randn(2, positions, 6, generator=generator).double()
+    inputs = [hidden, text, references.tokens, *attention.parameters(), *layer.parameters()]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    expected = literal_layer(attention, layer, hidden, text, references, merge)
+    output = attention(hidden, text, references=references)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(z, inputs, upstream, materialize_grads=True) for z in (output, expected))
+    for ours, literal in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, literal, rtol=1e-12, atol=1e-12)
+
+
+def test_single_precision_changes_little() -> None:
+    attention, layer, references = random_case(2, 3, 3, 0)
+    hidden, text = (torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)) for shape in ((5, 6), (4, 5)))
+    expected = literal_layer(attention, layer, hidden.double(), text.double(), references, "code")
+    attention.set_processor(MergedAttention(layer, merge_as_code))
     attention.float()
     layer.float()
-    single = References(references.tokens.float(), references.texts.float(), references.words, references.valid)
-    output = attention(hidden.float(), text.float(), references=single)
-    torch.testing.assert_close(output, expected[1].float(), rtol=1e-3, atol=1e-4)
+    single = replace(references, tokens=references.tokens.float(), texts=references.texts.float())
+    torch.testing.assert_close(attention(hidden, text, references=single), expected.float(), rtol=1e-3, atol=1e-4)
 
 
 def test_relevance_by_hand() -> None:
@@ -181,10 +161,10 @@ def test_relevance_is_computed_in_single_precision() -> None:
 
 
 def test_the_merges_by_hand() -> None:
-    """Two positions of width 1. A/mean(A) is (1/2, 3/2) and (1, 1), f/mean(f) is (4/3, 2/3)."""
+    """Two positions of width 1. A/sum(A) is (1/4, 3/4) and (3/4, 1/4), f/mean(f) is (4/3, 2/3)."""
     text = torch.tensor([[[10.0], [20.0]]])
-    images = torch.tensor([[[[1.0], [2.0]], [[100.0], [200.0]]]])
-    relevances = torch.tensor([[[0.25, 0.75], [0.5, 0.5]]])
+    images = torch.tensor([[[[1.0], [2.0]], [[100.0], [200.0]], [[0.0], [0.0]]]])
+    relevances = torch.tensor([[[0.2, 0.6], [0.6, 0.2], [0.0, 0.0]]])
 
     def predict(z: Tensor) -> Tensor:
         assert torch.equal(z, text)
@@ -192,19 +172,28 @@ def test_the_merges_by_hand() -> None:
 
     merged = {name: merge(text, images, relevances, predict).flatten().tolist() for name, merge in MERGES.items()}
     assert merged["uniform"] == pytest.approx([111, 222])
-    assert merged["code"] == pytest.approx([10 + 4 / 3 * 100.5, 20 + 2 / 3 * 203])
-    assert merged["paper"] == pytest.approx([4 / 3 * 10 + 100.5, 2 / 3 * 20 + 203])
+    assert merged["code"] == pytest.approx([10 + 4 / 3 * 75.25, 20 + 2 / 3 * 51.5])
+    assert merged["paper"] == pytest.approx([4 / 3 * 10 + 150.5, 2 / 3 * 20 + 103])
     assert merged.keys() == set(get_args(MergeName))
 
 
-def test_with_even_relevance_all_merges_equal_the_uniform_merge() -> None:
+def test_references_without_relevance_leave_the_text() -> None:
+    text, images, none = torch.ones(1, 2, 3), torch.ones(1, 2, 2, 3), torch.zeros(1, 2, 2)
+    for merge in (merge_as_code, merge_as_paper):
+        assert torch.equal(merge(text, images, none, lambda z: torch.ones_like(z[..., 0])), text)
+
+
+def test_even_relevance_weights_references_by_their_mean_or_their_sum() -> None:
     generator = torch.Generator().manual_seed(0)
     text, images = (torch.randn(shape, generator=generator) for shape in ((2, 5, 3), (2, 2, 5, 3)))
     even = torch.full((2, 2, 5), 0.2)
-    untrained = AdapterLayer(4, 3).predict
-    uniform = merge_uniformly(text, images, even, untrained)
-    for merge in MERGES.values():
-        torch.testing.assert_close(merge(text, images, even, untrained), uniform)
+
+    def constant(z: Tensor) -> Tensor:
+        return torch.full(z.shape[:-1], 0.3)
+
+    uniform = merge_uniformly(text, images, even, constant)
+    torch.testing.assert_close(merge_as_paper(text, images, even, constant), uniform)
+    torch.testing.assert_close(merge_as_code(text, images, even, constant), text + images.mean(1))
 
 
 def test_values_are_divided_by_their_mean_or_stay_zero() -> None:
@@ -286,6 +275,8 @@ def ip_adapter_of_diffusers(unet: UNet2DConditionModel, references: References, 
 @pytest.mark.parametrize("name", ["code", "paper", "uniform"])
 def test_without_references_the_output_of_the_unet_is_unchanged(vae: Path, name: MergeName) -> None:
     unet, layers = unet_with_layers(vae)
+    for layer in layers:  # the paper's f weights the text also without references
+        torch.nn.init.zeros_(layer.text_to_weight.weight)
     with torch.no_grad():
         plain = unet(LATENTS, 10, TEXT).sample
         adapt(unet, layers, MERGES[name])
@@ -295,14 +286,26 @@ def test_without_references_the_output_of_the_unet_is_unchanged(vae: Path, name:
         torch.testing.assert_close(run(unet, none), plain)
 
 
+def test_the_scale_multiplies_the_references(vae: Path) -> None:
+    unet, layers = unet_with_layers(vae)
+    adapt(unet, layers, merge_as_code)
+    references = random_references(2)
+    with torch.no_grad():
+        torch.testing.assert_close(run(unet, replace(references, scale=0.0)), unet(LATENTS, 10, TEXT).sample)
+        scaled = run(unet, replace(references, scale=0.5))
+        for layer in layers:
+            layer.to_v_ip.weight.mul_(0.5)
+        torch.testing.assert_close(scaled, run(unet, references))
+
+
 @pytest.mark.parametrize("name", ["code", "paper", "uniform"])
 def test_padding_references_may_hold_any_value(vae: Path, name: MergeName) -> None:
     unet, layers = unet_with_layers(vae)
     adapt(unet, layers, MERGES[name])
     references = random_references(2)
     valid = torch.tensor([[True, False], [True, False]])
-    padded = References(references.tokens.clone(), references.texts.clone(), references.words.clone(), valid)
-    padded.tokens[:, 1], padded.texts[:, 1], padded.words[:, 1] = math.nan, math.nan, False
+    padded = References(references.tokens.clone(), references.texts.clone(), references.words, valid)
+    padded.tokens[:, 1], padded.texts[:, 1] = math.nan, math.nan
     alone = References(references.tokens[:, :1], references.texts[:, :1], references.words[:, :1], valid[:, :1])
     with torch.no_grad():
         torch.testing.assert_close(run(unet, padded), run(unet, alone))
@@ -322,8 +325,6 @@ def test_the_order_of_the_references_does_not_matter(vae: Path, name: MergeName)
 
 def test_only_relevance_has_no_gradient(vae: Path) -> None:
     unet, layers = unet_with_layers(vae)
-    for layer in layers:  # a constant f has no gradient: dividing by its mean cancels it
-        torch.nn.init.normal_(layer.predictor.weight)
     adapt(unet, layers, merge_as_code)
     references = random_references(2)
     references.tokens.requires_grad_()
@@ -364,10 +365,8 @@ def test_an_unsupported_attention_layer_is_refused(vae: Path) -> None:
 
 
 def test_the_literal_attention_matches_torch() -> None:
-    rng = np.random.default_rng(0)
-    query, key, value = (rng.normal(size=(n, 6)) for n in (4, 3, 3))
-    torches = [torch.from_numpy(rows).unflatten(-1, (2, 3)).transpose(0, 1) for rows in (query, key, value)]
-    expected = torch.nn.functional.scaled_dot_product_attention(*torches).transpose(0, 1).flatten(1)
-    literal = attend(query.tolist(), key.tolist(), value.tolist(), 2)
-    for p, c in product(range(4), range(6)):
-        assert literal[p][c] == pytest.approx(expected[p, c].item())
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(n, 6, generator=generator) for n in (4, 3, 3))
+    split = (rows.unflatten(-1, (2, 3)).transpose(0, 1) for rows in (query, key, value))
+    expected = torch.nn.functional.scaled_dot_product_attention(*split).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(attend(query, key, value, 2), expected)

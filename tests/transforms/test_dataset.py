@@ -169,6 +169,26 @@ def test_overwrite_removes_the_dataset_and_leaves_what_is_not_ours(tmp_path: Pat
     assert list_files(str(tmp_path)) == [".subjectloom/job.json", "notes.txt"]
 
 
+def test_overwrite_does_not_remove_the_dataset_of_another_recipe(tmp_path: Path) -> None:
+    write_dataset(tmp_path, SHARDS)
+    before = list_files(str(tmp_path))
+    other = JOB.model_copy(update={"recipe": "blip-diffusion"})
+    with pytest.raises(
+        InputError, match=r"holds a fastcomposer dataset, which a blip-diffusion build does not replace"
+    ):
+        prepare_output(str(tmp_path), other, overwrite=True)
+    assert list_files(str(tmp_path)) == before
+
+
+def test_a_finished_dataset_without_samples_is_replaced(tmp_path: Path) -> None:
+    write_dataset(tmp_path, SHARDS)
+    info = json.loads((tmp_path / "dataset.json").read_text())
+    info["counts"] |= {"written": 0}
+    (tmp_path / "dataset.json").write_text(json.dumps(info))
+    prepare_output(str(tmp_path), JOB)
+    assert list_files(str(tmp_path)) == [".subjectloom/job.json"]
+
+
 def test_resume_keeps_the_shards_and_the_dataset_no_longer_looks_finished(tmp_path: Path) -> None:
     write_dataset(tmp_path, SHARDS)
     before = (tmp_path / "fastcomposer-000000.tar").read_bytes()

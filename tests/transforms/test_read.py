@@ -9,10 +9,12 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from schemas.errors import InputError
+from schemas.rejects import Reject
 from tests.pictures import encode, outcomes, read_all, scene
 from transforms.batch import Batch
 from transforms.listing import list_source
 from transforms.read import ReadBatches, read_batches
+from transforms.work import Death
 
 JPEG = encode(scene(), "JPEG")
 
@@ -50,6 +52,18 @@ def test_the_pipeline_yields_the_same_batches_at_any_number_of_workers(pictures:
         with beam.Pipeline(FnApiRunner(), options) as pipeline:
             batches = pipeline | ReadBatches(chunks) | beam.Map(without_time)
             assert_that(batches, equal_to(expected))
+
+
+def test_a_deadly_record_is_rejected_in_its_place_and_not_loaded(pictures: Path) -> None:
+    chunk = list_source(str(pictures), samples_per_shard=10, batch_size=4).chunks[0]
+    (pictures / "002.jpg").unlink()  # loading it would give another reason
+    deadly = {"002": Death("SIGSEGV", "segments", ("002",))}
+    batch = next(read_batches(0, chunk.items[0], batch_size=4, deadly=deadly))
+    assert [record.key for record in batch.records] == ["000", "001", "002", "003"]
+    refused = batch.records[2]
+    assert isinstance(refused, Reject)
+    assert (refused.source, refused.stage, refused.reason) == ("002.jpg", "segments", "killed-worker")
+    assert "SIGSEGV" in refused.detail
 
 
 def test_a_limit_takes_the_first_records(pictures: Path) -> None:

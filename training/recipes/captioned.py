@@ -4,10 +4,12 @@ A batch holds
 
     keys          list of B str
     pixel_values  [B, 3, R, R] float32 in [-1, 1]
-    input_ids     [B, L] int64; of samples whose caption is dropped the empty caption
+    input_ids     [B, L] int64, for SDXL [B, 2 L]; the empty caption if the caption is dropped
+    sizes         [B, 6] int64, as `training.geometry.sizes_of` computes them
     skipped       list of str, a line for each sample that could not be read
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -20,11 +22,12 @@ from transformers import CLIPTokenizer
 from schemas.samples.base import SampleRecord
 from training.diffusion import STABLE_DIFFUSION, LatentDiffusion, Parts, load_stable_diffusion
 from training.drops import Drop, Drops, DropTable, draw
-from training.geometry import crop_height, decode, open_jpeg
+from training.geometry import crop_height, decode, open_jpeg, sizes_of
 from training.loop import RunConfig
 from training.recipe import HUB_RUN, SAMPLE_RUN, Training
 from training.shards import Pixels, Raw
 from training.small import small_parts
+from training.tokenizer import tokenize
 
 
 class Config(RunConfig):
@@ -32,9 +35,7 @@ class Config(RunConfig):
 
     unconditional: float = Field(default=0.1, ge=0, le=1, description="share of samples without caption")
     augment: bool = Field(default=True, description="mirror pictures")
-    train_encoders: bool = Field(
-        default=False, description="train the text encoder: for one that starts from random weights"
-    )
+    train_encoders: bool = Field(default=False, description="train the text encoders: for a start from random weights")
 
     def plain(self) -> Self:
         """Without drops and mirroring."""
@@ -51,17 +52,22 @@ def texts(raw: Raw) -> list[str]:
     return [_record(raw).caption]
 
 
-def view(raw: Raw, rng: np.random.Generator, tokenizer: CLIPTokenizer, config: Config) -> dict[str, Tensor | Pixels]:
+def view(
+    raw: Raw, rng: np.random.Generator, tokenizers: Sequence[CLIPTokenizer], config: Config
+) -> dict[str, Tensor | Pixels]:
     """Make one sample's values; see the module for what a batch of them holds."""
     record = _record(raw)
     opened = open_jpeg(raw.get("jpg", b""), record.width, record.height)
     mirrored = config.augment and bool(rng.random() < 0.5)
     crop = crop_height(record.width, record.height, config.resolution, mirrored=mirrored)
     caption = "" if "caption" in draw(drop_table(config), "sample", rng) else record.caption
-    ids = tokenizer(caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
     picture = crop.crop_picture(decode(opened, crop, [], config.reference))
     pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-    return {"pixel_values": Pixels(pixels, -1, 1), "input_ids": torch.tensor(ids)}
+    return {
+        "pixel_values": Pixels(pixels, -1, 1),
+        "input_ids": tokenize([caption], tokenizers)[0],
+        "sizes": torch.tensor(sizes_of(record.width, crop)),
+    }
 
 
 def _record(raw: Raw) -> SampleRecord:
@@ -69,21 +75,21 @@ def _record(raw: Raw) -> SampleRecord:
 
 
 def load(folder: str | Path = STABLE_DIFFUSION) -> Parts:
-    """Load a model from a folder (or the hub's name of one) in Stable Diffusion 1.5's layout.
+    """Load a model from a folder (or the hub's name of one) in the layout of Stable Diffusion 1.5 or XL.
 
     Raises:
         ModelError: something is missing or of another kind.
     """
-    return Parts(**load_stable_diffusion(folder))
+    return Parts(**load_stable_diffusion(folder, allow_xl=True))
 
 
 class Model(LatentDiffusion):
-    """A text-to-image model; the U-Net is trained, and the text encoder if the config says so."""
+    """A text-to-image model; the U-Net is trained, and the text encoders if the config says so."""
 
     def __init__(self, parts: Parts, config: Config | None = None) -> None:
         config = config or Config()
         super().__init__(parts, drop_table(config))
-        self.text_encoder.requires_grad_(config.train_encoders)
+        self.train_text_encoders(config.train_encoders)
 
 
 TRAINING = Training(

@@ -270,6 +270,11 @@ class Model(LatentDiffusion):
         for block in blocks[max(0, len(blocks) - config.trained_blocks) :]:
             block.requires_grad_(True)
 
+    @property
+    def tools(self) -> CLIPTokenizer:
+        """The tokenizer."""
+        return self.tokenizer
+
     def conditions(self, batch: Batch) -> Conditions:
         """The fused text, and `subjects` whose attention the U-Net records."""
         subjects = Subjects(batch["subject_token_index"], batch["subject_mask"])

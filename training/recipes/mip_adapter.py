@@ -1,27 +1,30 @@
 """MIP-Adapter: several references, each with its object's name, beside the caption.
 
 Huang et al., "Resolving Multi-Condition Confusion for Finetuning-Free Personalized Image Generation" (2024), on
-IP-Adapter (Ye et al., 2023) for Stable Diffusion 1.5. A CLIP image encoder embeds each reference, a projection turns
-the embedding into four tokens, and each cross-attention layer of the U-Net attends to them beside the text;
-`training.merge` weights the references at each position. The U-Net learns to draw the picture that the references were
-cut out of; the loss is the noise loss alone.
+IP-Adapter (Ye et al., 2023) for Stable Diffusion XL, as published, or 1.5. A CLIP image encoder embeds each reference,
+a projection turns the embedding into four tokens, and each cross-attention layer of the U-Net attends to them beside
+the text; `training.merge` weights the references at each position. The U-Net learns to draw the picture that the
+references were cut out of; the loss is the noise loss alone.
 
 Starting from the published IP-Adapter, only the layers beside the cross-attention are trained: keys and values of
 references, and the predictor. A model that starts from random weights also trains its projection, its U-Net and its
 encoders.
 
-As in the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes, references have
-a white background, and the text of each is the single word that names its object.
+As in the published trainer (hqhQAQ/MIP-Adapter) the picture is cut to a square that holds all boxes and is not
+mirrored, references have a white background, holes of their masks are filled, and the text of each is the single word
+that names its object. In sampling, captions and names are empty in the unconditional half of the batch. Unlike the
+published trainer, the loop clips gradients (field `clip`).
 
 A batch holds
 
     keys                 list of B str
     pixel_values         [B, 3, R, R] float32 in [-1, 1]
-    input_ids            [B, L] int64; the empty caption if the text is dropped
+    input_ids            [B, L] int64, for SDXL [B, 2 L]; the empty caption if the text is dropped
+    sizes                [B, 6] int64, as `training.geometry.sizes_of` computes them
     image_kept           [B] bool, False if the references are dropped
     object_mask          [B, M] bool, which of the M are objects
     object_pixel_values  [B, M, 3, r, r] float32 in [0, 1], references
-    object_input_ids     [B, M, S] int64, each object's name, tokenized separately
+    object_input_ids     [B, M, S] int64, for SDXL [B, M, 2 S], each object's name, tokenized separately
     object_token_mask    [B, M, S] bool, which of these are words; start, end and padding are not
     object_segmentation  [B, M, R, R] float32, 0 or 1
     object_bbox          [B, M, 4] float32, visible part of the detector's box, xywh in pixels of the square
@@ -29,7 +32,7 @@ A batch holds
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Self
@@ -42,6 +45,7 @@ from PIL import Image
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from scipy import ndimage
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
@@ -51,18 +55,19 @@ from schemas.samples.mip_adapter import ObjectField, Record
 from training import diffusion
 from training.attention import cross_attention_layers
 from training.diffusion import (
-    LAYOUT,
-    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_XL,
+    XL_LAYOUT,
     Batch,
     Conditions,
     LatentDiffusion,
     is_trained,
+    is_xl,
     load_stable_diffusion,
     loading,
     normalize_for_clip,
 )
 from training.drops import Drop, Drops, DropTable, draw
-from training.geometry import crop_window, decode, open_jpeg, window_of
+from training.geometry import crop_window, decode, open_jpeg, sizes_of, window_of
 from training.loop import RunConfig
 from training.merge import MERGES, AdapterLayer, MergeName, References, adapt
 from training.recipe import HUB_RUN, SAMPLE_RUN, Training
@@ -76,12 +81,12 @@ from training.small import (
     small_text_encoder,
     small_unet,
 )
-from training.tokenizer import small_tokenizer
+from training.tokenizer import small_tokenizer, tokenize
 
 IP_ADAPTER = "h94/IP-Adapter"
 """The published IP-Adapter on the hub: its weights, and the image encoder they were trained with."""
-WEIGHTS, IMAGE_ENCODER = "ip-adapter_sd15.safetensors", "image_encoder"
-"""The file and the folder that hold them."""
+WEIGHTS, XL_WEIGHTS, IMAGE_ENCODER = "ip-adapter_sd15.safetensors", "ip-adapter_sdxl.safetensors", "image_encoder"
+"""The files and the folder that hold them."""
 TOKENS = 4
 """Tokens of a reference."""
 NAME_LENGTH = 16
@@ -95,13 +100,19 @@ class Config(RunConfig):
     steps: int = Field(default=12_000, gt=0, description="optimizer steps")
     learning_rate: float = Field(default=1e-4, gt=0, description="of AdamW, constant")
     warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0 (published: 0)")
+    average: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the weights' moving average (published: 0, none)"
+    )
     max_objects: int = Field(default=2, gt=0, description="objects of a sample, those of highest score (published: 2)")
     image_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without references")
     text_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without caption")
     both_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without either")
-    augment: bool = Field(default=True, description="mirror pictures and references, move the window")
+    augment: bool = Field(default=True, description="mirror references, move the window")
     merge: MergeName = Field(
         default="code", description="the published code's weighted merge, the paper's, or a plain sum of references"
+    )
+    scale: float = Field(
+        default=0.75, ge=0, description="weight of the references in sample pictures (published: 0.75)"
     )
     train_encoders: bool = Field(
         default=False,
@@ -133,15 +144,16 @@ def texts(raw: Raw) -> list[str]:
     return [record.caption, *(thing.name for thing in record.objects)]
 
 
-def view(raw: Raw, rng: np.random.Generator, tokenizer: CLIPTokenizer, config: Config) -> dict[str, Tensor | Pixels]:
+def view(
+    raw: Raw, rng: np.random.Generator, tokenizers: Sequence[CLIPTokenizer], config: Config
+) -> dict[str, Tensor | Pixels]:
     """Make one sample's values; see the module for what a batch of them holds."""
     record = _record(raw)
     opened = open_jpeg(raw.get("jpg", b""), record.width, record.height)
     objects = highest_scores(record.objects, config.max_objects)
     augmenting = rng if config.augment else None
     window = window_of(record.width, record.height, reduce(union, [thing.bbox for thing in objects]), augmenting)
-    mirrored = augmenting is not None and bool(augmenting.random() < 0.5)
-    crop = crop_window(record.height, window, config.resolution, mirrored=mirrored)
+    crop = crop_window(record.height, window, config.resolution, mirrored=False)
     dropped = draw(drop_table(config), "sample", rng)
     kept: list[tuple[ObjectField, Region]] = []
     for thing in objects:
@@ -159,13 +171,13 @@ def view(raw: Raw, rng: np.random.Generator, tokenizer: CLIPTokenizer, config: C
         references[j] = reference_of(pixels, region, small, augmenting)
         segmentation[j], boxes[j] = region.cropped, crop.crop_box(thing.bbox)
     # An empty name, which is tokenized as start and end alone, fills the places without an object.
-    name_ids, words = name_tokens([thing.name for thing, _ in kept] + [""] * (most - len(kept)), tokenizer)
+    name_ids, words = name_tokens([thing.name for thing, _ in kept] + [""] * (most - len(kept)), tokenizers)
     caption = "" if "caption" in dropped else record.caption
-    ids = tokenizer(caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
     cropped = np.ascontiguousarray(crop.crop_picture(picture).transpose(2, 0, 1))
     return {
         "pixel_values": Pixels(torch.from_numpy(cropped), -1, 1),
-        "input_ids": torch.tensor(ids),
+        "input_ids": tokenize([caption], tokenizers)[0],
+        "sizes": torch.tensor(sizes_of(record.width, crop)),
         "image_kept": torch.tensor("references" not in dropped),
         "object_mask": torch.arange(most) < len(kept),
         "object_pixel_values": Pixels(torch.from_numpy(references).permute(0, 3, 1, 2), 0, 1),
@@ -185,23 +197,30 @@ def highest_scores(objects: Sequence[ObjectField], most: int) -> list[ObjectFiel
 def reference_of(
     pixels: NDArray[np.uint8], region: Region, side: int, rng: np.random.Generator | None
 ) -> NDArray[np.uint8]:
-    """Put an object on a white square, mirrored with probability 0.5 if `rng` is given: [side, side, 3] uint8."""
-    square: Image.Image = to_square(cut_out(pixels, region.mask, region.bbox, None), side, WHITE)
+    """Put an object on a white square, mirrored with probability 0.5 if `rng` is given: [side, side, 3] uint8.
+
+    Holes of its mask show the picture.
+    """
+    x, y, width, height = region.bbox
+    mask, box = region.mask.copy(), np.s_[y : y + height, x : x + width]
+    mask[box] = ndimage.binary_fill_holes(mask[box])
+    square: Image.Image = to_square(cut_out(pixels, mask, region.bbox, None), side, WHITE)
     if rng is not None and rng.random() < 0.5:
         square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(square)
 
 
-def name_tokens(names: Sequence[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
-    """Tokenize N names: ids [N, S] int64, and which of them are words, [N, S] bool; start, end and padding are not.
+def name_tokens(names: Sequence[str], tokenizers: Sequence[CLIPTokenizer]) -> tuple[Tensor, Tensor]:
+    """Tokenize N names for each of E text encoders, and tell words from start, end and padding.
 
-    S is `NAME_LENGTH`, not the caption's length: the text encoder is causal, so further padding would change nothing.
+    Returns:
+        Ids [N, E S] int64, and which of the S positions hold a word, [N, S] bool, according to the first tokenizer. S
+        is `NAME_LENGTH`, not the caption's length: text encoders are causal, so further padding would change nothing.
     """
-    encoded = tokenizer(list(names), padding="max_length", max_length=NAME_LENGTH, truncation=True, return_tensors="pt")
-    # CLIP pads with its end token, so words are found by their positions: all that is attended to but first and last.
-    positions = torch.arange(NAME_LENGTH)
-    end = encoded.attention_mask.sum(1, keepdim=True) - 1
-    return encoded.input_ids, (positions > 0) & (positions < end)
+    ids = tokenize(names, tokenizers, NAME_LENGTH)
+    # CLIP pads with its end token: words are what stands between the start and the first of these.
+    ends = ids[:, :NAME_LENGTH] == tokenizers[0].eos_token_id
+    return ids, (ends.cumsum(1) == 0) & (torch.arange(NAME_LENGTH) > 0)
 
 
 def _record(raw: Raw) -> Record:
@@ -242,19 +261,21 @@ class Adapter(nn.Module):
 def load_adapter(path: str | Path, unet: UNet2DConditionModel) -> Adapter:
     """Load the adapter of a U-Net: a plain IP-Adapter, or one that `Model.save` wrote.
 
-    A plain IP-Adapter has no predictor; it starts as a constant.
+    A plain IP-Adapter has no predictor; it starts with random weights.
 
     Raises:
-        ValueError: the file holds no IP-Adapter, or one of another U-Net.
+        ValueError: the file holds no IP-Adapter, or one of another U-Net or of an earlier version.
     """
     try:
         weights = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    if any(".predictor." in name for name in weights):
+        raise ValueError(f"{path} is of an earlier version, which weighted references differently: train it again")
     projection = weights.get("image_proj.proj.weight", torch.empty(1, 1))
     adapter = Adapter(unet, projection.shape[1], max(1, len(projection) // unet.config.cross_attention_dim))
     expected = adapter.state_dict()
-    found = {**{name: value for name, value in expected.items() if ".predictor." in name}, **weights}
+    found = {**{name: value for name, value in expected.items() if ".text_to_weight." in name}, **weights}
     shapes = [{name: value.shape for name, value in state.items()} for state in (expected, found)]
     wrong = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
     if wrong:
@@ -271,26 +292,33 @@ class Parts(diffusion.Parts):
     adapter: Adapter
 
 
-def load(folder: str | Path = STABLE_DIFFUSION, ip_adapter: str | Path = IP_ADAPTER) -> Parts:
-    """Load a model from a folder (or the hub's name of one) in Stable Diffusion 1.5's layout.
+def load(folder: str | Path = STABLE_DIFFUSION_XL, ip_adapter: str | Path = IP_ADAPTER) -> Parts:
+    """Load a model from a folder (or the hub's name of one) in the layout of Stable Diffusion 1.5 or XL.
 
-    A folder with `ip-adapter_sd15.safetensors`, such as `Model.save` writes, also has the `image_encoder/`. For a plain
-    Stable Diffusion both are loaded from `ip_adapter`, a folder or the hub's name of one, there or in its `models/`.
+    A folder with `ip-adapter_sd15.safetensors` or `ip-adapter_sdxl.safetensors`, such as `Model.save` writes, also has
+    the `image_encoder/`. For a plain Stable Diffusion both are loaded from `ip_adapter`, a folder or the hub's name of
+    one, there or in its `models/` (1.5) or `sdxl_models/`.
 
     Raises:
         ModelError: something is missing or of another kind.
     """
-    source = folder if (Path(folder) / WEIGHTS).is_file() else ip_adapter
-    inner = "" if (Path(source) / WEIGHTS).is_file() else "models"
-    base = load_stable_diffusion(folder)
-    with loading(folder, f"{LAYOUT}, with IP-Adapter's {WEIGHTS} and {IMAGE_ENCODER}/ in it or in {ip_adapter}"):
+    base = load_stable_diffusion(folder, allow_xl=True)
+    weights = weights_file(base["unet"])
+    source = folder if (Path(folder) / weights).is_file() else ip_adapter
+    inner = "" if (Path(source) / weights).is_file() else "sdxl_models" if weights == XL_WEIGHTS else "models"
+    with loading(folder, f"{XL_LAYOUT}, with IP-Adapter's {weights} and {IMAGE_ENCODER}/ in it or in {ip_adapter}"):
         return Parts(
             **base,
             image_encoder=CLIPVisionModelWithProjection.from_pretrained(
                 source, subfolder=str(Path(inner, IMAGE_ENCODER))
             ),
-            adapter=load_adapter(cached_file(source, WEIGHTS, subfolder=inner), base["unet"]),
+            adapter=load_adapter(cached_file(source, weights, subfolder=inner), base["unet"]),
         )
+
+
+def weights_file(unet: UNet2DConditionModel) -> str:
+    """Name of the published file with the IP-Adapter of a U-Net."""
+    return XL_WEIGHTS if is_xl(unet) else WEIGHTS
 
 
 def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
@@ -315,6 +343,9 @@ class Model(LatentDiffusion):
     Args:
         parts: the networks, trained in place.
         config: says which of them are trained, and the merge; the same weights serve all three merges.
+
+    Attributes:
+        scale: weight of the references in sampling; in training it is 1.
     """
 
     sampling_steps = 30
@@ -325,20 +356,38 @@ class Model(LatentDiffusion):
     def __init__(self, parts: Parts, config: Config | None = None) -> None:
         config = config or Config()
         super().__init__(parts)
+        self.scale = config.scale
         adapt(self.unet, self.adapter.layers, MERGES[config.merge])
-        for part in (self.text_encoder, self.image_encoder, self.unet, self.adapter.image_proj):
+        self.train_text_encoders(config.train_encoders)
+        for part in (self.image_encoder, self.unet, self.adapter.image_proj):
             part.requires_grad_(config.train_encoders)
         for layer in self.adapter.layers:
             layer.requires_grad_(True)
-            layer.predictor.requires_grad_(config.merge != "uniform")  # which does not use it
+            layer.text_to_weight.requires_grad_(config.merge != "uniform")  # which does not use it
 
     def conditions(self, batch: Batch) -> Conditions:
         """The captions, and the references that the U-Net merges into them."""
         return {**super().conditions(batch), "cross_attention_kwargs": {"references": self.embed_references(batch)}}
 
     def unconditional(self, batch: Batch) -> Batch:
-        """Neither caption nor references."""
-        return {**super().unconditional(batch), "image_kept": torch.zeros_like(batch["image_kept"])}
+        """Neither caption nor references nor names.
+
+        As in the published code, the positions where the names' words were still count as words in relevance.
+        """
+        names = tokenize([""], self.parts.tokenizers, NAME_LENGTH).to(batch["object_input_ids"].device)
+        return {
+            **super().unconditional(batch),
+            "image_kept": torch.zeros_like(batch["image_kept"]),
+            "object_input_ids": names.expand_as(batch["object_input_ids"]),
+        }
+
+    def sampling_conditions(self, batch: Batch, steps: int) -> list[Conditions]:
+        """Conditions as in the base class, with references weighted by `scale`."""
+        return [self._scaled(conditions) for conditions in super().sampling_conditions(batch, steps)]
+
+    def _scaled(self, conditions: Conditions) -> Conditions:
+        references = replace(conditions["cross_attention_kwargs"]["references"], scale=self.scale)
+        return {**conditions, "cross_attention_kwargs": {"references": references}}
 
     def embed_references(self, batch: Batch) -> References:
         """Embed a batch's references and their names.
@@ -347,7 +396,7 @@ class Model(LatentDiffusion):
         """
         names = batch["object_input_ids"]
         with torch.no_grad():  # the relevances computed from them carry no gradient
-            texts = self.text_encoder(names.flatten(0, 1)).last_hidden_state
+            texts = self.encode_text(names.flatten(0, 1))
         embeddings = self.embed(batch["object_pixel_values"].flatten(0, 1)).unflatten(0, names.shape[:2])
         return References(
             tokens=self.adapter.image_proj(embeddings * batch["image_kept"][:, None, None]),
@@ -372,7 +421,7 @@ class Model(LatentDiffusion):
         """
         super().save(folder)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.adapter.state_dict().items()}
-        save_file(weights, folder / WEIGHTS)
+        save_file(weights, folder / weights_file(self.unet))
 
 
 TRAINING = Training(

@@ -1,8 +1,10 @@
 """Closed-form matting: the alpha of the unknown pixels of a trimap.
 
 Levin, Lischinski and Weiss, "A Closed-Form Solution to Natural Image Matting" (TPAMI 2008). The solver is in
-`transforms.matting.laplacian`; it is compiled by numba, which is loaded with the first matte.
+`transforms.matting.laplacian`; it is compiled by numba, which `compile_matting` loads.
 """
+
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,14 @@ def closed_form_alpha(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
     from transforms.matting.laplacian import solve
 
     return solve(np.ascontiguousarray(image), trimap)
+
+
+@cache
+def compile_matting() -> None:
+    """Compile the functions of this module; a process calls it before it measures how long a matte takes."""
+    image = np.tile(np.linspace(0, 1, 8)[:, None], (8, 1, 3))
+    trimap = np.repeat(np.array([255, 255, 255, 128, 128, 0, 0, 0], np.uint8)[None], 8, axis=0)
+    estimate_foreground(image, closed_form_alpha(image, trimap))
 
 
 def _check(image: Floats, trimap: NDArray[np.uint8]) -> None:

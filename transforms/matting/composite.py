@@ -21,7 +21,7 @@ from schemas.images import decode_grey, encode_jpeg
 from schemas.keys import rng_of
 from transforms.batch import Batch, advance, each
 from transforms.matting.backgrounds import Background, Backgrounds, draw_background
-from transforms.matting.closed_form import estimate_foreground
+from transforms.matting.closed_form import compile_matting, estimate_foreground
 from transforms.step import Step
 
 STAGE = "composite"
@@ -175,4 +175,5 @@ def _compose(batch: Batch, names: tuple[Background, ...], composition: Compositi
     def step(example: Example) -> Example:
         return add_composite(example, names, composition, rng_of(seed, STAGE, example.key))
 
+    compile_matting()
     return advance(batch, STAGE, each(step))

@@ -11,8 +11,8 @@ from schemas.errors import RecordError
 from schemas.example import Example
 from schemas.images import decode_grey, encode_grey
 from schemas.rejects import Reason
-from transforms.batch import Batch, each
-from transforms.matting.closed_form import closed_form_alpha
+from transforms.batch import Batch, advance, each
+from transforms.matting.closed_form import closed_form_alpha, compile_matting
 from transforms.matting.trimap import trimap_of_heatmap, trimap_of_mask
 from transforms.step import Step, map_batches
 
@@ -76,4 +76,9 @@ class SolveMattes(Step):
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Solve each example's."""
-        return map_batches(batches, "matte", each(add_alpha))
+        return batches | "matte" >> beam.Map(_solve)
+
+
+def _solve(batch: Batch) -> Batch:
+    compile_matting()
+    return advance(batch, "matte", each(add_alpha))

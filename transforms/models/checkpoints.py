@@ -1,5 +1,6 @@
 """What all loaders of checkpoints share: where to look, on which device to run, and what to say when loading fails."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +12,23 @@ import torch
 from safetensors import SafetensorError
 
 from schemas.errors import ModelError
+from schemas.machine import DEVICE
 
 FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
 """What libraries raise for a checkpoint that is missing, broken or of another kind."""
 
 
 def device() -> str:
-    """The device that models run on: "cuda" if there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device that models run on: the one that `--device` names, else "cuda" if there is one, else "cpu".
+
+    Raises:
+        ModelError: this machine does not have the one that was asked for.
+    """
+    chosen = os.environ.get(DEVICE) or ("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not available.get(chosen.partition(":")[0]):
+        raise ModelError(f"--device {chosen}: torch finds no such device here; without --device it takes what there is")
+    return chosen
 
 
 @contextmanager

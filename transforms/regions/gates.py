@@ -9,6 +9,7 @@ the background's: a box of nothing passes. Here, the object's own mask must fill
 refused; here it is not, as a mask may fill its box.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -67,24 +68,24 @@ class Gates:
     most: int | None = None
 
 
-def passing(objects: Sequence[Object], gates: Gates) -> tuple[list[int], dict[Reason, int]]:
+def passing(objects: Sequence[Object], gates: Gates) -> tuple[list[int], dict[int, Reason]]:
     """Apply the gates to a picture's objects, in descending score; equal scores keep their order.
 
     Returns:
-        The indices of the objects that pass, in that order, not yet limited to `gates.most`; and how many objects each
-        gate refused, without gates that refused none.
+        The indices of the objects that pass, in that order, not yet limited to `gates.most`; and by index of each other
+        object the gate that refused it.
     """
     masks = [thing.mask.to_array() for thing in objects]
     kept: list[int] = []
-    refused = dict.fromkeys(ORDER, 0)
+    refused: dict[int, Reason] = {}
     for index in sorted(range(len(objects)), key=lambda i: (-objects[i].score, i)):
         reasons = _refusals(objects[index], masks[index], masks, [objects[i].bbox for i in kept], gates)
         first = next(reasons, None)
         if first is None:
             kept.append(index)
         else:
-            refused[first] += 1
-    return kept, {reason: count for reason, count in refused.items() if count}
+            refused[index] = first
+    return kept, refused
 
 
 def _refusals(
@@ -140,10 +141,12 @@ def keep_passing(example: Example, gates: Gates) -> Example:
     kept = sorted(passed[: gates.most])
     if len({names[i] for i in kept}) < 2:
         by_cut = len({names[i] for i in passed}) >= 2
-        reason = Reason.FEW_OBJECTS if by_cut else max(refused, key=lambda reason: refused[reason])
-        counts = ", ".join(f"{reason} {count}" for reason, count in refused.items())
+        counts = Counter(refused.values())
+        reason = Reason.FEW_OBJECTS if by_cut else max(counts, key=lambda gate: (counts[gate], -ORDER.index(gate)))
+        dropped = [f"{names[i]} ({gate})" for i, gate in sorted(refused.items())]
+        dropped += [f"{names[i]} (most {gates.most})" for i in passed[gates.most :]] if gates.most else []
         left = f"{len(kept)} of {len(names)} left, {_two_names([names[i] for i in kept])}"
-        raise RecordError(reason, f"{left}; refused: {counts or 'none'}")
+        raise RecordError(reason, f"{left}; refused: {', '.join(dropped)}")
     return replace(example, objects=tuple(example.objects[i] for i in kept))
 
 

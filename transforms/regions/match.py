@@ -18,6 +18,7 @@ from schemas.example import Example, Match, Phrase, Segment
 from schemas.rejects import Reason
 from transforms.batch import Batch, each
 from transforms.step import Step, map_batches
+from transforms.text.synonyms import plain_labels
 
 STAGE = "matches"
 
@@ -68,18 +69,50 @@ def with_all_things(
     return tuple(replace(match, others=tuple(sorted(others[match.phrase]))) for match in matches)
 
 
-def match_phrases(example: Example, threshold: float, plurals: Plurals = "one") -> Example:
+@dataclass(frozen=True)
+class Names:
+    """Which subjects a dataset is about.
+
+    Attributes:
+        only: classes and head nouns of phrases; a pair of phrase and segment needs one of them. "things" stands for all
+            classes of things, and leaves out stuff ("grass"). Empty: all.
+        never: classes and head nouns of which a pair has none.
+    """
+
+    only: frozenset[str] = frozenset()
+    never: frozenset[str] = frozenset()
+
+    def allows(self, phrase: Phrase, segment: Segment) -> bool:
+        """Whether the phrase and the segment may be matched."""
+        names = {phrase.root.lower(), segment.label, *plain_labels(segment.label)}
+        named = names & self.only or ("things" in self.only and segment.is_thing)
+        return bool(named or not self.only) and not names & self.never
+
+
+def match_phrases(
+    example: Example, threshold: float, plurals: Plurals = "one", min_area: float = 0.0, names: Names = Names()
+) -> Example:
     """Match the example's phrases with its segments.
+
+    What a phrase is matched with covers at least `min_area` of the picture, a share in [0, 1].
 
     Raises:
         RecordError: NO_MATCH, no similarity reaches the threshold.
     """
     similarity = np.array(example.similarity, dtype=np.float64).reshape(len(example.phrases), len(example.segments))
+    is_plural = np.array([phrase.things != 1 for phrase in example.phrases], bool)
+    areas = np.array([segment.area for segment in example.segments])
+    smallest = min_area * example.width * example.height
     if plurals == "leave-out":
-        similarity[[phrase.things != 1 for phrase in example.phrases]] = np.nan
+        similarity[is_plural] = np.nan
+    allowed = [[names.allows(phrase, segment) for segment in example.segments] for phrase in example.phrases]
+    similarity[~np.array(allowed, bool).reshape(similarity.shape)] = np.nan
+    alone = ~is_plural if plurals == "union" else np.full_like(is_plural, True)
+    similarity[np.ix_(alone, areas < smallest)] = np.nan
     matches = greedy_match(similarity, threshold)
     if plurals == "union":
         matches = with_all_things(matches, example.phrases, example.segments, similarity)
+        matches = tuple(m for m in matches if areas[[m.segment, *m.others]].sum() >= smallest)
     if not matches:
         best = np.nanmax(similarity, initial=-np.inf)
         raise RecordError(Reason.NO_MATCH, f"the best similarity is {best:.3f}, the threshold {threshold:.3f}")
@@ -88,12 +121,20 @@ def match_phrases(example: Example, threshold: float, plurals: Plurals = "one") 
 
 @dataclass(eq=False)
 class MatchPhrases(Step):
-    """Fill `matches` from `similarity`; `threshold` is the lowest similarity of a match."""
+    """Fill `matches` from `similarity`.
+
+    `threshold` is the lowest similarity of a match, `min_area` the smallest area of what a phrase is matched with, as a
+    share of the picture's, `names` what may be matched.
+    """
 
     threshold: float
     plurals: Plurals = "one"
+    min_area: float = 0.0
+    names: Names = Names()
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Match each example by itself."""
-        step = partial(match_phrases, threshold=self.threshold, plurals=self.plurals)
+        step = partial(
+            match_phrases, threshold=self.threshold, plurals=self.plurals, min_area=self.min_area, names=self.names
+        )
         return map_batches(batches, STAGE, each(step))

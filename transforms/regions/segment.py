@@ -1,6 +1,7 @@
 """The segments of each picture: from a panoptic model, from SAM's automatic masks, or from the source's annotations."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,26 +24,38 @@ if TYPE_CHECKING:
 STAGE = "segments"
 
 
-def keep_segments(example: Example, segments: Sequence[Segment], min_area: float) -> Example:
+def keep_segments(
+    example: Example, segments: Sequence[Segment], min_area: float, *, join_plurals: bool = False
+) -> Example:
     """Give the example those of `segments` that cover at least `min_area` of the picture, a share in [0, 1].
+
+    With `join_plurals`, smaller segments are kept where all those of their class together cover as much: a phrase for
+    several things ("a herd of cows") names them all.
 
     Raises:
         RecordError: NO_SEGMENT, none is left.
     """
-    smallest = max(1, min_area * example.width * example.height)
-    kept = tuple(segment for segment in segments if segment.area >= smallest)
+    smallest = min_area * example.width * example.height
+    areas = Counter[str]()
+    for segment in segments if join_plurals else ():
+        areas[segment.label] += segment.area
+    kept = tuple(s for s in segments if s.area and max(s.area, areas[s.label]) >= smallest)
     if not kept:
         found = f"{len(segments)} found, all smaller than {min_area:.2%} of the picture" if segments else "none found"
         raise RecordError(Reason.NO_SEGMENT, found)
     return replace(example, segments=kept)
 
 
-def add_segments(segmenter: "Segmenter", examples: Sequence[Example], min_area: float) -> list[Example]:
+Keep = Callable[[Example, Sequence[Segment]], Example]
+"""Gives an example those of its segments that are kept."""
+
+
+def add_segments(segmenter: "Segmenter", examples: Sequence[Example], keep: Keep) -> list[Example]:
     """Segment the examples' pictures in one batch; an error of one picture is raised for all of them."""
     from transforms.models.segmenter import segment_images
 
     found = segment_images(segmenter, [example.pixels() for example in examples])
-    return [keep_segments(e, segments, min_area) for e, segments in zip(examples, found, strict=True)]
+    return [keep(e, segments) for e, segments in zip(examples, found, strict=True)]
 
 
 def _load_segmenter(checkpoint: str) -> "Segmenter":
@@ -56,11 +69,12 @@ class SegmentPictures(Step):
     """Fill `segments` with a panoptic model.
 
     `checkpoint` names the segmenter; None keeps the segments that the examples have. Segments that cover less than
-    `min_area` of the picture, a share in [0, 1], are left out.
+    `min_area` of the picture, a share in [0, 1], are left out; for `join_plurals` see `keep_segments`.
     """
 
     checkpoint: str | None
     min_area: float = 0.0
+    join_plurals: bool = False
 
     def checkpoints(self) -> Mapping[str, str]:
         """The segmenter, if there is one."""
@@ -68,10 +82,10 @@ class SegmentPictures(Step):
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run the segmenter over the batches, or keep what the source's annotations gave."""
-        min_area = self.min_area
+        keep = partial(keep_segments, min_area=self.min_area, join_plurals=self.join_plurals)
         if self.checkpoint is None:
-            return map_batches(batches, STAGE, each(lambda e: keep_segments(e, e.segments, min_area)))
-        step = partial(add_segments, min_area=min_area)
+            return map_batches(batches, STAGE, each(lambda e: keep(e, e.segments)))
+        step = partial(add_segments, keep=keep)
         return run_model(batches, STAGE, partial(_load_segmenter, self.checkpoint), step)
 
 

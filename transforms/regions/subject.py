@@ -70,13 +70,13 @@ class Candidate:
     """A thing that may be the subject.
 
     `area` is its share of the picture's area, `place` where it is: a mask or [h, w] bool, of the same size for all
-    candidates of a picture. `is_single` is False for several things with one name.
+    candidates of a picture. `several` says why it may be more than one thing, "" if it is one.
     """
 
     subject: Subject
     area: float
     place: Mask | NDArray[np.bool_]
-    is_single: bool = True
+    several: str = ""
 
     @property
     def score(self) -> float:
@@ -122,8 +122,8 @@ def choose_subject(candidates: Sequence[Candidate], filters: Filters) -> Subject
         raise RecordError(Reason.LARGE_SUBJECT, f"it is {largest}, the largest allowed is {filters.max_area:.1%}")
     if not filters.people and is_person(largest.subject.text):
         raise RecordError(Reason.PERSON_SUBJECT, f"it is {largest}")
-    if not largest.is_single:
-        raise RecordError(Reason.MANY_SUBJECTS, f"{largest} is more than one")
+    if largest.several:
+        raise RecordError(Reason.MANY_SUBJECTS, f"{largest} {largest.several}")
     if largest.subject.salience:
         _check_salience(largest, largest.subject.salience, filters)
     whole = largest.region()
@@ -200,7 +200,8 @@ def candidates_of_boxes(boxes: Sequence[Box], size: tuple[int, int], heatmaps: N
     for box, heatmap in zip(boxes, heatmaps, strict=True):
         inside = _paint_box(box, size, heatmap.shape)
         subject = Subject(plain_label(box.label), heatmap=heatmap * inside)
-        found.append(Candidate(subject, float(inside.mean()), inside, box.is_single))
+        several = "" if box.is_single else "is the box of a group"
+        found.append(Candidate(subject, float(inside.mean()), inside, several))
     return found
 
 
@@ -228,9 +229,13 @@ def candidates_of_phrases(
         region = heatmap >= level
         if not region.any():
             continue
-        single = origins.count(phrase.origin) == 1 and not _is_plural(phrase) and not _is_scattered(region, rival)
+        several = ""
+        if origins.count(phrase.origin) > 1 or _is_plural(phrase):
+            several = "names several things"
+        elif _is_scattered(region, rival):
+            several = "is found in two places of comparable size"
         subject = Subject(phrase.root, phrase.text, heatmap=_largest_piece(heatmap, region))
-        found.append(Candidate(subject, float(region.mean()), region, single))
+        found.append(Candidate(subject, float(region.mean()), region, several))
     return found
 
 

@@ -3,8 +3,8 @@
     annotations/panoptic_val2017.json   annotations/panoptic_val2017/*.png   val2017/*.jpg
     annotations/instances_val2017.json  annotations/captions_val2017.json
 
-Pictures and the folder of PNGs may also be beside the JSON. The caption is the first one (by ID) in the captions file
-of the same name, else the .txt beside the picture. The format: https://cocodataset.org/#format-data.
+Pictures and the folder of PNGs may also be beside the JSON. The captions are those in the captions file
+of the same name, in the order of their IDs, else the .txt beside the picture. The format: https://cocodataset.org/#format-data.
 """
 
 import json
@@ -30,14 +30,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Annotated:
-    """A picture with its caption and its annotation. `size` is (height, width) in pixels, as in the JSON."""
+    """A picture with its captions and its annotation. `size` is (height, width) in pixels, as in the JSON."""
 
     key: str
     uri: str
     license: str
     image: File | None
     size: tuple[int, int]
-    caption: str | File | None
+    caption: tuple[str, ...] | File | None
     truth: PanopticTruth | InstancesTruth
 
     @property
@@ -108,7 +108,7 @@ class _Tables:
     images: list[Json]
     categories: Mapping[int, tuple[str, bool]]
     licenses: Mapping[int, str]
-    captions: Mapping[int, str]
+    captions: Mapping[int, Sequence[str]]
     annotations: Mapping[Any, list[Json]]
 
     def entries(self) -> list["Annotated | Reject"]:
@@ -170,9 +170,9 @@ class _Tables:
             names.append(f"leftImg8bit/{split}/{picture.split('_')[0]}/{picture}")
         return names
 
-    def _caption(self, image_id: int, picture: File | None) -> str | File | None:
+    def _caption(self, image_id: int, picture: File | None) -> tuple[str, ...] | File | None:
         if image_id in self.captions:
-            return self.captions[image_id]
+            return tuple(self.captions[image_id])
         if not picture:
             return None
         stem = posixpath.splitext(picture.path)[0]
@@ -214,11 +214,11 @@ def _read_tables(file: File, kind: str, by_path: Mapping[str, File]) -> _Tables:
         categories = content.get("categories") or _beside(file, "panoptic_categories", by_path)
         if not categories:
             raise InputError(f"{file.path} names no categories, and there is no panoptic_categories.json beside it")
-        captions: dict[int, str] = {}
+        captions: dict[int, list[str]] = defaultdict(list)
         caption_file = _beside(file, "captions" + _name(file).removeprefix(kind), by_path)
         for caption in sorted(caption_file["annotations"], key=lambda c: c["id"]) if caption_file else []:
             if not is_empty(caption["caption"]):
-                captions.setdefault(caption["image_id"], caption["caption"])
+                captions[caption["image_id"]].append(caption["caption"])
         return _Tables(
             file=file,
             kind=kind,

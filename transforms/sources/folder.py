@@ -5,9 +5,10 @@
     animals/metadata.jsonl               {"file_name": "owl.jpg", "text": "an owl"}
 
 The key is the path without its extension, cleaned by `clean_key`. A caption is looked for in the .txt, kohya's
-.caption, the .json (`caption`, then `text`) and Hugging Face's metadata.jsonl or metadata.csv, and the first that is
-not empty is taken; licence and address are those of the .json, else of the metadata. A file may be named after the
-picture with its extension ("dog.jpg.json").
+.caption, the .json (`caption`, `text`, `captions`) and Hugging Face's metadata.jsonl or metadata.csv, and the first
+that is not empty is taken; licence and address are those of the .json, else of the metadata. A file may be named after
+the picture with its extension ("dog.jpg.json"). In JSON, a list of texts is several captions of the picture; the lines
+of a .txt are one.
 """
 
 import csv

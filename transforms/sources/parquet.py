@@ -2,12 +2,13 @@
 
 The first column whose name is in `IMAGE_COLUMNS` and whose type is bytes is taken, or the struct {"bytes", "path"} of
 Hugging Face `datasets`; the first in `CAPTION_COLUMNS` that is text, and where it is null or empty the next one.
-All of Arrow's types of text and bytes are read (large, views, dictionaries). Without a key column, the key of a row is
-the file's name and the row's number.
+Columns of lists of text, several captions of each picture, come after those of text. All of Arrow's types of text and
+bytes are read (large, views, dictionaries). Without a key column, the key of a row is the file's name and the row's
+number.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +19,23 @@ from schemas.errors import InputError
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.batch import Outcome, check_blame
+from transforms.batch import check_blame
 from transforms.files import open_file
 from transforms.sources.files import File
-from transforms.sources.records import STAGE, Chunk, Group, Item, attempt, first_caption, refuse, source_of, to_example
+from transforms.sources.records import (
+    STAGE,
+    Chunk,
+    Group,
+    Item,
+    Unloaded,
+    first_caption,
+    refuse,
+    source_of,
+    to_example,
+)
 
 IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "jpeg", "png", "webp")
-CAPTION_COLUMNS = ("caption", "text")
+CAPTION_COLUMNS = ("caption", "text", "captions")
 KEY_COLUMNS = ("key", "id", "__key__")
 
 ROWS_PER_ITEM = 64
@@ -76,7 +87,7 @@ class Rows:
         """The file's stamp, and which rows and columns are read."""
         return f"{self.file.stamp} {self.columns} {self.start} {self.stop} {sorted(self.duplicates)}"
 
-    def read(self) -> Iterator[Outcome]:
+    def read(self) -> Iterator[Unloaded | Reject]:
         """Yield a record per row."""
         done = self.start
         try:
@@ -104,14 +115,14 @@ class Rows:
                     if number >= self.stop:
                         return
 
-    def _record(self, number: int, row: Mapping[str, pa.Scalar]) -> Outcome:
+    def _record(self, number: int, row: Mapping[str, pa.Scalar]) -> Unloaded | Reject:
         raw = _value_or_none(row[self.columns.key]) if self.columns.key else None
         key, uri = row_key(self.file, number, raw), self._uri(number)
         if number in self.duplicates:
             return refuse(
                 key, uri, Reason.DUPLICATE_KEY, f"row {number} of {self.file.name}: an earlier row has its key"
             )
-        return attempt(key, uri, lambda: self._load(key, uri, row))
+        return Unloaded(key, uri, lambda: self._load(key, uri, row))
 
     def _load(self, key: str, uri: str, row: Mapping[str, pa.Scalar]) -> Example:
         image = row[self.columns.image]
@@ -160,7 +171,7 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def value_of(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever the column holds
-    """The value of a scalar; of a text that is not UTF-8, its bytes.
+    """The value of a scalar, or of a list of them; of a text that is not UTF-8, its bytes.
 
     Raises:
         ValueError, OverflowError: Python has no such value, as for a date in the year 10,000.
@@ -168,6 +179,8 @@ def value_of(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - whatever the column ho
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
+        if isinstance(scalar, pa.ListScalar):
+            return list(map(value_of, scalar.values))
         text = scalar.value if isinstance(scalar, pa.DictionaryScalar) else scalar
         return text.as_buffer().to_pybytes()
 
@@ -226,14 +239,16 @@ def choose_columns(schema: pa.Schema, name: str) -> Columns:
     """
     problems = []
     chosen = []
-    for what, names, fits, meant in (
-        ("images", IMAGE_COLUMNS, _is_image, "the bytes of encoded images"),
-        ("captions", CAPTION_COLUMNS, lambda kind: is_text(kind) or is_bytes(kind), "text"),
-    ):
+    tests: Sequence[tuple[str, Sequence[str], Sequence[Callable[[pa.DataType], bool]], str]] = (
+        ("images", IMAGE_COLUMNS, [_is_image], "the bytes of encoded images"),
+        ("captions", CAPTION_COLUMNS, [_is_caption, _are_captions], "text"),
+    )
+    for what, names, fits, meant in tests:
         named = [column for column in names if column in schema.names]
         kinds = {column: schema.field(column).type for column in named}
         # A column without any value has the type null: its rows become rejects, the file is accepted.
-        fitting = [c for c in named if fits(kinds[c])] or [c for c in named if pa.types.is_null(kinds[c])]
+        fitting = [c for fit in fits for c in named if fit(kinds[c])]
+        fitting = fitting or [c for c in named if pa.types.is_null(kinds[c])]
         if not named:
             problems.append(
                 f"{name} has no column of {what} ({', '.join(names)}): its columns are {', '.join(schema.names)}"
@@ -246,6 +261,16 @@ def choose_columns(schema: pa.Schema, name: str) -> Columns:
     (image, *_), (caption, *others) = chosen
     key, license_ = _first(schema, KEY_COLUMNS), _first(schema, ("license", "LICENSE"))
     return Columns(image, caption, key, license_, _first(schema, ("url",)), tuple(others))
+
+
+def _is_caption(kind: pa.DataType) -> bool:
+    return is_text(kind) or is_bytes(kind)
+
+
+def _are_captions(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of captions."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and _is_caption(kind.value_type)
 
 
 def _is_image(kind: pa.DataType) -> bool:

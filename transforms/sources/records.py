@@ -25,6 +25,15 @@ MAX_CAPTION = 2_000
 """Most characters of a caption: a longer text is an article, or an error of the scraper."""
 
 
+@dataclass(frozen=True)
+class Unloaded:
+    """A record that is not loaded yet: its key, the address of its picture, and what loads it (see `attempt`)."""
+
+    key: str
+    uri: str
+    load: Callable[[], Example]
+
+
 class Item(Protocol):
     """Inputs of one shard that a worker reads in one go."""
 
@@ -32,8 +41,8 @@ class Item(Protocol):
     def stamp(self) -> str:
         """A text that changes whenever the records that are read from it do."""
 
-    def read(self) -> Iterator[Outcome]:
-        """Yield its records, always the same in the same order; a bad record is a reject."""
+    def read(self) -> Iterator[Unloaded | Reject]:
+        """Yield its records, always the same in the same order; one that cannot be loaded is a reject."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +100,10 @@ class Group:
         """Every entry's stamp."""
         return "\n".join(repr(entry) if isinstance(entry, Reject) else entry.stamp for entry in self.entries)
 
-    def read(self) -> Iterator[Outcome]:
+    def read(self) -> Iterator[Unloaded | Reject]:
         """Yield a record per entry."""
         for entry in self.entries:
-            yield entry if isinstance(entry, Reject) else attempt(entry.key, entry.uri, entry.load)
+            yield entry if isinstance(entry, Reject) else Unloaded(entry.key, entry.uri, entry.load)
 
 
 def cut_entries(entries: Sequence[Entry | Reject], samples_per_shard: int, batch_size: int) -> list[Chunk]:
@@ -127,27 +136,55 @@ def attempt(key: str, uri: str, load: Callable[[], Example]) -> Outcome:
 
 
 def to_example(key: str, image: bytes | None, caption: object, source: Source) -> Example:
-    """Make an example of the bytes of a picture file and its caption; a missing or empty caption becomes "".
+    """Make an example of the bytes of a picture file and its caption, a text or a list of several.
+
+    The first of several is the caption; of a picture without any it is "".
 
     Raises:
         RecordError: the picture is missing, or the picture or the caption cannot be used.
     """
     if image is None:
         raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the caption")
-    text = "" if is_empty(caption) else clean_caption(caption)
+    text, *others = usable_captions(caption) or [""]
     jpeg, pixels = to_stored_jpeg(image)
     height, width, _ = pixels.shape
     source = Source(_encodable(source.uri), _encodable(source.license))
-    return Example(key, jpeg, width, height, text, source, source_caption=text, _pixels=pixels)
+    return Example(
+        key, jpeg, width, height, text, source, source_caption=text, other_captions=tuple(others), _pixels=pixels
+    )
+
+
+def usable_captions(caption: object) -> list[str]:
+    """The texts of a caption, or of a list of several, as they are stored; empty ones and repetitions are left out.
+
+    Of several, those that cannot be used are left out too.
+
+    Raises:
+        RecordError: what `clean_caption` raises, if none can be used and not all are empty.
+    """
+    texts: list[str] = []
+    errors: list[RecordError] = []
+    for item in caption if isinstance(caption, (list, tuple)) else [caption]:
+        if is_empty(item):
+            continue
+        try:
+            texts.append(clean_caption(item))
+        except RecordError as error:
+            errors.append(error)
+    if errors and not texts:
+        raise errors[0]
+    return list(dict.fromkeys(texts))
 
 
 def first_caption(*captions: object) -> object:
-    """The first of several captions that is not empty; None if all are."""
+    """The first of these that is not empty, a caption or a list of them; None if all are."""
     return next((caption for caption in captions if not is_empty(caption)), None)
 
 
 def is_empty(caption: object) -> bool:
-    """Whether a caption is missing: None, NaN as pandas writes it, or a text without a visible character."""
+    """Whether a caption is missing: None, NaN as pandas writes it, no visible character, or a list of such ones."""
+    if isinstance(caption, (list, tuple)):
+        return all(map(is_empty, caption))
     if isinstance(caption, (str, bytes)):
         try:
             clean_caption(caption)
@@ -201,8 +238,10 @@ def parse_metadata(data: bytes) -> dict[str, Any]:
 
 
 def caption_of(fields: dict[str, Any]) -> object:
-    """The caption in a metadata object: its `caption`, else its `text`."""
-    return first_caption(fields.get("caption"), fields.get("text"))
+    """The caption in a metadata object, or a list of several: its `caption`, else its `text`, else its `captions`."""
+    captions = fields.get("captions")  # may be anything, as a count: only the first two names are a caption's own
+    several = captions if isinstance(captions, (str, list)) else None
+    return first_caption(fields.get("caption"), fields.get("text"), several)
 
 
 def source_of(fields: dict[str, Any], uri: str) -> Source:

@@ -1,7 +1,8 @@
 """SA-1B's tars: pictures with masks by Segment Anything, without classes.
 
     sa_000000.tar    sa_1.jpg   sa_1.json {"image": {"width", "height", ...}, "annotations": [{"segmentation", ...}]}
-    captions/sa_1.txt   or   captions.parquet (columns key, caption; any file name): captions, if there are any
+    captions/sa_1.txt   or   captions.parquet (columns key, caption; any file name): captions, if there are any; rows of
+                             one key are several captions of a picture
 
 A tar is read as a stream and becomes one shard, as in `webdataset`. SA-1B has no captions of its own: they are the .txt
 beside a picture in its tar, else the files beside the first tar; a picture without one has the caption "".
@@ -24,12 +25,11 @@ import pyarrow.parquet as pq
 from schemas.errors import InputError, RecordError
 from schemas.example import Example, Segment, Source
 from schemas.rejects import Reason, Reject
-from transforms.batch import Outcome
 from transforms.files import exists, join, open_file, read_file
 from transforms.sources.coco_masks import check_left_out, check_size, decode_segmentation, mismatch
 from transforms.sources.files import File
 from transforms.sources.parquet import is_text, values_of
-from transforms.sources.records import Chunk, attempt, is_empty, to_example
+from transforms.sources.records import Chunk, Unloaded, is_empty, to_example
 from transforms.sources.webdataset import Tar, TarSample, picture_of, prefixes, take_tars
 
 LABEL = "object"
@@ -49,7 +49,7 @@ class Captions:
     stamp: str = ""
 
     def of(self, name: str) -> object:
-        """The caption of the picture `name` ("sa_1"), None if there is none.
+        """The caption of the picture `name` ("sa_1"), or a list of several; None if there is none.
 
         Raises:
             RecordError: UNREADABLE_FILE, the Parquet file has become unreadable since it was listed.
@@ -74,13 +74,13 @@ class AnnotatedTar:
         """The tar's stamp and the captions'."""
         return f"{self.tar.stamp} {self.captions.stamp}"
 
-    def read(self) -> Iterator[Outcome]:
+    def read(self) -> Iterator[Unloaded | Reject]:
         """Yield a record per picture, and a reject where the tar breaks off."""
         for sample in self.tar.samples():
             yield sample if isinstance(sample, Reject) else self._record(sample)
 
-    def _record(self, sample: TarSample) -> Outcome:
-        return attempt(sample.key, sample.uri, lambda: load(sample, self.captions))
+    def _record(self, sample: TarSample) -> Unloaded:
+        return Unloaded(sample.key, sample.uri, lambda: load(sample, self.captions))
 
 
 def is_published(file: File) -> bool:
@@ -226,12 +226,19 @@ def _check_table(path: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _read_captions(path: str, stamp: str) -> dict[str, str | bytes | None]:  # noqa: ARG001 - another file, same path
-    """Read all captions, by picture; of several captions of a picture, the first. One that is not UTF-8 is bytes."""
+def _read_captions(path: str, stamp: str) -> dict[str, Any]:  # noqa: ARG001 - another file, same path
+    """Read all captions, by picture; several captions of a picture are a list. One that is not UTF-8 is bytes."""
     try:
         with open_file(path) as stream:
             table = pq.read_table(stream, columns=["key", "caption"])
     except (OSError, pa.ArrowException) as error:
         raise RecordError(Reason.UNREADABLE_FILE, f"the captions in {path} cannot be read: {error}") from error
-    rows = zip(reversed(values_of(table["key"])), reversed(values_of(table["caption"])), strict=True)
-    return dict(rows)
+    captions: dict[str, Any] = {}
+    for key, caption in zip(values_of(table["key"]), values_of(table["caption"]), strict=True):
+        if key not in captions:  # no list of one: SA-1B has eleven million pictures
+            captions[key] = caption
+        elif isinstance(captions[key], list):
+            captions[key].append(caption)
+        else:
+            captions[key] = [captions[key], caption]
+    return captions

@@ -20,7 +20,7 @@ from typing import BinaryIO, Literal, Self, cast
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.batch import Outcome, check_blame
+from transforms.batch import check_blame
 from transforms.files import open_file
 from transforms.sources.files import File
 from transforms.sources.records import (
@@ -28,7 +28,7 @@ from transforms.sources.records import (
     OTHER_EXTENSIONS,
     STAGE,
     Chunk,
-    attempt,
+    Unloaded,
     caption_of,
     first_caption,
     parse_metadata,
@@ -124,10 +124,10 @@ class Tar:
         ends = "" if self.ends == "first-dot" else f" {self.ends}"
         return f"{self.file.stamp} {self.prefix!r} {self.limit}{ends}"
 
-    def read(self) -> Iterator[Outcome]:
+    def read(self) -> Iterator[Unloaded | Reject]:
         """Yield a record per sample, and a reject if the tar is truncated or corrupt."""
         for sample in self.samples():
-            yield sample if isinstance(sample, Reject) else attempt(sample.key, sample.uri, sample.load)
+            yield sample if isinstance(sample, Reject) else Unloaded(sample.key, sample.uri, sample.load)
 
     def samples(self) -> Iterator["TarSample | Reject"]:
         """Yield the samples.

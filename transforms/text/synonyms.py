@@ -1,8 +1,8 @@
 """Words for the classes of COCO: other words that captions use for them.
 
-Each line is `class: words`; the class as `plain_label` returns it, the words as lemmas. Words for groups ("team",
-"crowd") are left out, as a segment is a single thing, and so are words for parts ("cloud", "branch") and words that
-more often mean another thing ("trunk", "fan", "model"). `KINDS` has wider words, which match a class less surely.
+Each line is `class: words`; the class as `plain_label` returns it, the words as lemmas. Words for parts ("cloud",
+"branch") are left out, and so are words that more often mean another thing ("trunk", "fan", "model"). `KINDS` has
+wider words, which match a class less surely.
 """
 
 import re
@@ -16,13 +16,14 @@ person: runner jogger swimmer dancer singer musician artist photographer tourist
 person: mother father mom dad son daughter brother sister husband wife grandmother grandfather businessman someone
 person: spectator onlooker bystander skydiver climber hiker fisherman sailor pilot nurse doctor human
 person: male female passer passerby monk nun clown
+person: crowd audience team family couple crew band choir orchestra trio duo gang
 bicycle: bike cycle tandem
 car: automobile sedan suv van minivan taxi cab hatchback convertible jeep limousine coupe wagon
 motorcycle: motorbike moped scooter vespa dirtbike
 airplane: plane aeroplane aircraft jet airliner jetliner biplane seaplane glider
 bus: coach minibus shuttle trolleybus double-decker
-train: locomotive tram subway streetcar trolley railcar engine
-truck: pickup lorry trailer semi firetruck tractor-trailer
+train: locomotive tram subway streetcar trolley railcar engine train-car railway-car box-car
+truck: pickup lorry semi firetruck tractor-trailer
 boat: ship sailboat canoe kayak ferry yacht rowboat raft dinghy gondola speedboat barge vessel motorboat
 traffic light: stoplight signal traffic-light
 fire hydrant: hydrant fireplug
@@ -155,6 +156,8 @@ rug: carpet mat
 _KINDS = """
 animal: bird cat dog horse sheep cow elephant bear zebra giraffe
 pet: cat dog
+herd: cow sheep elephant horse zebra giraffe
+flock: bird sheep
 livestock: sheep cow horse
 vehicle: bicycle car motorcycle airplane bus train truck boat
 furniture: chair couch bed table bench cabinet

@@ -1,5 +1,6 @@
 """FastComposer's card: the picture with the masks of its subjects, the caption with the phrases that name them."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from jobs.report.parts import Size, caption_pieces, common_fields, drawing_size,
 from schemas.dataset import DatasetInfo
 from schemas.samples.fastcomposer import FORMAT, Record, Subject
 from schemas.shards import Sample
+from transforms.text.synonyms import plain_label
 
 
 def fill(sample: Sample) -> dict[str, Any]:
@@ -38,14 +40,16 @@ def fill(sample: Sample) -> dict[str, Any]:
 def _subject(index: int, subject: Subject, drawing: Size) -> dict[str, Any]:
     mask = subject.segmentation.to_mask()
     drawn = region(index, text=subject.text, bbox=subject.bbox, area=subject.area, mask=mask, drawing=drawing)
-    return drawn | {"label": subject.label, "score": f"{subject.score:.2f}"}
+    return drawn | {"label": plain_label(subject.label), "score": f"{subject.score:.2f}"}
 
 
 def sections(index: pa.Table, info: DatasetInfo) -> list[Section]:
     """Return the histogram of scores with the threshold, and the subjects by number and class."""
     scores = numbers(pc.list_flatten(index["scores"]))
     what = "similarity of a phrase and its segment"
-    labels = counted(pc.list_flatten(index["labels"]))
+    labels = Counter[str]()
+    for label, count in counted(pc.list_flatten(index["labels"])).items():
+        labels[plain_label(label)] += count
     return [
         Section("Scores", [figures.score_histogram(scores, what, info.config.get("threshold"))]),
         Section(

@@ -64,6 +64,7 @@ function toggle(layer) {
 }
 
 function filter(group) {
+  gallery.style.minHeight = "100vh"; // a page that got shorter would scroll, and the buttons with it
   for (const item of gallery.children) item.hidden = group !== "all" && item.dataset.group !== group;
   press(samples.querySelectorAll("[data-filter]"), (button) => button.dataset.filter === group);
   enter(shown()[0]);

@@ -204,11 +204,13 @@ def test_rejects_are_grouped_by_stage_and_reason() -> None:
     assert reject_groups([], seed=0) == []
 
 
-def test_bars_of_stages_have_seconds_and_milliseconds_per_picture() -> None:
-    bars = stage_bars(info(read=1000, seconds={"read": 2.5, "match": 1250.0}))
+def test_bars_of_stages_have_seconds_and_milliseconds_per_record_that_came_to_them() -> None:
+    rejects = {"read": {"empty-image": 500}, "match": {"no-match": 400}}
+    bars = stage_bars(info(read=1000, written=100, rejects=rejects, seconds={"read": 2.5, "match": 1250.0, "write": 1}))
     assert bars == [
-        {"name": "read", "value": "2.5 s", "extra": "2.5 ms", "share": 0.2},
-        {"name": "match", "value": "1,250 s", "extra": "1,250 ms", "share": 100},
+        {"name": "read", "value": "2.5 s", "extra": "2.5 ms a record", "share": 0.2},
+        {"name": "match", "value": "1,250 s", "extra": "2,500 ms a record", "share": 100},
+        {"name": "write", "value": "1 s", "extra": "10 ms a record", "share": 0.08},
     ]
     assert stage_bars(info()) == []
 

@@ -99,6 +99,16 @@ def test_a_record_of_an_earlier_version_has_one_segment_per_subject() -> None:
     assert Record.model_validate_json(earlier) == Record.from_sample(sample)
 
 
+def test_other_captions_are_in_the_record_only_where_there_are_some() -> None:
+    made = example("a", PAIR)
+    alone = FORMAT.pack(made)[0].members["json"]
+    sample, row = FORMAT.pack(dataclasses.replace(made, other_captions=("ein Hünd", "a pet")))
+    added = ',"other_captions":["ein Hünd","a pet"]'.encode()
+    assert sample.members["json"].replace(added, b"", 1) == alone != sample.members["json"]
+    assert Record.from_sample(sample).to_example(made.image).other_captions == ("ein Hünd", "a pet")
+    assert FORMAT.problems_of(sample, row) == []
+
+
 def test_a_whole_number_as_score_stays_a_float() -> None:
     made = example("a")
     sample = FORMAT.pack(dataclasses.replace(made, matches=(dataclasses.replace(made.matches[0], score=1),)))[0]

@@ -1,6 +1,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from safetensors.torch import load_file
 
 from schemas.errors import ModelError
 from tests.training import processes
-from tests.training.pairs import PROMPTS, tiny_blip_parts, tiny_pairs
-from training.loop import train
+from tests.training.pairs import PROMPTS, published_text_encoder, tiny_blip_parts, tiny_pairs
+from training.diffusion import encode_pictures
+from training.loop import decay_groups, train
 from training.recipes.blip_diffusion import Config, Model, Parts, load, prepare
 from training.recipes.blip_diffusion.model import Prompter, average_by_subject
+from training.recipes.blip_diffusion.view import fill_template
 
 CONFIG = Config(
     steps=4, batch=2, learning_rate=1e-3, warmup=2, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
@@ -140,6 +143,21 @@ def test_pre_training_trains_all_but_image_encoder_and_autoencoder(parts: Parts)
     assert trained(Model(parts, Config(train_encoders=True, finetune=True))) == {"unet"}
 
 
+def test_norms_and_biases_do_not_decay(parts: Parts) -> None:
+    model = Model(parts)
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decayed, whole = decay_groups(names, Config())
+    assert (decayed["weight_decay"], whole["weight_decay"]) == (0.01, 0.0)
+    assert sorted(names[p] for group in (decayed, whole) for p in group["params"]) == sorted(names.values())
+    kept = {names[parameter] for parameter in whole["params"]}
+    assert {"prompter.norm.weight", "unet.conv_in.bias", "unet.conv_norm_out.weight"} <= kept
+    assert all("norm" in name.lower() or name.endswith("bias") for name in kept)
+    assert not any("norm" in name.lower() or name.endswith("bias") for name in names.values() if name not in kept)
+    (one_group,) = decay_groups(names, Config(decay_all=True))
+    assert one_group["weight_decay"] == 0.01
+    assert list(one_group["params"]) == list(names)
+
+
 @pytest.mark.parametrize("subjects", [["ball", "cup"], [None, None]])
 @pytest.mark.parametrize("train_encoders", [False, True])
 def test_every_trained_parameter_has_a_gradient_and_no_frozen_one(
@@ -208,6 +226,18 @@ def test_a_saved_model_can_be_loaded_also_by_diffusers(parts: Parts, tmp_path: P
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(PROMPTS[0], num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
+
+
+def test_averaged_prompts_replace_each_other_whatever_their_subjects_are_called(parts: Parts) -> None:
+    model = Model(parts, Config(finetune=True))
+    prompts = {"st. bernard": torch.rand(16, 64), "keys": torch.rand(16, 64)}
+    model.subjects = prompts
+    assert all(torch.equal(model.subjects[text], prompt) for text, prompt in prompts.items())
+    model.subjects = {"ball": prompts["keys"]}
+    assert model.subjects.keys() == {"ball"}
+    assert trained(model) == {"unet", "averaged"}
+    model.subjects = {}
+    assert trained(model) == {"unet"}
 
 
 def test_averaged_prompts_are_saved_with_the_model(parts: Parts, tmp_path: Path) -> None:
@@ -306,11 +336,66 @@ def test_two_processes_train_one_model_and_resume_together(vae: Path, tmp_path: 
     assert train_both("broken", 4) == whole
 
 
-def test_fine_tuning_changes_only_the_unet_and_lowers_the_loss(vae: Path, tmp_path: Path) -> None:
+def test_fine_tuning_takes_the_published_steps_also_if_it_is_resumed(vae: Path, tmp_path: Path) -> None:
+    """By hand: LAVIS' loss on texts without padding, its initial prompt, its optimizer, and a constant rate."""
+    config = Config(
+        finetune=True, template="released", steps=3, learning_rate=1e-3, weight_decay=0.5, checkpoint_every=2
+    )
+    interrupted, model, peer = (Model(tiny_blip_parts(vae), config) for _ in range(3))
+    batch = tiny_pairs(model.parts, ["ball", "ball"])
+    for name, text in (("input_ids", 0), ("subject_prompt_mask", 1)):
+        filled = fill_template("", "ball", model.tokenizer, "released")[text]
+        batch[name] = torch.tensor([filled] * 2)
+    for each in (interrupted, model):
+        prepare(each, [batch], config)
+
+    def repeated(_: int) -> Iterator[dict[str, Any]]:
+        while True:
+            yield batch
+
+    running = train(interrupted, repeated, config, tmp_path / "run")
+    metrics = [next(running), next(running)]
+    running.close()
+    metrics += train(model, repeated, config, tmp_path / "run", resume=True)
+    assert [line["learning_rate"] for line in metrics] == [1e-3] * 3
+
+    start = deepcopy(peer.unet)
+    encoder = published_text_encoder(peer.text_encoder)
+    words = peer.tokenizer(["a ball"] * 2, return_tensors="pt").input_ids
+    assert words.shape == (2, 4)
+    with torch.no_grad():
+        prompt = torch.nn.Parameter(peer.compute_prompts(batch).mean(0, keepdim=True))
+    parameters = [prompt, *peer.unet.parameters()]
+    flat = [parameter for parameter in parameters if parameter.ndim < 2]
+    rest = [parameter for parameter in parameters if parameter.ndim >= 2]
+    groups = [{"params": rest, "weight_decay": 0.5}, {"params": flat, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    for step, line in enumerate(metrics):
+        draws = peer.draw(batch, np.random.default_rng([config.seed, step, 0, 0]))
+        with torch.no_grad():
+            latents = encode_pictures(peer.vae, batch["pixel_values"], draws.latent_noise)
+        text = encoder(input_ids=words, ctx_embeddings=prompt.expand(2, -1, -1), ctx_begin_pos=[2, 2])[0]
+        assert text.shape[1] == 20
+        noisy = peer.scheduler.add_noise(latents, draws.noise, draws.timesteps)
+        loss = (peer.unet(noisy, draws.timesteps, text).sample - draws.noise).square().mean()
+        assert line["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.allclose(model.subjects["ball"], prompt[0], atol=2e-5)
+    for name, expected in peer.unet.named_parameters():
+        # Adam magnifies rounding where a gradient is next to nothing: compare with how far the steps went.
+        difference, moved = (expected - other.get_parameter(name) for other in (model.unet, start))
+        assert difference.norm() <= 0.02 * moved.norm(), name
+    saved = load(tmp_path / "run" / "model")
+    assert torch.equal(saved.subjects["ball"], model.subjects["ball"])
+
+
+def test_fine_tuning_changes_only_unet_and_prompts_and_lowers_the_loss(vae: Path, tmp_path: Path) -> None:
     model = new_model(vae, finetune=True)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     batch = tiny_pairs(model.parts, ["ball", "ball"])
     model.average_prompts([batch])
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     draws = model.draw(batch, np.random.default_rng(0))
     start = model(batch, draws)["loss"].item()
     config = CONFIG.model_copy(update={"steps": 12, "average": 0.0, "checkpoint_every": 12})
@@ -321,11 +406,14 @@ def test_fine_tuning_changes_only_the_unet_and_lowers_the_loss(vae: Path, tmp_pa
 
     list(train(model, repeated, config, tmp_path / "run"))
     changed = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == {"unet"}
+    assert changed == {"unet", "averaged"}
     assert model(batch, draws)["loss"].item() < 0.9 * start
     assert load(tmp_path / "run" / "model").subjects.keys() == {"ball"}
 
 
 def test_a_model_keeps_the_averaged_prompts_of_its_parts(parts: Parts) -> None:
     prompt = torch.ones(16, 64)
-    assert Model(replace(parts, subjects={"ball": prompt})).subjects == {"ball": prompt}
+    model = Model(replace(parts, subjects={"ball": prompt}))
+    assert model.subjects.keys() == {"ball"}
+    assert torch.equal(model.subjects["ball"], prompt)
+    assert "averaged" not in trained(model)

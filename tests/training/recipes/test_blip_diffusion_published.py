@@ -1,20 +1,24 @@
 """Models in the published layout, written by diffusers' own classes with random weights."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.pipelines.deprecated.blip_diffusion.modeling_blip2 import Blip2QFormerModel
 from diffusers.pipelines.deprecated.blip_diffusion.modeling_ctx_clip import ContextCLIPTextModel
-from safetensors.torch import load_file
+from diffusers.pipelines.deprecated.blip_diffusion.pipeline_blip_diffusion import BlipDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, Blip2Config, Blip2QFormerConfig
 from transformers.models.blip_2 import modeling_blip_2
 
 from schemas.errors import ModelError
-from tests.training.pairs import tiny_blip_parts, tiny_pairs
-from training.recipes.blip_diffusion import Model, load
+from tests.training.pairs import published_text_encoder, tiny_blip_parts, tiny_pairs
+from training.recipes.blip_diffusion import TRAINING, Config, Model, load
+from training.recipes.blip_diffusion.view import fill_template
 
 QFORMER = {
     "vocab_size": 9,
@@ -106,6 +110,56 @@ def test_the_prompts_match_the_published_q_former_and_feed_forward(published: tu
             encoder_hidden_states=features,
         ).last_hidden_state
         assert torch.allclose(model.compute_prompts(batch), theirs.proj_layer(answers[:, :16]), atol=1e-4)
+
+
+@pytest.mark.parametrize("caption", ["on grass by a house", " ".join(["grass"] * 40), ""])
+def test_texts_are_conditioned_as_by_the_published_pipeline(published: tuple[Path, Any], caption: str) -> None:
+    """Compare with diffusers' pipeline: its prompts, its tokens, and its text encoder with prompts in their places."""
+    folder, theirs = published
+    config = Config(**TRAINING.presets["hub"])
+    assert (config.template, config.prompt_reps) == ("released", 20)
+    model = Model(load(folder), config)
+    batch = tiny_pairs(model.parts, ["ball", "cup"])
+    batch["caption"] = [caption] * 2
+    filled = [fill_template(caption, text, model.tokenizer, "released") for text in ("ball", "cup")]
+    batch["input_ids"], batch["subject_prompt_mask"] = map(torch.tensor, zip(*filled, strict=True))
+    encoder = published_text_encoder(model.text_encoder)
+    parts = {"tokenizer": model.tokenizer, "text_encoder": encoder, "qformer": theirs}
+    pipeline = SimpleNamespace(**parts, config=SimpleNamespace(ctx_begin_pos=2))
+    pipeline.qformer.config.num_query_tokens = 16
+    with torch.no_grad():
+        prompts = model.compute_prompts(batch)
+        (conditions,) = model.sampling_conditions(batch, 1)
+        without, conditional = conditions["encoder_hidden_states"].chunk(2)
+        repeated = BlipDiffusionPipeline._build_prompt(pipeline, [caption] * 2, ["ball", "cup"])
+        expected = BlipDiffusionPipeline.encode_prompt(pipeline, prompts, repeated, torch.device("cpu"))
+        assert (conditional - expected).abs().max() <= 1e-6
+        negative = model.tokenize([config.negative_prompt])
+        assert (without - encoder(input_ids=negative)[0]).abs().max() <= 1e-6
+        # In training, the text is there once.
+        once = BlipDiffusionPipeline._build_prompt(pipeline, [caption] * 2, ["ball", "cup"], prompt_reps=1)
+        expected = BlipDiffusionPipeline.encode_prompt(pipeline, prompts, once, torch.device("cpu"))
+        conditions = model.conditions(batch)
+        assert conditions.keys() == {"encoder_hidden_states"}
+        assert (conditions["encoder_hidden_states"] - expected).abs().max() <= 1e-6
+
+
+def test_stage_2_starts_from_stable_diffusion_and_a_q_former(
+    published: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, theirs = published
+    whole = load(folder)
+    shutil.move(folder / "qformer", tmp_path / "alone" / "qformer")
+    monkeypatch.setattr("training.recipes.blip_diffusion.model.STABLE_DIFFUSION", str(folder))
+    parts = load(tmp_path / "alone")
+    assert torch.equal(parts.unet.conv_in.weight, whole.unet.conv_in.weight)
+    assert torch.equal(parts.prompter.widen.weight, theirs.proj_layer.dense1.weight)
+    stored = tmp_path / "alone" / "qformer" / "model.safetensors"
+    weights = {name: value for name, value in load_file(stored).items() if not name.startswith("proj_layer.")}
+    save_file(weights, stored, {"format": "pt"})
+    fresh = load(tmp_path / "alone")
+    assert torch.equal(fresh.prompter.queries, whole.prompter.queries)
+    assert not torch.equal(fresh.prompter.widen.weight, whole.prompter.widen.weight)
 
 
 def test_a_published_model_can_be_run_and_saved_in_our_layout(published: tuple[Path, Any], tmp_path: Path) -> None:

@@ -16,7 +16,16 @@ from tests.training.batches import equal_batches
 from tests.training.pairs import PROMPTS, pair, raw_of, write_pairs
 from training.drops import draw
 from training.geometry import window_of
-from training.recipes.blip_diffusion.view import Config, Tokenizers, drop_table, fill_template, placed, texts, view
+from training.recipes.blip_diffusion.view import (
+    Config,
+    Tokenizers,
+    drop_table,
+    fill_template,
+    placed,
+    released_text,
+    texts,
+    view,
+)
 from training.shards import Batch, batches, batches_once, find_shards, make_batch, read_texts, to_floats
 from training.tokenizer import small_tokenizer
 
@@ -88,6 +97,53 @@ def test_a_subject_too_long_for_the_text_is_reported() -> None:
     assert not make_batch([(0, raw_of(pair("key", subject=" ".join(["cup"] * 56))))], view, TOKENIZERS, CONFIG)[
         "skipped"
     ]
+
+
+def test_the_released_template_by_hand() -> None:
+    """The text is BOS, "a", 16 prompt tokens, the subject, the caption, EOS and padding."""
+    ids, mask = fill_template("on grass", "ball", TOKENIZER, "released", reps=2)
+    words = [number(word) for word in ("ball", "on", "grass", ",", "a", "ball", "on", "grass")]
+    assert [place for place, inside in enumerate(mask) if inside] == list(range(2, 18))
+    assert ids[:2] == [TOKENIZER.bos_token_id, number("a")]
+    assert ids[18:27] == [*words, TOKENIZER.eos_token_id]
+    assert ids[27:] == [TOKENIZER.pad_token_id] * 50
+    assert fill_template("on grass", None, TOKENIZER, "released", reps=2) == fill_template("on grass", None, TOKENIZER)
+
+
+def test_a_long_released_text_is_truncated_at_its_end() -> None:
+    """77 tokens less BOS and EOS and 16 of the prompt leave 59 words."""
+    ids, mask = fill_template(" ".join(["grass"] * 90), "ball", TOKENIZER, "released", reps=20)
+    assert ids[18:26] == [number("ball"), *[number("grass")] * 7]
+    assert (ids[76], len(ids), mask.index(True)) == (TOKENIZER.eos_token_id, 77, 2)
+    assert ids[68:73] == [number(word) for word in ("grass", ",", "a", "ball", "grass")]  # 50 words, and again
+
+
+def test_released_texts_are_simplified_as_by_lavis() -> None:
+    assert released_text('On  Grass. "No 1"; (well-kept, #2)!', "Red Ball.") == "a red ball on grass no 1 well-kept, 2"
+    assert released_text("", "ball") == "a ball"
+
+
+def test_fine_tuning_has_the_published_defaults() -> None:
+    config = Config(finetune=True)
+    assert (config.steps, config.batch, config.warmup, config.learning_rate) == (40, 3, 0, 5e-6)
+    assert (config.subject_dropped, config.unconditional, config.average, config.decay_all) == (0, 0, 0, False)
+    assert (config.captions, config.mask_padding) == ("subject", True)
+    assert Config(finetune=True, batch=2, captions="own").model_dump() == {
+        **config.model_dump(), "batch": 2, "captions": "own",
+    }  # fmt: skip
+    assert (Config().batch, Config(finetune=False).steps, Config().subject_dropped) == (16, 500_000, 0.15)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"), [("paper", ("a", "cup", ",", "the", "cup", "is")), ("released", ("a", "cup"))]
+)
+def test_fine_tuning_captions_each_picture_as_its_subject(template: Any, words: tuple[str, ...]) -> None:  # noqa: ANN401
+    config = CONFIG.model_copy(update={"captions": "subject", "template": template})
+    batch = view_of(pair("key", subject="cup"), config)
+    kept = batch["input_ids"][0][~batch["subject_prompt_mask"][0]]
+    assert kept[1 : len(words) + 2].tolist() == [*map(number, words), TOKENIZER.eos_token_id]
+    assert batch["subject_prompt_mask"].sum() == 16
+    assert batch["caption"] == ["a cup" if template == "paper" else ""]
 
 
 def sample_drops(config: Config, count: int = 4000) -> list[tuple[str, str | None]]:

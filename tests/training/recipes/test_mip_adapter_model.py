@@ -1,20 +1,27 @@
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from schemas.errors import ModelError
-from tests.training.objects import tiny_mip_parts, tiny_objects
+from tests.training.objects import loss_of, tiny_mip_parts, tiny_objects, tiny_xl_mip_parts
 from training.attention import cross_attention_layers
 from training.loop import train
 from training.merge import MergeName
-from training.recipes.mip_adapter import WEIGHTS, Adapter, Config, ImageProjection, Model, Parts, load
+from training.recipes.mip_adapter import (
+    WEIGHTS,
+    Config,
+    ImageProjection,
+    Model,
+    Parts,
+    name_tokens,
+)
 
 CONFIG = Config(
     steps=4, batch=2, learning_rate=1e-3, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True
@@ -28,9 +35,9 @@ def parts(vae: Path) -> Parts:
     return tiny_mip_parts(vae)
 
 
-def loss_of(model: Model, batch: dict[str, Any]) -> float:
-    with torch.no_grad():
-        return float(model(batch, model.draw(batch, np.random.default_rng(1)))["loss"])
+@pytest.fixture(params=["1.5", "XL"])
+def either(request: pytest.FixtureRequest, vae: Path) -> Parts:
+    return tiny_xl_mip_parts(vae) if request.param == "XL" else tiny_mip_parts(vae)
 
 
 def test_the_projection_by_hand() -> None:
@@ -47,8 +54,6 @@ def test_the_projection_by_hand() -> None:
 @pytest.mark.parametrize("merge", ["code", "paper", "uniform"])
 def test_the_forward_pass_matches_a_sample_by_sample_computation(parts: Parts, merge: MergeName) -> None:
     model = Model(parts, Config(merge=merge))
-    for layer in parts.adapter.layers:
-        torch.nn.init.normal_(layer.predictor.weight)
     batch = tiny_objects(parts, BOTH, kept=[False, True])
     draws = model.draw(batch, np.random.default_rng(1))
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -87,17 +92,14 @@ def test_the_forward_pass_matches_a_sample_by_sample_computation(parts: Parts, m
                 assert text is not None
                 z = attend(attn.to_k(text[0]), attn.to_v(text[0]))
                 layer = attn.adapter_layer
-                f = torch.sigmoid(layer.predictor(z))
-                pictures = torch.zeros_like(z)
-                for i in range(count):
-                    scores = heads(attn.to_k(names[i])) @ heads(attn.to_q(x[0])).mT * attn.scale
-                    relevance = scores.softmax(-1).mean((0, 1))[:, None]
-                    weight = torch.ones_like(relevance) if merge == "uniform" else relevance / relevance.mean()
-                    pictures += weight * attend(layer.to_k_ip(tokens[i]), layer.to_v_ip(tokens[i]))
+                f = torch.sigmoid(layer.text_to_weight(z))
+                scores = [heads(attn.to_k(name)) @ heads(attn.to_q(x[0])).mT * attn.scale for name in names[:count]]
+                a = torch.stack([score.softmax(-1).mean((0, 1)) for score in scores])[..., None]
+                pictures = torch.stack([attend(layer.to_k_ip(t), layer.to_v_ip(t)) for t in tokens[:count]])
                 z_new = {
-                    "code": z + f / f.mean() * pictures,
-                    "paper": f / f.mean() * z + pictures,
-                    "uniform": z + pictures,
+                    "code": z + f / f.mean() * (a / a.sum(0) * pictures).sum(0),
+                    "paper": f / f.mean() * z + (a / a.mean(0) * pictures).sum(0),
+                    "uniform": z + pictures.sum(0),
                 }[merge]
                 return attn.to_out[0](z_new)[None]
 
@@ -123,11 +125,15 @@ def _bound(function: Callable[..., torch.Tensor], attention: torch.nn.Module) ->
     return forward
 
 
-def test_only_relevance_makes_the_untrained_merges_differ(parts: Parts) -> None:
-    batch = tiny_objects(parts, BOTH)
-    losses = [loss_of(Model(parts, Config(merge=merge)), batch) for merge in ("code", "paper", "uniform")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # an untrained f is constant
-    assert abs(losses[0] - losses[2]) > 1e-6
+def test_the_merges_differ_only_if_there_are_several_references(parts: Parts) -> None:
+    for layer in parts.adapter.layers:
+        torch.nn.init.zeros_(layer.text_to_weight.weight)
+    single, both = (
+        [loss_of(Model(parts, Config(merge=merge)), tiny_objects(parts, valid)) for merge in get_args(MergeName)]
+        for valid in ([[True, False]], [[True, True]])
+    )
+    assert single == pytest.approx([single[0]] * 3, rel=1e-6)
+    assert min(abs(a - b) for a, b in itertools.combinations(both, 2)) > 1e-6
 
 
 def test_missing_and_dropped_references_differ(parts: Parts) -> None:
@@ -158,11 +164,11 @@ def trained(model: Model) -> set[str]:
 
 def test_only_the_layers_of_the_adapter_are_trained(parts: Parts) -> None:
     layers = {"to_k_ip", "to_v_ip"}
-    assert trained(Model(parts)) == trained(Model(parts, Config(merge="paper"))) == {*layers, "predictor"}
+    assert trained(Model(parts)) == trained(Model(parts, Config(merge="paper"))) == {*layers, "text_to_weight"}
     assert trained(Model(parts, Config(merge="uniform"))) == layers
-    whole = {*layers, "predictor", "image_proj", "unet", "text_encoder", "image_encoder"}
+    whole = {*layers, "text_to_weight", "image_proj", "unet", "text_encoder", "image_encoder"}
     assert trained(Model(parts, Config(train_encoders=True))) == whole
-    assert trained(Model(parts)) == {*layers, "predictor"}
+    assert trained(Model(parts)) == {*layers, "text_to_weight"}
 
 
 @pytest.mark.parametrize("valid", [[True, True], [False, False]])
@@ -171,7 +177,16 @@ def test_only_the_layers_of_the_adapter_are_trained(parts: Parts) -> None:
 def test_every_trained_parameter_has_a_gradient_and_no_frozen_one(
     parts: Parts, valid: list[bool], merge: MergeName, train_encoders: bool
 ) -> None:
-    model = Model(parts, Config(merge=merge, train_encoders=train_encoders))
+    check_gradients(parts, valid, Config(merge=merge, train_encoders=train_encoders))
+
+
+@pytest.mark.parametrize("train_encoders", [False, True])
+def test_every_trained_parameter_of_sdxl_has_a_gradient_and_no_frozen_one(vae: Path, train_encoders: bool) -> None:
+    check_gradients(tiny_xl_mip_parts(vae), [True, True], Config(train_encoders=train_encoders))
+
+
+def check_gradients(parts: Parts, valid: list[bool], config: Config) -> None:
+    model = Model(parts, config)
     batch = tiny_objects(parts, [valid])
     model(batch, model.draw(batch, np.random.default_rng(0)))["loss"].backward()
     for name, parameter in model.named_parameters():
@@ -198,117 +213,6 @@ def test_gradient_checkpointing_changes_no_gradient(parts: Parts, train_encoders
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_a_saved_model_can_be_loaded_also_by_diffusers(parts: Parts, tmp_path: Path) -> None:
-    for layer in parts.adapter.layers:
-        torch.nn.init.normal_(layer.predictor.weight)
-    batch = tiny_objects(parts, BOTH)
-    model = Model(parts)
-    model.save(tmp_path / "model")
-    loaded = load(tmp_path / "model")
-    assert loss_of(Model(loaded), batch) == pytest.approx(loss_of(model, batch), rel=1e-6)
-    assert not list((tmp_path / "model").rglob("*.bin"))
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
-    pipeline.set_progress_bar_config(disable=True)
-    assert pipeline("a cup", num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
-
-
-def test_diffusers_loads_the_saved_weights_as_an_ip_adapter(parts: Parts, tmp_path: Path) -> None:
-    Model(parts).save(tmp_path / "model")
-    batch = tiny_objects(parts, [[True, False]])
-    model = Model(parts, Config(merge="uniform"))
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
-    pipeline.load_ip_adapter(str(tmp_path / "model"), subfolder="", weight_name=WEIGHTS, image_encoder_folder=None)
-    with torch.no_grad():
-        text = model.encode_text(batch["input_ids"])
-        conditions = {"references": model.embed_references(batch)}
-        ours = parts.unet(NOISE, 10, text, cross_attention_kwargs=conditions).sample
-        embeddings = model.embed(batch["object_pixel_values"][:, 0])
-        theirs = pipeline.unet(NOISE, 10, text, added_cond_kwargs={"image_embeds": [embeddings[:, None]]}).sample
-    torch.testing.assert_close(ours, theirs)
-
-
-def plain_stable_diffusion(parts: Parts, folder: Path) -> tuple[Path, Path]:
-    """Save a Stable Diffusion, and in another folder an IP-Adapter as published, without predictors."""
-    Model(parts).save(folder / "sd")
-    models = folder / "ip" / "models"
-    models.mkdir(parents=True)
-    (folder / "sd" / "image_encoder").rename(models / "image_encoder")
-    (folder / "sd" / WEIGHTS).rename(models / WEIGHTS)
-    weights = load_file(models / WEIGHTS)
-    save_file({name: value for name, value in weights.items() if "predictor" not in name}, models / WEIGHTS)
-    return folder / "sd", folder / "ip"
-
-
-def test_a_plain_stable_diffusion_gets_a_published_ip_adapter(parts: Parts, tmp_path: Path) -> None:
-    batch = tiny_objects(parts, BOTH)
-    expected = loss_of(Model(parts), batch)
-    folder, published = plain_stable_diffusion(parts, tmp_path)
-    assert loss_of(Model(load(folder, published)), batch) == pytest.approx(expected, rel=1e-6)
-    assert loss_of(Model(load(folder, published / "models")), batch) == pytest.approx(expected, rel=1e-6)
-    for name in ("image_encoder", WEIGHTS):
-        (published / "models" / name).rename(folder / name)
-    assert loss_of(Model(load(folder, "nowhere")), batch) == pytest.approx(expected, rel=1e-6)
-
-
-def test_sizes_are_those_of_the_published_weights() -> None:
-    with torch.device("meta"):
-        adapter = Adapter(UNet2DConditionModel(cross_attention_dim=768), 1024)
-    sizes = {name: tuple(value.shape) for name, value in adapter.state_dict().items()}
-    assert sizes["image_proj.proj.weight"] == (3072, 1024)
-    assert sizes["image_proj.norm.weight"] == (768,)
-    assert sizes["ip_adapter.1.to_k_ip.weight"] == sizes["ip_adapter.3.to_v_ip.weight"] == (320, 768)
-    assert sizes["ip_adapter.31.to_k_ip.weight"] == (1280, 768)
-    assert sizes["ip_adapter.31.predictor.weight"] == (1, 1280)
-    assert len(adapter.layers) == 16
-
-
-def test_weights_have_the_published_names(parts: Parts, tmp_path: Path) -> None:
-    Model(parts).save(tmp_path)
-    layers = [
-        f"ip_adapter.{number}.{kind}.weight"
-        for number in range(1, 2 * len(cross_attention_layers(parts.unet)), 2)
-        for kind in ("to_k_ip", "to_v_ip")
-    ]
-    projection = [f"image_proj.{layer}.{kind}" for layer in ("proj", "norm") for kind in ("weight", "bias")]
-    names = {name for name in load_file(tmp_path / WEIGHTS) if "predictor" not in name}
-    assert names == {*layers, *projection}
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        (lambda weights: weights.pop("ip_adapter.3.to_v_ip.weight"), "ip_adapter.3.to_v_ip.weight"),
-        (lambda weights: weights.update(more=torch.zeros(1)), "more"),
-        (lambda weights: weights.clear(), "image_proj.norm.bias"),
-        (
-            lambda weights: weights.update({"ip_adapter.1.to_k_ip.weight": torch.ones(2, 2)}),
-            "ip_adapter.1.to_k_ip.weight",
-        ),
-    ],
-)
-def test_weights_that_do_not_fit_are_reported(
-    parts: Parts, tmp_path: Path, change: Callable[[dict[str, Any]], Any], name: str
-) -> None:
-    Model(parts).save(tmp_path)
-    weights = load_file(tmp_path / WEIGHTS)
-    change(weights)
-    save_file(weights, tmp_path / WEIGHTS)
-    with pytest.raises(ModelError, match=rf"no model in .*: {name} is missing, unknown or of a size that does not fit"):
-        load(tmp_path)
-
-
-def test_damaged_and_missing_weights_are_reported(parts: Parts, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=f"no model in {tmp_path / 'none'}: .*Stable Diffusion 1.5's layout"):
-        load(tmp_path / "none", tmp_path)
-    Model(parts).save(tmp_path)
-    (tmp_path / WEIGHTS).write_bytes(b"nothing")
-    with pytest.raises(ModelError, match=f"{WEIGHTS} cannot be read"):
-        load(tmp_path)
-    (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(ModelError, match=rf"with IP-Adapter's {WEIGHTS} and image_encoder/ in it or in {tmp_path}"):
-        load(tmp_path, tmp_path)
-
-
 def test_sampling_depends_only_on_noise_text_and_references(parts: Parts) -> None:
     model = Model(parts)
     batch = tiny_objects(parts, [[True, True]])
@@ -321,24 +225,35 @@ def test_sampling_depends_only_on_noise_text_and_references(parts: Parts) -> Non
     assert model.references(batch).shape == (1, 2, 3, 64, 64)
 
 
-def test_guidance_moves_away_from_an_empty_caption_without_pictures(parts: Parts) -> None:
-    model = Model(parts)
-    batch = tiny_objects(parts, [[True, True]])
-    with torch.no_grad():
-        empty = {**batch, "image_kept": torch.tensor([False])}
-        halves = [
-            parts.unet(NOISE, 501, **model.conditions(half)).sample
-            for half in ({**empty, "input_ids": model.tokenize([""])}, batch)
-        ]
+def test_guidance_moves_away_from_empty_texts_without_pictures(either: Parts) -> None:
+    model = Model(either, Config(scale=0.5))
+    batch = tiny_objects(either, [[True, True]])
+    empty = {
+        **batch,
+        "input_ids": model.tokenize([""]),
+        "image_kept": torch.tensor([False]),
+        "object_input_ids": name_tokens(["", ""], either.tokenizers)[0][None],
+    }
+    # Dropped references are all alike, so that the picture does not depend on their names.
+    assert torch.equal(model.unconditional(batch)["object_input_ids"], empty["object_input_ids"])
+    halves = []
+    for half in (empty, batch):
+        conditions = model.conditions({**half, "sizes": torch.tensor([[64, 64, 0, 0, 64, 64]])})
+        references = conditions["cross_attention_kwargs"]["references"]
+        assert references.scale == 1
+        assert references.words.any()
+        conditions["cross_attention_kwargs"] = {"references": replace(references, scale=0.5)}
+        with torch.no_grad():
+            halves.append(either.unet(NOISE, 501, **conditions).sample)
     predictions: list[torch.Tensor] = []
-    forward = parts.unet.forward
+    forward = either.unet.forward
 
     def recording_forward(*arguments: object, **named: object) -> Any:  # noqa: ANN401
         result = forward(*arguments, **named)
         predictions.append(result.sample)
         return result
 
-    parts.unet.forward = recording_forward
+    either.unet.forward = recording_forward
     model.sample(batch, NOISE, steps=2)
     torch.testing.assert_close(predictions[0], torch.cat(halves), atol=1e-5, rtol=1e-4)
 
@@ -389,8 +304,8 @@ def test_half_precision_changes_the_loss_little(vae: Path, tmp_path: Path) -> No
         assert cheap["loss"] == pytest.approx(plain["loss"], rel=0.03)
 
 
-def test_training_the_adapter_lowers_the_loss_and_changes_nothing_else(vae: Path, tmp_path: Path) -> None:
-    model = new_model(vae)
+def test_training_the_adapter_lowers_the_loss_and_changes_nothing_else(either: Parts, tmp_path: Path) -> None:
+    model = Model(either)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     batch = tiny_objects(model.parts, [[True, True]])
     start = loss_of(model, batch)

@@ -20,12 +20,13 @@ from training.shards import Batch, batches, find_shards, make_batch, read_texts,
 from training.tokenizer import small_tokenizer
 
 TOKENIZER = small_tokenizer(["a red ball and a cup", "teddy bear"])
+TOKENIZERS = (TOKENIZER,)
 CONFIG = Config(resolution=32, reference=16, batch=3, workers=0, seed=1)
 BALL = ("a red ball", (4, 6, 20, 16))
 
 
 def views(samples: list[tuple[int, dict[str, Any]]], config: Config = CONFIG) -> Batch:
-    return to_floats(make_batch(samples, view, TOKENIZER, config))
+    return to_floats(make_batch(samples, view, TOKENIZERS, config))
 
 
 def view_of(record: Example, config: Config = CONFIG) -> Batch:
@@ -39,7 +40,7 @@ def plain_view(record: Example, **fields: int) -> Batch:
 def take(data: Path, count: int, done: int = 0, config: Config = CONFIG, rank: int = 0, world: int = 1) -> list[Batch]:
     shards = find_shards(str(data), "mip-adapter")
     start = done * world * config.batch
-    return list(itertools.islice(batches(shards, view, TOKENIZER, config, start, rank, world), count))
+    return list(itertools.islice(batches(shards, view, TOKENIZERS, config, start, rank, world), count))
 
 
 def number(word: str) -> int:
@@ -57,6 +58,7 @@ def test_the_batch_has_the_documented_tensors(dataset: Path) -> None:
     expected = {
         "pixel_values": ((3, 3, 32, 32), torch.float32),
         "input_ids": ((3, 77), torch.int64),
+        "sizes": ((3, 6), torch.int64),
         "image_kept": ((3,), torch.bool),
         "object_mask": ((3, 2), torch.bool),
         "object_pixel_values": ((3, 2, 3, 16, 16), torch.float32),
@@ -71,7 +73,7 @@ def test_the_batch_has_the_documented_tensors(dataset: Path) -> None:
 
 
 def test_each_name_is_tokenized_alone_and_its_words_are_marked() -> None:
-    ids, words = name_tokens(["ball", "teddy bear", ""], TOKENIZER)
+    ids, words = name_tokens(["ball", "teddy bear", ""], TOKENIZERS)
     start, end = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
     assert ids[0, :3].tolist() == [start, number("ball"), end]
     assert ids[1, :4].tolist() == [start, number("teddy"), number("bear"), end]
@@ -81,7 +83,7 @@ def test_each_name_is_tokenized_alone_and_its_words_are_marked() -> None:
 
 
 def test_a_long_name_is_truncated_but_keeps_its_start_and_end_tokens() -> None:
-    ids, words = name_tokens([" ".join(["ball"] * 40)], TOKENIZER)
+    ids, words = name_tokens([" ".join(["ball"] * 40)], TOKENIZERS)
     assert ids[0].tolist() == [TOKENIZER.bos_token_id, *[number("ball")] * 14, TOKENIZER.eos_token_id]
     assert words[0].tolist() == [False, *[True] * 14, False]
 
@@ -127,14 +129,44 @@ def test_a_reference_shows_its_object_centred_on_a_white_square() -> None:
     assert rows.mean(1)[[0, -1]].tolist() == pytest.approx([7, 15], abs=0.7)
 
 
+def test_a_hole_of_a_mask_shows_the_picture() -> None:
+    record = example("key", [("a ball", (4, 6, 22, 22))], blue=51)
+    mask = record.objects[0].mask.to_array()
+    mask[9:25, 7:23] = False
+    ring = replace(record.objects[0], mask=type(record.objects[0].mask).from_array(mask))
+    batch = plain_view(replace(record, objects=(ring,)), reference=20)
+    blue = (batch["object_pixel_values"][0, 0, 2] * 255).round()
+    assert (blue[1:-1, 1:-1] - 51).abs().max() <= 2
+    assert batch["object_segmentation"][0, 0].sum() < 0.4 * (20 * 32 / 40) ** 2  # holes belong to no object
+
+
+def test_two_tokenizers_give_two_sets_of_ids() -> None:
+    other = small_tokenizer(["a red ball and a cup", "teddy bear"])
+    other.add_special_tokens({"pad_token": "!"})
+    batch = to_floats(make_batch([(0, raw_of(example("key")))], view, (TOKENIZER, other), CONFIG.plain()))
+    caption = [t("a red ball and a cup", padding="max_length").input_ids for t in (TOKENIZER, other)]
+    assert batch["input_ids"].tolist() == [caption[0] + caption[1]]
+    assert batch["object_input_ids"].shape == (1, 2, 32)
+    assert batch["object_input_ids"][0, 0, 16:].tolist() == other("ball", padding="max_length", max_length=16).input_ids
+    assert batch["object_token_mask"].shape == (1, 2, 16)
+    assert batch["object_token_mask"].sum() == 2
+
+
+def test_sizes_state_the_original_picture_and_where_the_window_lies() -> None:
+    """Windows of 40 pixels are shown in 32; the second one must start in row 18 to hold the box."""
+    assert plain_view(example("key"))["sizes"].tolist() == [[40, 60, 0, 8, 32, 32]]
+    tall = example("key", [("a ball", (4, 50, 20, 8))], (40, 60))
+    assert plain_view(tall)["sizes"].tolist() == [[60, 40, 14, 0, 32, 32]]
+
+
 def test_the_surroundings_of_an_irregular_mask_are_white() -> None:
     record = example("key", [("a ball", (4, 6, 22, 22))])
     mask = record.objects[0].mask.to_array()
-    mask[8:17, 6:15] = False
+    mask[7:17, 5:15] = False
     ring = replace(record.objects[0], mask=type(record.objects[0].mask).from_array(mask))
     batch = plain_view(replace(record, objects=(ring,)))
     reference = batch["object_pixel_values"][0, 0]
-    assert (reference[:, 2:6, 2:6] == 1).all()
+    assert (reference[:, :7, :7] == 1).all()
     assert (reference[2, 9:, 9:] < 0.6).all()
 
 
@@ -153,7 +185,7 @@ def test_picture_mask_and_box_get_the_same_geometry(size: tuple[int, int]) -> No
     """The colours of the picture encode coordinates: those inside the cropped mask and box are the original ones."""
     width, height = size
     box = (width // 4, height // 4, width // 4, height // 3)
-    mirrored, lefts = set(), set()
+    lefts = set()
     for epoch in range(12):
         batch = views([(epoch, raw_of(example("key", [("a ball", box)], size)))])
         picture = (batch["pixel_values"][0].numpy() + 1) / 2
@@ -169,9 +201,11 @@ def test_picture_mask_and_box_get_the_same_geometry(size: tuple[int, int]) -> No
         inner = 32 / min(width, height)  # the mask leaves a border of one pixel
         assert [y, x] == pytest.approx((places.min(0) - inner).tolist(), abs=1)
         assert [y + h, x + w] == pytest.approx((places.max(0) + 1 + inner).tolist(), abs=1)
-        mirrored.add(bool(columns[0, 0] > columns[0, -1]))
+        assert columns[0, 0] < columns[0, -1]  # never mirrored
         lefts.add(round(float(columns.min())))
-    assert mirrored == {True, False}
+        assert batch["sizes"][0].tolist() == pytest.approx(
+            [height, width, rows.min() * 32 / min(size), columns.min() * 32 / min(size), 32, 32], abs=2
+        )
     assert (len(lefts) > 3) == (width > height)
 
 

@@ -12,7 +12,7 @@ from schemas.rejects import Reason, Reject
 from tests.beam import apply
 from tests.examples import make_example, phrase, segment, with_similarity
 from transforms.batch import Batch
-from transforms.regions.match import MatchPhrases, Plurals, greedy_match, match_phrases
+from transforms.regions.match import MatchPhrases, Names, Plurals, greedy_match, match_phrases
 
 MATRICES = hnp.arrays(
     np.float64,
@@ -147,3 +147,56 @@ def test_the_transform_matches_each_example_by_itself() -> None:
     assert isinstance(reject, Reject)
     assert (reject.stage, reject.reason) == ("matches", Reason.NO_MATCH)
     assert reject.detail == "the best similarity is 0.200, the threshold 0.500"
+
+
+@pytest.mark.parametrize(
+    ("things", "plurals", "min_area", "expected"),
+    [
+        (1, "union", 0.01, None),
+        (1, "union", 0.006, [(0, ())]),
+        (None, "union", 0.01, [(0, (1,))]),
+        (None, "union", 0.012, None),
+        (2, "union", 0.01, [(0, (1,))]),
+        (None, "one", 0.01, None),
+    ],
+)
+def test_small_segments_are_matched_only_where_together_they_are_large_enough(
+    things: int | None, plurals: Plurals, min_area: float, expected: list[tuple[int, tuple[int, ...]]] | None
+) -> None:
+    herd = replace(
+        make_example(size=(100, 10)),
+        phrases=(replace(phrase("the cows", "cow"), things=things),),
+        segments=(segment("cow", 6), segment("cow", 5)),
+        similarity=((0.9, 0.8),),
+    )
+    if expected is None:
+        with pytest.raises(RecordError):
+            match_phrases(herd, 0.5, plurals, min_area)
+    else:
+        assert [(m.segment, m.others) for m in match_phrases(herd, 0.5, plurals, min_area).matches] == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (Names(), ["dog", "grass-merged"]),
+        (Names(only=frozenset(["things"])), ["dog"]),
+        (Names(only=frozenset(["things", "grass"])), ["dog", "grass-merged"]),
+        (Names(only=frozenset(["puppy"])), ["dog"]),
+        (Names(only=frozenset(["dog"]), never=frozenset(["puppy"])), []),
+        (Names(never=frozenset(["grass-merged"])), ["dog"]),
+    ],
+)
+def test_a_dataset_may_be_about_some_classes_and_nouns_only(names: Names, expected: list[str]) -> None:
+    example = replace(
+        make_example(size=(100, 10)),
+        phrases=(phrase("A puppy"), phrase("the lawn")),
+        segments=(segment("dog", 50), segment("grass-merged", 500, thing=False)),
+        similarity=((0.9, 0.1), (0.1, 0.8)),
+    )
+    if expected:
+        matches = match_phrases(example, 0.5, names=names).matches
+        assert [example.segments[match.segment].label for match in matches] == expected
+    else:
+        with pytest.raises(RecordError):
+            match_phrases(example, 0.5, names=names)

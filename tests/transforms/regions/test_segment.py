@@ -84,6 +84,14 @@ def test_small_segments_are_left_out() -> None:
     assert [region.label for region in kept.segments] == ["b", "c"]
 
 
+def test_small_segments_of_a_class_that_is_large_together_may_stay() -> None:
+    example = make_example(size=(100, 10))
+    found = [segment("a", 6), segment("a", 4), segment("b", 9), segment("a", 0), segment("c", 500)]
+    regions = keep_segments(example, found, min_area=0.01, join_plurals=True).segments
+    assert [region.label for region in regions] == ["a", "a", "c"]
+    assert [s.label for s in keep_segments(example, found, min_area=0.01).segments] == ["c"]
+
+
 def test_an_empty_segment_is_left_out_whatever_the_bound() -> None:
     kept = keep_segments(make_example(size=(100, 10)), [segment("a", 0), segment("b", 1)], min_area=0.0)
     assert [region.label for region in kept.segments] == ["b"]

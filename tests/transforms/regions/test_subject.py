@@ -82,7 +82,7 @@ def test_a_refusal_names_the_subject_and_the_bound() -> None:
         "large-subject: it is dog (71.0%), the largest allowed is 70.0%": segmented(("dog", cells(71))),
         "person-subject: it is woman (30.0%)": segmented(("woman", LARGE)),
         "person-subject: it is my wife (30.0%)": captioned(("my wife", LARGE)),
-        "many-subjects: two dogs (30.0%) is more than one": captioned(("two dogs", LARGE)),
+        "many-subjects: two dogs (30.0%) names several things": captioned(("two dogs", LARGE)),
         "many-subjects: dog (30.0%) and cat (24.0%)": segmented(("cat", LOW), ("dog", LARGE)),
     }
     assert [str(refused(example)) for example in cases.values()] == list(cases)

@@ -71,6 +71,17 @@ def test_the_layout_of_the_published_files_is_read(tmp_path: Path, monkeypatch: 
         assert record.segments[0].bbox == (1, 2, 6, 4)
 
 
+def test_all_captions_are_read_in_the_order_of_their_ids_without_empty_and_repeated_ones(tmp_path: Path) -> None:
+    coco_layout(tmp_path)
+    texts = {5: "a &amp; b", 3: "a dog", 4: "", 9: "a\n dog", 8: None, 7: "x" * 2_001, 6: 5, 10: "a pet"}
+    captions = [{"id": number, "image_id": 7, "caption": text} for number, text in texts.items()]
+    (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps({"annotations": captions}))
+    record = only(tmp_path, "coco-instances")
+    assert isinstance(record, Example)
+    assert (record.caption, record.other_captions) == ("a dog", ("a & b", "a pet"))
+    assert record.source_caption == record.caption
+
+
 def test_a_picture_whose_captions_are_empty_has_the_one_beside_it(tmp_path: Path) -> None:
     coco_layout(tmp_path)
     captions = {"annotations": [{"id": 1, "image_id": 7, "caption": ""}]}

@@ -99,6 +99,39 @@ def test_every_extension_in_any_case_is_found_at_any_depth_in_the_order_of_names
 
 
 @pytest.mark.parametrize(
+    "files",
+    [
+        {"a.json": '{"caption": ["a dog", "", null, "a  dog", 5, "a pet"]}'},
+        {"a.json": '{"caption": "", "text": ["a dog", "a pet"]}'},
+        {"a.json": '{"caption": [], "captions": ["a dog", "a pet"]}'},
+        {"metadata.jsonl": '{"file_name": "a.jpg", "text": ["a dog", "a pet"]}'},
+        {"a.txt": " ", "a.jpg.json": '{"captions": ["a dog", "a pet"]}'},
+    ],
+)
+def test_a_list_in_json_is_several_captions(tmp_path: Path, files: dict[str, bytes | str]) -> None:
+    record = only(fill(tmp_path, {"a.jpg": JPEG, **files}))
+    assert isinstance(record, Example)
+    assert (record.caption, record.other_captions) == ("a dog", ("a pet",))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.txt": "a dog\na pet\n"},
+        {"a.txt": "a dog a pet", "a.json": '{"caption": "a cat", "text": "a cow", "captions": ["a", "b"]}'},
+        {"a.json": '{"caption": "a dog a pet", "text": "a cow", "captions": ["a", "b"]}'},
+        {"metadata.csv": "file_name,text,captions\na.jpg,a dog a pet,a cow"},
+    ],
+)
+def test_lines_of_a_text_and_what_stands_elsewhere_are_no_other_captions(
+    tmp_path: Path, files: dict[str, bytes | str]
+) -> None:
+    record = only(fill(tmp_path, {"a.jpg": JPEG, **files}))
+    assert isinstance(record, Example)
+    assert (record.caption, record.other_captions) == ("a dog a pet", ())
+
+
+@pytest.mark.parametrize(
     ("files", "reason"),
     [
         ({"a.jpg": JPEG[:400], "a.txt": "a dog"}, Reason.UNDECODABLE_IMAGE),
@@ -109,7 +142,10 @@ def test_every_extension_in_any_case_is_found_at_any_depth_in_the_order_of_names
         ({"a.jpg": JPEG, "a.txt": ""}, Reason.MISSING_CAPTION),
         ({"a.jpg": JPEG, "a.txt": " \n\t\x00\u200b\ufeff"}, Reason.MISSING_CAPTION),
         ({"a.jpg": JPEG, "a.txt": b"caf\xe9"}, Reason.UNDECODABLE_CAPTION),
-        ({"a.jpg": JPEG, "a.json": '{"caption": ["a", "b"]}'}, Reason.UNDECODABLE_CAPTION),
+        ({"a.jpg": JPEG, "a.json": '{"caption": {"en": "a"}}'}, Reason.UNDECODABLE_CAPTION),
+        ({"a.jpg": JPEG, "a.json": '{"caption": [5, ["a"], ""]}'}, Reason.UNDECODABLE_CAPTION),
+        ({"a.jpg": JPEG, "a.json": '{"caption": [], "captions": 5}'}, Reason.MISSING_CAPTION),
+        ({"a.jpg": JPEG, "a.json": '{"caption": ["", null]}'}, Reason.MISSING_CAPTION),
         ({"a.jpg": JPEG, "a.json": '{"caption": "\\ud800"}'}, Reason.UNDECODABLE_CAPTION),
         ({"a.jpg": JPEG, "a.json": '{"caption": '}, Reason.UNDECODABLE_CAPTION),
         ({"a.jpg": JPEG, "a.json": "[]"}, Reason.UNDECODABLE_CAPTION),

@@ -206,6 +206,35 @@ def test_a_limit_takes_the_first_rows(tmp_path: Path) -> None:
         assert listing.expected == len(expected)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.binary(), 4), pa.list_(pa.string_view())],
+)
+@pytest.mark.parametrize("name", ["caption", "text", "captions"])
+def test_a_list_is_several_captions(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+    texts = pa.array([["a dog", None, "a  dog", "a pet"], [""] * 4, [None] * 4], kind)
+    records = read(write(tmp_path / "a.parquet", {"image": [JPEG] * 3, "alt": ["x"] * 3, name: texts}))
+    assert [getattr(record, "other_captions", ()) for record in records] == [("a pet",), (), ()]
+    assert [reason for _, reason in outcomes(records)] == ["a dog", Reason.MISSING_CAPTION, Reason.MISSING_CAPTION]
+
+
+def test_a_column_of_texts_is_taken_before_one_of_lists(tmp_path: Path) -> None:
+    columns = {"image": [JPEG] * 2, "caption": [["a dog", "a pet"]] * 2, "text": ["a cat", None]}
+    records = read(write(tmp_path / "a.parquet", columns))
+    assert [(r.caption, r.other_captions) for r in records if isinstance(r, Example)] == [
+        ("a cat", ()),
+        ("a dog", ("a pet",)),
+    ]
+
+
+def test_a_caption_of_a_list_that_is_not_utf8_costs_itself_alone(tmp_path: Path) -> None:
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 3], pa.int32()), latin(["a café", "a dog", "a café"]))
+    first, second = read(write(tmp_path / "a.parquet", {"image": [JPEG] * 2, "caption": lists}))
+    assert isinstance(first, Example)
+    assert (first.caption, first.other_captions) == ("a dog", ())
+    assert outcomes([second])[0][1] == Reason.UNDECODABLE_CAPTION
+
+
 def test_a_file_without_the_columns_is_named_with_those_it_has(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"image_url": ["https://example.org"], "caption": ["a dog"]})
     with pytest.raises(
@@ -213,12 +242,14 @@ def test_a_file_without_the_columns_is_named_with_those_it_has(tmp_path: Path) -
     ):
         list_source(str(path))
     path = write(tmp_path / "a.parquet", {"image": [JPEG], "alt": ["a dog"]})
-    with pytest.raises(InputError, match=r"no column of captions \(caption, text\): its columns are image, alt"):
+    with pytest.raises(
+        InputError, match=r"no column of captions \(caption, text, captions\): its columns are image, alt"
+    ):
         list_source(str(path))
     path = write(tmp_path / "a.parquet", {"image": ["a.jpg"], "caption": ["a dog"]})
     with pytest.raises(InputError, match=r"column image holds string, not the bytes of encoded images"):
         list_source(str(path))
-    path = write(tmp_path / "a.parquet", {"image": [JPEG], "caption": [["a dog", "a cat"]]})
+    path = write(tmp_path / "a.parquet", {"image": [JPEG], "caption": [[1, 2]]})
     with pytest.raises(InputError, match=r"column caption holds list<.*>, not text"):
         list_source(str(path))
 

@@ -276,6 +276,17 @@ def test_captions_may_stand_beside_the_tars(tmp_path: Path, named: str, place: s
     ]
 
 
+def test_rows_of_one_key_beside_the_tars_are_several_captions(tmp_path: Path) -> None:
+    write(tmp_path, {"sa_000000.tar": tar(members("sa_1", "sa_2", captions=False))})
+    rows = [("sa_1", None), ("sa_2", "a cat"), ("sa_1", "a dog"), ("sa_1", "a pet"), ("sa_1", "a dog")]
+    write_table(tmp_path / "blip.parquet", *map(list, zip(*rows, strict=True)))
+    records = read_all(list_source(str(tmp_path)))
+    assert [(r.caption, r.other_captions) for r in records if isinstance(r, Example)] == [
+        ("a dog", ("a pet",)),
+        ("a cat", ()),
+    ]
+
+
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string(), pa.dictionary(pa.int32(), pa.string())])
 def test_a_caption_beside_that_is_not_utf8_costs_its_picture_alone(tmp_path: Path, kind: pa.DataType) -> None:
     write(tmp_path, {"sa_0.tar": tar(members("sa_1", "sa_2", captions=False))})

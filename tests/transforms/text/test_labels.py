@@ -51,6 +51,12 @@ CATEGORIES = SHARED / "real" / "coco" / "panoptic_categories.json"
         ("a motor bike", "bike", "bicycle", 0),
         ("a cellphone", "cellphone", "cell phone", SAME),
         ("a fire truck", "truck", "truck", SAME),
+        ("a blue train car", "car", "train", SYNONYM),
+        ("a blue train car", "car", "car", 0),
+        ("a trailer", "trailer", "truck", 0),
+        ("the crowd", "crowd", "person", SYNONYM),
+        ("the herd", "herd", "elephant", KIND),
+        ("a flock", "flock", "person", 0),
         ("a sea gull", "gull", "bird", SYNONYM),
         ("a trash can", "can", "trash_can", SAME),
         # Several names of a class, and remarks.

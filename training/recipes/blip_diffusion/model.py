@@ -23,16 +23,18 @@ from transformers import (
 
 from training import diffusion
 from training.diffusion import (
+    STABLE_DIFFUSION,
     Batch,
     Conditions,
     LatentDiffusion,
+    concatenate,
     is_trained,
     load_stable_diffusion,
     loading,
     normalize_for_clip,
 )
 from training.recipes.blip_diffusion.published import is_published, load_vision
-from training.recipes.blip_diffusion.view import QUERIES, Config, Tokenizers
+from training.recipes.blip_diffusion.view import QUERIES, Config, Tokenizers, fill_template
 from training.small import WIDTH, seeded, small_image_config, small_scheduler, small_text_encoder, small_unet
 from training.tokenizer import small_tokenizer
 
@@ -81,13 +83,17 @@ class Parts(diffusion.Parts):
 def load(folder: str | Path = PUBLISHED) -> Parts:
     """Load a model from a folder that `Model.save` wrote, or one in the layout of the published weights.
 
+    A folder without unet/ holds what makes subject prompts only: the rest is then the published Stable Diffusion 1.5,
+    from which the paper's stage 2 starts.
+
     Raises:
         ModelError: something is missing or of another kind.
     """
     layout = "BLIP-Diffusion's layout, a Stable Diffusion with qformer/ beside"
     with loading(folder, layout):
         vision = _published(folder) if is_published(folder) else _saved(folder)
-    base = load_stable_diffusion(folder)
+    alone = Path(folder).is_dir() and not (Path(folder) / "unet").is_dir()
+    base = load_stable_diffusion(STABLE_DIFFUSION if alone else folder)
     with loading(folder, layout):
         subjects = Path(folder) / SUBJECTS
         return Parts(**base, **vision, subjects=load_file(subjects) if subjects.is_file() else {})
@@ -106,7 +112,8 @@ def _published(folder: str | Path) -> dict[str, Any]:
     vision = load_vision(folder)
     count, width = vision.prompter["queries"].shape
     prompter = Prompter(width, count)
-    prompter.load_state_dict(vision.prompter)
+    # A Q-Former from the paper's stage 1 has no feed-forward network yet: that one starts from random weights.
+    prompter.load_state_dict(vision.prompter, strict=len(vision.prompter) > 1)
     return {
         "subject_tokenizer": AutoTokenizer.from_pretrained(vision.tokenizer),
         "image_encoder": vision.image_encoder,
@@ -173,10 +180,11 @@ class Model(LatentDiffusion):
 
     Args:
         parts: the networks, trained in place.
-        config: says which of them are trained.
+        config: says which of them are trained, and how the text is laid out.
 
     Attributes:
-        subjects: averaged prompts [Q, D] by subject text, which are used in place of those of the inputs.
+        averaged: the averaged prompts of S subjects, [S, Q, D]; None if there are none.
+        averaged_texts: their texts.
     """
 
     parts: Parts
@@ -184,37 +192,78 @@ class Model(LatentDiffusion):
     image_encoder: CLIPVisionModel
     qformer: InstructBlipQFormerModel
     prompter: Prompter
-    subjects: Mapping[str, Tensor]
+    averaged: nn.Parameter | None
+    averaged_texts: list[str]
 
     def __init__(self, parts: Parts, config: Config | None = None) -> None:
-        config = config or Config()
+        self.config = config or Config()
         super().__init__(parts)
-        self.image_encoder.requires_grad_(config.train_encoders and not config.finetune)
+        self.image_encoder.requires_grad_(self.config.train_encoders and not self.config.finetune)
         for part in (self.qformer, self.prompter, self.text_encoder):
-            part.requires_grad_(not config.finetune)
+            part.requires_grad_(not self.config.finetune)
 
     @property
     def tools(self) -> Tokenizers:
         """The two tokenizers."""
         return Tokenizers(self.tokenizer, self.subject_tokenizer)
 
+    @property
+    def subjects(self) -> Mapping[str, Tensor]:
+        """Averaged prompts [Q, D] by subject text, used in place of those of the inputs. Fine-tuning trains them."""
+        return {} if self.averaged is None else dict(zip(self.averaged_texts, self.averaged, strict=True))
+
+    @subjects.setter
+    def subjects(self, subjects: Mapping[str, Tensor]) -> None:
+        self.averaged_texts = list(subjects)
+        # One tensor for all subjects: a batch need not show each, and yet every parameter has a gradient.
+        self.averaged = nn.Parameter(torch.stack(list(subjects.values())), self.config.finetune) if subjects else None
+
     def conditions(self, batch: Batch) -> Conditions:
-        """The template with the subject prompts in their places, encoded."""
+        """The template with the subject prompts in their places, encoded; for training, its padding is masked."""
+        conditions: Conditions = {"encoder_hidden_states": self.encode(batch)}
+        if self.config.mask_padding:
+            ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & ~batch["subject_prompt_mask"]
+            conditions["encoder_attention_mask"] = ends.cumsum(1) - ends.int() == 0  # up to the first end
+        return conditions
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Encode the ids with the subject prompts in their places: [B, L, D]."""
         with insert_prompts(self.text_encoder, batch["subject_prompt_mask"], self.prompts(batch)):
-            return super().conditions(batch)
+            # Gradients reach the prompts also through a text encoder that is not trained.
+            encoded: Tensor = self.text_encoder(batch["input_ids"]).last_hidden_state
+        return encoded
+
+    def sampling_conditions(self, batch: Batch, steps: int) -> Sequence[Conditions]:
+        """Conditions for sampling, where no padding is masked and the template `released` is repeated: [2B, ...]."""
+        both = concatenate(self.unconditional(batch), self.repeated(batch))
+        return [{"encoder_hidden_states": self.encode(both)}] * steps
 
     def unconditional(self, batch: Batch) -> Batch:
-        """Neither caption nor subject prompt."""
+        """The negative prompt in place of caption and subject prompt."""
+        ids = self.tokenize([self.config.negative_prompt]).to(batch["input_ids"].device)
         return {
-            **super().unconditional(batch),
+            **batch,
+            "input_ids": ids.expand_as(batch["input_ids"]),
             "subject_prompt_mask": torch.zeros_like(batch["subject_prompt_mask"]),
         }
+
+    def repeated(self, batch: Batch) -> Batch:
+        """The same batch with its text repeated, where it has a subject prompt in the template `released`."""
+        if self.config.template == "paper":
+            return batch
+        prompted = batch["subject_prompt_mask"].any(1).tolist()
+        filled = [
+            fill_template(caption, subject if shown else None, self.tokenizer, "released", self.config.prompt_reps)
+            for caption, subject, shown in zip(batch["caption"], batch["subject_text"], prompted, strict=True)
+        ]
+        ids, mask = (torch.tensor(values, device=batch["input_ids"].device) for values in zip(*filled, strict=True))
+        return {**batch, "input_ids": ids, "subject_prompt_mask": mask}
 
     def prompts(self, batch: Batch) -> Tensor:
         """The subject prompts of a batch, [B, Q, D]: averaged ones if there are any, else those of the inputs."""
         averaged = [self.subjects.get(text) for text in batch["subject_text"]]
         if all(prompt is not None for prompt in averaged):
-            return torch.stack([prompt for prompt in averaged if prompt is not None]).to(batch["input_ids"].device)
+            return torch.stack([prompt for prompt in averaged if prompt is not None])
         # They are computed even if all prompts are dropped: each parameter has a gradient at every step.
         computed = self.compute_prompts(batch)
         chosen = [own if prompt is None else prompt.to(own) for own, prompt in zip(computed, averaged, strict=True)]
@@ -254,5 +303,5 @@ class Model(LatentDiffusion):
         """Write the model as the base class does, with averaged prompts in a file beside, if there are any."""
         super().save(folder)
         if self.subjects:
-            prompts = {text: prompt.detach().cpu().contiguous() for text, prompt in self.subjects.items()}
+            prompts = {text: prompt.detach().cpu().clone() for text, prompt in self.subjects.items()}
             save_file(prompts, folder / SUBJECTS)

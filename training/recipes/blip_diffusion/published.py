@@ -31,7 +31,10 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Vision:
-    """Contents of `qformer/`: two networks, weights of queries and feed-forward network, name of the tokenizer."""
+    """Contents of `qformer/`: two networks, weights of queries and feed-forward network, name of the tokenizer.
+
+    The feed-forward network's may be missing.
+    """
 
     image_encoder: CLIPVisionModel
     qformer: InstructBlipQFormerModel
@@ -112,7 +115,7 @@ def qformer_weights(weights: Weights) -> Weights:
 
 
 def prompter_weights(weights: Weights) -> Weights:
-    """Pick the queries and the feed-forward network."""
+    """Pick the queries and, if there is one, the feed-forward network."""
     names = {"dense1": "widen", "dense2": "narrow", "LayerNorm": "norm"}
     renamed = {"queries": weights["query_tokens"][0]}
     for name, value in _under(weights, "proj_layer.").items():

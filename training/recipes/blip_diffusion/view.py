@@ -1,12 +1,14 @@
 """From a sample to BLIP-Diffusion's tensors: target and input, and the template with places for the subject prompt."""
 
-from typing import Any, NamedTuple, Self
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from schemas.samples.blip_diffusion import PlacementField, Record
@@ -19,17 +21,54 @@ QUERIES = 16
 """Embeddings of a subject prompt. The paper found that 32 overwhelm the text."""
 SUBJECT_LENGTH = 16
 """Tokens of a subject's text for the Q-Former, start and end included; a longer text is cut."""
+Template = Literal["paper", "released"]
+"""Where the subject prompt stands: `[caption], the [subject] is [prompt]`, or `a [prompt] [subject] [caption]`."""
+FINE_TUNING = {
+    "steps": 40,
+    "batch": 3,
+    "learning_rate": 5e-6,
+    "captions": "subject",
+    "subject_dropped": 0.0,
+    "unconditional": 0.0,
+    "mask_padding": True,
+    "clip": 1e6,  # in effect none
+}
+"""Defaults of fine-tuning, as in the authors' scripts (salesforce/LAVIS, run_scripts/blip-diffusion)."""
+NEGATIVE = (
+    "over-exposure, under-exposure, saturated, duplicate, out of frame, lowres, cropped, worst quality, low quality, "
+    "jpeg artifacts, morbid, mutilated, out of frame, ugly, bad anatomy, bad proportions, deformed, blurry, duplicate"
+)
+"""Negative prompt of the authors' examples (salesforce/LAVIS, projects/blip-diffusion)."""
+RELEASED: Mapping[str, Any] = {"template": "released", "prompt_reps": 20, "negative_prompt": NEGATIVE}
+"""Fields with which the released weights are conditioned as their authors do."""
 
 
 class Config(RunConfig):
-    """How to train a BLIP-Diffusion model. The defaults are the paper's pre-training, in each process."""
+    """How to train a BLIP-Diffusion model. The defaults are the paper's pre-training, in each process.
 
-    steps: int = Field(default=500_000, gt=0, description="optimizer steps; fine-tuning takes 40 to 120")
+    If `finetune` is set, the defaults are `FINE_TUNING`.
+    """
+
+    steps: int = Field(default=500_000, gt=0, description="optimizer steps; fine-tuning: 40 (the paper: up to 120)")
+    batch: int = Field(default=16, gt=0, description="samples per process and micro-batch; fine-tuning: 3")
     learning_rate: float = Field(
-        default=2e-6, gt=0, description="of AdamW, constant; fine-tuning: 5e-6 as published, 5e-5 in the paper"
+        default=2e-6, gt=0, description="of AdamW, constant; fine-tuning: 5e-6 as released (the paper: 5e-5)"
+    )
+    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0")
+    decay_all: bool = Field(default=False, description="weight decay applies to norms and biases too")
+    average: float = Field(default=0.0, ge=0, lt=1, description="decay of the weights' moving average; 0: none")
+    template: Template = Field(
+        default="paper",
+        description="the text: `CAPTION, the SUBJECT is [prompt]` (paper) or `a [prompt] SUBJECT CAPTION` (released)",
+    )
+    captions: Literal["own", "subject"] = Field(
+        default="own", description="own: the dataset's; subject: `a SUBJECT` for every picture; fine-tuning: subject"
     )
     subject_dropped: float = Field(
-        default=0.15, ge=0, le=1, description="share of samples without the subject prompt (the paper's 15 %)"
+        default=0.15,
+        ge=0,
+        le=1,
+        description="share of samples without the subject prompt (the paper's 15 %); fine-tuning: 0",
     )
     unconditional: float = Field(
         default=0.0,
@@ -37,13 +76,26 @@ class Config(RunConfig):
         le=1,
         description="share of samples without any text: for a U-Net from random weights (the paper: none)",
     )
+    mask_padding: bool = Field(
+        default=False,
+        description="in training, the U-Net does not see the text's padding; fine-tuning: true, as released",
+    )
     finetune: bool = Field(
         default=False,
-        description="learn a few pictures of a subject: its prompt is averaged once, then only the U-Net is trained",
+        description="learn a few pictures of a subject: only the U-Net is trained, and the mean of their prompts",
     )
     train_encoders: bool = Field(
         default=False, description="train the image encoder too: for one that starts from random weights"
     )
+    prompt_reps: int = Field(
+        default=1, gt=0, description="repetitions of the text in sample pictures, with the template `released`"
+    )
+    negative_prompt: str = Field(default="", description="text that guidance leads sample pictures away from")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fine_tuning(cls, fields: Any) -> Any:  # noqa: ANN401 - what pydantic passes
+        return {**FINE_TUNING, **fields} if isinstance(fields, dict) and fields.get("finetune") else fields
 
     def plain(self) -> Self:
         """Without drops."""
@@ -83,18 +135,27 @@ def view(raw: Raw, rng: np.random.Generator, tokenizers: Tokenizers, config: Con
     moved = placed(record.bbox, record.placement, record.width)
     shown = crop_around(raw.get("input.jpg", b""), size, moved, config.reference)
     dropped = draw(drop_table(config), "sample", rng)
-    caption = "" if "caption" in dropped else record.caption
-    ids, mask = fill_template(caption, None if "subject" in dropped else record.subject, tokenizers.text)
+    caption = "" if "caption" in dropped else caption_of(record, config)
+    shown_subject = None if "subject" in dropped else record.subject
+    ids, mask = fill_template(caption, shown_subject, tokenizers.text, config.template)
     subject = tokenizers.subject(record.subject, padding="max_length", max_length=SUBJECT_LENGTH, truncation=True)
     return {
         "pixel_values": Pixels(torch.from_numpy(np.ascontiguousarray(target.transpose(2, 0, 1))), -1, 1),
         "input_pixel_values": Pixels(torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1))), 0, 1),
         "input_ids": torch.tensor(ids),
         "subject_prompt_mask": torch.tensor(mask),
+        "caption": caption,
         "subject_text": record.subject,
         "subject_input_ids": torch.tensor(subject.input_ids),
         "subject_attention_mask": torch.tensor(subject.attention_mask, dtype=torch.bool),
     }
+
+
+def caption_of(record: Record, config: Config) -> str:
+    """The caption that fills the template; "" if the template `released` alone says `a SUBJECT`."""
+    if config.captions == "own":
+        return record.caption
+    return "" if config.template == "released" else f"a {record.subject}"
 
 
 def template_end(subject: str) -> str:
@@ -102,31 +163,61 @@ def template_end(subject: str) -> str:
     return f", the {subject} is"
 
 
-def fill_template(caption: str, subject: str | None, tokenizer: CLIPTokenizer) -> tuple[list[int], list[bool]]:
+def fill_template(
+    caption: str, subject: str | None, tokenizer: CLIPTokenizer, template: Template = "paper", reps: int = 1
+) -> tuple[list[int], list[bool]]:
     """Tokenize the template or, without a subject, the caption alone.
 
-    A template that is too long is shortened at the caption's end, never at the subject.
+    A text of the template `paper` that is too long is shortened at the caption's end, never at the subject; one of
+    `released`, at its own end.
+
+    Args:
+        caption: fills the template.
+        subject: its text; None for the caption alone.
+        tokenizer: the text encoder's.
+        template: which one.
+        reps: repetitions of the whole text in the template `released`, joined by commas.
 
     Returns:
         The L ids, padded, and which of them are the positions of the subject prompt.
 
     Raises:
-        ValueError: the subject's text alone is too long.
+        ValueError: the subject's text alone is too long for the template `paper`.
     """
+    room = tokenizer.model_max_length - 2
+    if subject is None:
+        return _padded(_word_ids(caption, tokenizer)[:room], 0, 0, tokenizer)
+    room -= QUERIES
+    if template == "released":
+        words = _word_ids(", ".join([released_text(caption, subject)] * reps), tokenizer)
+        return _padded(words[:room], 1, QUERIES, tokenizer)
+    # A full stop before the template's comma would be merged with it into a token that no other caption has.
+    words, end = _word_ids(caption.rstrip(" .,;:"), tokenizer), _word_ids(template_end(subject), tokenizer)
+    if len(end) > room:
+        raise ValueError(
+            f"of {tokenizer.model_max_length} tokens the subject's {len(end)} leave no room for its prompt: {subject!r}"
+        )
+    words = words[: room - len(end)] + end
+    return _padded(words, len(words), QUERIES, tokenizer)
+
+
+def _padded(words: list[int], before: int, queries: int, tokenizer: CLIPTokenizer) -> tuple[list[int], list[bool]]:
+    """Add start, end, padding, and the subject prompt's `queries` positions after the first `before` words."""
+    prompt = [tokenizer.pad_token_id] * queries
+    ids = [tokenizer.bos_token_id, *words[:before], *prompt, *words[before:], tokenizer.eos_token_id]
     length = tokenizer.model_max_length
-    end, queries = [], 0
-    if subject is not None:
-        # A full stop before the template's comma would be merged with it into a token that no other caption has.
-        caption = caption.rstrip(" .,;:")
-        end, queries = _word_ids(template_end(subject), tokenizer), QUERIES
-    room = length - 2 - len(end) - queries
-    if room < 0:
-        raise ValueError(f"of {length} tokens the subject's {len(end)} leave no room for its prompt: {subject!r}")
-    words = _word_ids(caption, tokenizer)[:room] + end
-    ids = [tokenizer.bos_token_id, *words, *[tokenizer.pad_token_id] * queries, tokenizer.eos_token_id]
-    first = 1 + len(words)
-    mask = [first <= place < first + queries for place in range(length)]
+    mask = [before < place <= before + queries for place in range(length)]
     return ids + [tokenizer.pad_token_id] * (length - len(ids)), mask
+
+
+def released_text(caption: str, subject: str) -> str:
+    """The words of the template `released`, without punctuation and in lower case, as the authors prepare them."""
+    return f"a {_simplified(subject)} {_simplified(caption)}".strip()
+
+
+def _simplified(text: str) -> str:
+    """Lower the case, remove most punctuation, and keep 50 words, as LAVIS' processor `blip_caption`."""
+    return " ".join(re.sub(r'[.!"()*#:;~]', " ", text.lower()).split()[:50])
 
 
 def _word_ids(text: str, tokenizer: CLIPTokenizer) -> list[int]:
