@@ -121,7 +121,7 @@ def measure(folder: Path, seed: int, steps: int) -> Measured:
     held_out = list(batches_once(unseen, view, model.tools, config))
     before = losses_of(model, held_out)
     run = folder / f"seed{seed}"
-    for _ in train(model, lambda done: batches(shards, view, model.tools, config, done), config, run):
+    for _ in train(model, lambda start: batches(shards, view, model.tools, config, start), config, run):
         pass
     trained = Model(load(run / "model"))
     return Measured(

@@ -82,7 +82,7 @@ def train_run(data: Path, output: Path, seed: int, weight: float, steps: int) ->
     config = Config(**{**SETTINGS, **fields})
     shards = find_shards(str(data), "fastcomposer")
     model = Model(small(SAMPLE / "autoencoder", read_texts(shards, texts), seed), config)
-    for _ in train(model, lambda done: batches(shards, view, model.tools, config, done), config, output):
+    for _ in train(model, lambda start: batches(shards, view, model.tools, config, start), config, output):
         pass
 
 

@@ -93,7 +93,7 @@ def teach(data: Path, output: Path, seed: int, steps: int) -> Parts:
     config = Config(**{**SETTINGS, "steps": steps, "seed": seed, "checkpoint_every": steps})
     shards = find_shards(str(data), "mip-adapter")
     model = Words(small(SAMPLE / "autoencoder", read_texts(shards, texts), seed))
-    for _ in train(model, lambda done: batches(shards, view, model.tools, config, done), config, output):
+    for _ in train(model, lambda start: batches(shards, view, model.tools, config, start), config, output):
         pass
     return load(output / "model")
 

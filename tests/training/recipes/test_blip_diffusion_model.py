@@ -277,7 +277,8 @@ def new_model(vae: Path, **options: bool) -> Model:
 def batches_of(model: Model) -> Callable[[int], Iterator[dict[str, Any]]]:
     """Return a function that yields batches, each determined by its number."""
 
-    def batches(done: int) -> Iterator[dict[str, Any]]:
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        done = start // CONFIG.batch
         while True:
             yield tiny_pairs(model.parts, ["ball", None if done % 3 == 0 else "cup"], seed=done)
             done += 1
@@ -314,7 +315,8 @@ def train_with_dropped_prompts(vae: Path, output: Path, steps: int) -> None:
     rank = int(os.environ["RANK"])
     model = new_model(vae)
 
-    def batches(done: int) -> Iterator[dict[str, Any]]:
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        done = start // (2 * CONFIG.batch)
         while True:
             yield tiny_pairs(model.parts, [[None, "ball"][(done + rank) % 2]] * 2, seed=done)
             done += 1

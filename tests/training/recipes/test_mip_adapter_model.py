@@ -261,7 +261,8 @@ def test_guidance_moves_away_from_empty_texts_without_pictures(either: Parts) ->
 def batches_of(parts: Parts) -> Callable[[int], Iterator[dict[str, Any]]]:
     """Return a function that yields batches, each determined by its number."""
 
-    def batches(done: int) -> Iterator[dict[str, Any]]:
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        done = start // CONFIG.batch
         while True:
             yield tiny_objects(parts, BOTH, kept=[True, done % 3 != 0], seed=done)
             done += 1
