@@ -9,6 +9,7 @@ SHARED = [
     "jinja2>=3.1",
     "numpy>=2.0",
     "pillow>=12.0",
+    "psutil>=7.0",
     "pyarrow>=20.0",
     "pycocotools>=2.0.10",
     "pydantic>=2.11",

@@ -21,6 +21,7 @@ from typer.main import get_group
 
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.settings import expand_field_options, read_config
+from jobs.stop import INTERRUPTED, say, stoppable
 from schemas.errors import ConfigError, InputError, SubjectloomError, choices
 from schemas.machine import choose_device, cores, limit_threads, threads_for
 
@@ -126,6 +127,7 @@ def build(
     overrides = parse_overrides(model or [])
     models = resolve(preset or "sample", overrides)
     check_source(source)
+    print_lines(f"reading  {source}")
     from jobs.build import Request
     from jobs.build import build as run_build
     from jobs.report.page import write_report
@@ -244,7 +246,8 @@ def train(
     fields = read_config(training.config, config, given, training.presets[preset])
     out.quiet = not this_process().is_main_process
     running = run_training(recipe, data, output, fields, preset=preset, model=model, resume=resume)
-    show_training(running, fields.steps)
+    with stoppable(lambda: f"--resume goes on from the newest checkpoint in {output / 'checkpoints'}"):
+        show_training(running, fields.steps)
     print_lines(f"run      {output}", f"curves   {output / 'curves.svg'}", f"model    {output / 'model'}")
 
 
@@ -366,6 +369,10 @@ def main() -> None:
     try:
         arguments, beam = split_arguments(sys.argv[1:])
         app(expand_arguments(arguments), obj=beam)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            say("stopped")
+        raise
     except Exception as error:  # whatever it is, the user sees a line, not a traceback
         if "--debug" in sys.argv:
             traceback.print_exc()
