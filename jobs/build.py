@@ -28,7 +28,7 @@ from pipelines.recipe import BuildConfig
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
-from transforms.dataset import finish_dataset, finished_shards, leaving_nothing, prepare_output
+from transforms.dataset import finish_dataset, finished_shards, leave_nothing, leaving_nothing, prepare_output
 from transforms.listing import list_source
 from transforms.models.presets import Models, name_of, revision_of
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
@@ -78,14 +78,15 @@ def build(request: Request, console: Console) -> DatasetInfo:
     options = beam_options(request.beam_options)
     if not is_local(options):
         logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
-    listing = list_source(
-        request.source,
-        request.kind,
-        samples_per_shard=request.config.samples_per_shard,
-        batch_size=request.config.batch_size,
-        limit=request.limit,
-        keys=request.keys,
-    )
+    with console.status(f"reading {request.source}"):
+        listing = list_source(
+            request.source,
+            request.kind,
+            samples_per_shard=request.config.samples_per_shard,
+            batch_size=request.config.batch_size,
+            limit=request.limit,
+            keys=request.keys,
+        )
     chunks = listing.chunks
     if request.config.captions == "all":
         # How many samples the captions of a picture make is known only when they are read.
@@ -103,9 +104,11 @@ def build(request: Request, console: Console) -> DatasetInfo:
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
 
     def what_is_done() -> str:
-        return (
-            f"{len(finished_shards(request.output))} of {len(chunks)} shards are done, --resume goes on with the others"
-        )
+        if leave_nothing(request.output):
+            return "no shard is done yet"
+        forget_round(request.output)
+        done = finished_shards(request.output)
+        return f"{len(done)} of {len(chunks)} shards are done, --resume goes on with the others"
 
     with stoppable(what_is_done), leaving_nothing(request.output):
         done = shards_done(request.output, fingerprints, final, cut)

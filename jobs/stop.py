@@ -2,11 +2,9 @@
 
 import os
 import signal
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status of a program that was stopped by Ctrl-C, as shells give it."""
@@ -14,26 +12,36 @@ INTERRUPTED = 128 + signal.SIGINT
 
 @contextmanager
 def stoppable(what_is_done: Callable[[], str]) -> Iterator[None]:
-    """End this process and its children if the user presses Ctrl-C while the block runs.
+    """End this process and its children at once if the user presses Ctrl-C while the block runs.
+
+    Not by an exception: a model may keep the main thread for a minute, Beam makes another error of it, and its threads
+    would be waited for. Python hands the signal to a thread, which needs none of them.
 
     Args:
         what_is_done: returns what the line says.
     """
+    receiving, sending = os.pipe()
+    terminal = os.dup(2)  # stderr may be turned off meanwhile, see `quiet_stderr`
+    os.set_blocking(sending, False)
+
+    def wait() -> None:
+        if os.read(receiving, 1):
+            os.write(terminal, f"stopped: {what_is_done()}\n".encode())
+            kill_children()
+            os._exit(INTERRUPTED)
+
+    handler, wakeup = signal.signal(signal.SIGINT, lambda *_: None), signal.set_wakeup_fd(sending)
+    watcher = threading.Thread(target=wait, daemon=True)
+    watcher.start()
     try:
         yield
-    except KeyboardInterrupt:
-        # From here on nothing may interrupt, and nothing is waited for: threads of Beam's would go on for minutes.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        kill_children()
-        say(f"stopped: {what_is_done()}")
-        os._exit(INTERRUPTED)
-
-
-def say(line: str) -> None:
-    """Print a line on stderr."""
-    Console(stderr=True).print(line, soft_wrap=True, markup=False, highlight=False)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGINT, handler)
+        os.close(sending)  # the thread reads the end of the pipe, and ends
+        watcher.join()
+        os.close(receiving)
+        os.close(terminal)
 
 
 def kill_children() -> None:
