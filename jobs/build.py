@@ -30,7 +30,7 @@ from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.dataset import finish_dataset, finished_shards, leave_nothing, leaving_nothing, prepare_output
 from transforms.listing import list_source
-from transforms.models.presets import Models, name_of, revision_of
+from transforms.models.presets import Models, check_downloads, name_of, revision_of
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 from transforms.step import Step
@@ -224,6 +224,7 @@ def cut_dataset(
 def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step]) -> Job:
     """Describe recipe, config, models and seed: the head of `dataset.json`."""
     checkpoints = {kind: checkpoint for step in steps for kind, checkpoint in step.checkpoints().items()}
+    check_downloads(checkpoints)
     return Job(
         recipe=recipe,
         config=config.model_dump(mode="json"),
