@@ -339,8 +339,8 @@ class Model(LatentDiffusion):
 def subject_weight(segmentation: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
     """Weight of the masked noise loss: [B, 1, h, w] float32 in [0, 1], the union of the subjects' masks.
 
-    A sample without subjects has weight 1 everywhere. In the published trainer it has weight 0, so that unconditional
-    samples teach nothing in these steps.
+    As in the published trainer a sample without subjects has weight 0, so that it teaches nothing in these steps, and
+    the masks are reduced without antialiasing.
 
     Args:
         segmentation: masks [B, M, H, W] float in [0, 1].
@@ -348,8 +348,7 @@ def subject_weight(segmentation: Tensor, valid: Tensor, size: tuple[int, int]) -
         size: of the latents, (h, w).
     """
     kept = segmentation.float() * valid[:, :, None, None]
-    union = F.interpolate(kept.amax(dim=1, keepdim=True), size, mode="bilinear", antialias=True)
-    return torch.where(valid.any(dim=1)[:, None, None, None], union, torch.ones_like(union))
+    return F.interpolate(kept.amax(dim=1, keepdim=True), size, mode="bilinear")
 
 
 TRAINING = Training(
