@@ -79,7 +79,7 @@ class Crop:
         columns = left + (np.arange(last - first) + 0.5) * (right - left) / (last - first)
         rows = top + (np.arange(self.side) + 0.5) * (bottom - top) / self.side
         square = np.zeros((self.side, self.side), bool)
-        square[:, first:last] = mask[rows.astype(int)[:, None], columns.astype(int)]
+        square[:, first:last] = mask.take(rows.astype(int), axis=0).take(columns.astype(int), axis=1)
         return square[:, ::-1] if self.mirrored else square
 
     def crop_points(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
