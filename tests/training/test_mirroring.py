@@ -13,7 +13,7 @@ from schemas.samples import FORMATS
 from training.geometry import draw_mirrored
 from training.recipes import training_of
 from training.shards import Batch, make_batch, to_floats
-from training.tokenizer import small_tokenizer
+from transforms.models.presets import SAMPLE
 from transforms.scenes.truth import true_example
 
 DRAWS = 200
@@ -72,12 +72,17 @@ def scenes() -> tuple[list[Example], list[Example]]:
     return sided, [example for example in pairs if example not in sided]
 
 
+@cache
+def tools_of(recipe: str) -> Any:  # noqa: ANN401 - each recipe's own
+    training, captions = training_of(recipe), [example.caption for group in scenes() for example in group]
+    return training.model(training.small(SAMPLE / "autoencoder", captions, 0), None).tools
+
+
 def views(recipe: str, example: Example, epochs: range, **fields: Any) -> Batch:  # noqa: ANN401 - of the config
     training = training_of(recipe)
     config = training.config(resolution=32, reference=16).plain().model_copy(update=fields)
     raw = {"__key__": example.key, **FORMATS[recipe].pack(example)[0].members}
-    tokenizer = small_tokenizer([example.caption])
-    return to_floats(make_batch([(epoch, raw) for epoch in epochs], training.view, tokenizer, config))
+    return to_floats(make_batch([(epoch, raw) for epoch in epochs], training.view, tools_of(recipe), config))
 
 
 @pytest.mark.parametrize("recipe", ["fastcomposer", "captioned"])
