@@ -67,6 +67,17 @@ def test_the_masked_loss_covers_the_union_of_the_subjects() -> None:
     assert not weight[1].any()
 
 
+@pytest.mark.parametrize("count_empty", [False, True])
+def test_a_sample_without_subjects_counts_in_a_masked_step_if_asked_for(parts: Parts, count_empty: bool) -> None:
+    model = Model(parts, Config(count_empty=count_empty))
+    batch = tiny_batch(parts, [[True, False], [False, False]])
+    draws = replace(model.draw(batch, np.random.default_rng(0)), dropped=frozenset({"background"}))
+    weight = model.weight(batch, draws, (16, 16))
+    assert weight is not None
+    assert weight[0].mean().item() == 0.5  # the subject's mask is the left half
+    assert (weight[1] == float(count_empty)).all()
+
+
 def test_the_masks_of_the_noise_loss_are_reduced_as_published() -> None:
     """From 8 x 8 to 1 x 1 pixels: bilinear without antialiasing takes the mean of the middle 2 x 2 pixels."""
     segmentation = torch.zeros(1, 2, 16, 8)
@@ -93,6 +104,7 @@ PUBLISHED = {
     "text_only": 0,
     "subject_kept": 0.9,
     "mask_probability": 0.5,
+    "count_empty": False,
     "localization_weight": 1e-3,
     "trained_blocks": 2,
     "train_encoders": False,
