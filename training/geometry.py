@@ -1,6 +1,7 @@
 """One geometry per sample: picture, masks, boxes and points are cropped, scaled and mirrored by the same numbers."""
 
 import math
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,16 @@ from schemas.rejects import Reason
 
 Box = tuple[float, float, float, float]
 """[x, y, w, h] in pixels."""
+
+SIDES = re.compile(r"\b(?:(?:left|right)(?:most|hand|handed|wards?)?|(?:counter|anti)?clockwise)\b", re.IGNORECASE)
+"""Words of a caption that mirroring its picture would make false."""
+WRITING = re.compile(
+    r"[\"“”]|\b(?:sign(?:s|age|post|posts|board|boards)?|(?:hand)?(?:writing|written)|reads|says|saying|lettering"
+    r"|licen[cs]e plates?|labell?ed|numbered|(?:text|letter|word|number|logo|label|poster|banner|billboard|scoreboard"
+    r"|newspaper|magazine|map|clock|calendar)s?)\b",
+    re.IGNORECASE,
+)
+"""Words of a caption whose picture is likely to show letters or digits, which mirroring would make unreadable."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Crop:
         columns = left + (np.arange(last - first) + 0.5) * (right - left) / (last - first)
         rows = top + (np.arange(self.side) + 0.5) * (bottom - top) / self.side
         square = np.zeros((self.side, self.side), bool)
-        square[:, first:last] = mask[rows.astype(int)[:, None], columns.astype(int)]
+        square[:, first:last] = mask.take(rows.astype(int), axis=0).take(columns.astype(int), axis=1)
         return square[:, ::-1] if self.mirrored else square
 
     def crop_points(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -133,6 +144,16 @@ def _start(whole: int, length: int, start: float, extent: float, rng: np.random.
         first, last = (min(max(edge, 0), whole - length) for edge in (math.ceil(low), math.floor(high)))
         return int(rng.integers(first, last, endpoint=True))
     return min(max(round(min(max((whole - length) / 2, low), high)), 0), whole - length)
+
+
+def draw_mirrored(caption: str, rng: np.random.Generator) -> bool:
+    """Draw whether a picture is mirrored: half of the time, but never if its caption names a side or something written.
+
+    A mirrored picture contradicts "to the left of", and a sign in it cannot be read. That a word has another sense
+    ("right now") costs no more than a picture that is always shown as it is. East and west are not among the words: a
+    picture does not show them. Writing that the caption does not mention is not noticed.
+    """
+    return bool(rng.random() < 0.5) and not SIDES.search(caption) and not WRITING.search(caption)
 
 
 def reduction(length: int, decoded: int) -> int:

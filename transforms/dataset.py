@@ -85,12 +85,20 @@ def leaving_nothing(output: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        names = list_files(output)
-        if "dataset.json" not in names and not finished_shards(output):
-            recipe = _read_job(output).recipe
-            remove_files(join(output, name) for name in names if _is_ours(name, recipe))
-            remove_empty_folder(join(output, STATE))
+        leave_nothing(output)
         raise
+
+
+def leave_nothing(output: str) -> bool:
+    """Empty `output` of what is ours unless a shard in it is done; return whether nothing of ours is left."""
+    names = list_files(output)
+    if "dataset.json" in names or finished_shards(output):
+        return False
+    if join(STATE, "job.json") in names:
+        recipe = _read_job(output).recipe
+        remove_files(join(output, name) for name in names if _is_ours(name, recipe))
+    remove_empty_folder(join(output, STATE))
+    return True
 
 
 def finished_shards(output: str) -> dict[int, str]:

@@ -41,7 +41,8 @@ ADJECTIVES = _words(
     modern vintage soft smooth smiling sleeping"""
 )
 COMPOUNDS = _words(
-    """baseball tennis kitchen street stuffed traffic coffee tea paper glass stone brick teddy birthday soccer"""
+    """baseball tennis kitchen street stuffed traffic coffee tea paper glass stone brick teddy birthday soccer stop
+    control shower train commuter fire police rest vanity dinner wine toy"""
 )
 MATERIALS = {"stuffed": "ADJ"}
 PREPOSITIONS = _words("in on near behind under beside above below over against by with at inside beneath by outside")
@@ -50,7 +51,7 @@ WEATHER = _words("sunny cloudy rainy bright clear foggy snowy cold warm")
 NUMBERS = _words("two three four five six several many some")
 DOING = _words(
     """riding holding eating carrying wearing watching pulling pushing throwing catching flying feeding chasing
-    washing cutting reading"""
+    washing cutting reading making showing prohibiting including drinking rolling"""
 )
 POSING = _words("sitting standing lying walking running playing jumping swimming sleeping resting waiting floating")
 DONE = _words("parked filled covered decorated topped painted surrounded made")
@@ -120,12 +121,12 @@ class Grammar:
         is_plural = self.chance(0.3)
         node = Node(plural(noun) if is_plural else noun, "NOUN", number="Plur" if is_plural else "Sing")
         for _ in range(int(self.rng.choice(4, p=(0.35, 0.35, 0.24, 0.06)))):
-            node.left.append(Node(self.pick(ADJECTIVES), "ADJ", "amod"))
+            node.left.append(self.adjective())
         if self.chance(0.04):
             second = Node(self.pick(ADJECTIVES), "ADJ", "conj")
             node.left.append(Node("black", "ADJ", "amod", right=[Node("and", "CCONJ", "cc"), second]))
-        if self.chance(0.12):
-            compound = self.pick(COMPOUNDS)
+        if self.chance(0.16):
+            compound = self.pick(COMPOUNDS if self.chance(0.7) else THINGS)
             pos = MATERIALS.get(compound, "NOUN")
             node.left.append(Node(compound, pos, "compound" if pos == "NOUN" else "amod", "Sing" * (pos == "NOUN")))
         node.left[:0] = self.determiner(is_plural)
@@ -134,6 +135,15 @@ class Grammar:
             whole.right.append(Node("of", "ADP", "prep", right=[node.as_("pobj")]))
             return whole
         return node
+
+    def adjective(self) -> Node:
+        """An adjective, now and then with "looking": "dirty looking", "very nice looking"."""
+        adjective = Node(self.pick(ADJECTIVES), "ADJ", "amod")
+        if not self.chance(0.05):
+            return adjective
+        if self.chance(0.3):
+            adjective.left.append(Node("very", "ADV", "advmod"))
+        return Node("looking", "VERB", "amod", left=[adjective.as_("advmod")])
 
     def determiner(self, plural: bool) -> list[Node]:
         """The words before the adjectives; an indefinite article is chosen when the caption is written."""

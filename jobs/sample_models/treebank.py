@@ -46,6 +46,8 @@ LABELS = {
 }
 """CLEAR label of each UD relation, applied after the heads have moved; relations without an entry keep their name."""
 
+QUOTES = frozenset("\"'`\u2018\u2019\u201c\u201d") | {"``", "''"}
+
 CLAUSAL = ("nsubj", "csubj", "aux", "mark", "expl", "cc", "discourse", "vocative", "parataxis", "advcl", "dislocated")
 """Relations that belong to a clause, not to its nominal predicate: they follow the copula."""
 
@@ -128,9 +130,13 @@ def to_clear(tree: Tree) -> Tree:
     _promote_copulas(tree)
     _promote_prepositions(tree)
     _chain_conjuncts(tree)
+    _leave_out_separators(tree)
     for i, (pos, dep) in enumerate(zip(tree.pos, tree.deps, strict=True)):
         if dep == "xcomp" and pos in ("NOUN", "PROPN", "PRON"):
             tree.deps[i] = "oprd" if tree.children(tree.heads[i], "obj") else "attr"
+        elif dep == "expl" and tree.words[i].lower() != "there":
+            # CLEAR's `expl` is the "there" of "there is"; the "it" of "it is hard to say" is a subject.
+            tree.deps[i] = "dobj" if tree.pos[tree.heads[i]] == "VERB" and tree.heads[i] < i else "nsubj"
         else:
             tree.deps[i] = LABELS.get(dep, dep)
     return tree
@@ -231,3 +237,18 @@ def _chain_conjuncts(tree: Tree) -> None:
                     break
                 tree.heads[j] = previous
             previous = conjunct
+
+
+def _leave_out_separators(tree: Tree) -> None:
+    """In "Yassin, a leader" hang the comma under "Yassin": a phrase does not begin with what sets it apart.
+
+    UD hangs commas, dashes, colons and brackets under the apposition that follows them, CLEAR outside of it, as before
+    a conjunct. Quotation marks belong to what they quote.
+    """
+    for i, dep in enumerate(tree.deps):
+        if dep.split(":")[0] not in ("appos", "list", "parataxis"):
+            continue
+        for j in tree.children(i):
+            if not tree.heads[i] < j < i or tree.deps[j] != "punct" or tree.words[j] in QUOTES:
+                break
+            tree.heads[j] = tree.heads[i]

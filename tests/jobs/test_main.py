@@ -1,6 +1,8 @@
 """The `subjectloom` command: builds, inspection, export, and the messages of its errors."""
 
 import json
+import logging
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.main import out
 from schemas.masks import Mask
 from tests.jobs.conftest import Run
 
@@ -175,3 +178,23 @@ def test_a_traceback_is_printed_only_with_debug(run: Run, monkeypatch: pytest.Mo
     assert status == 1
     assert "Traceback" in printed
     assert "unexpected ZeroDivisionError" in printed
+
+
+def test_quiet_prints_nothing_and_a_log_file_holds_what_libraries_log(tmp_path: Path, run: Run) -> None:
+    log = tmp_path / "log.txt"
+    assert run("--quiet", "recipes") == (0, "")
+    assert run("--log-file", str(log), "recipes")[0] == 0
+    logging.getLogger("some.library").info("a line of its own")
+    assert log.read_text().endswith("INFO some.library: a line of its own\n")
+    status, printed = run("--log-file", str(tmp_path / "no" / "log.txt"), "recipes")
+    assert (status, printed.count("\n")) == (1, 1)
+    assert "cannot be written: No such file or directory" in printed
+
+
+@pytest.fixture(autouse=True)
+def libraries_log_as_before() -> Iterator[None]:
+    """Remove what a command adds to the log's handlers, and print again."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers, out.quiet = handlers, False
+    logging.root.setLevel(level)

@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 from schemas.samples.base import SampleRecord
 from training.diffusion import STABLE_DIFFUSION, LatentDiffusion, Parts, load_stable_diffusion
 from training.drops import Drop, Drops, DropTable, draw
-from training.geometry import crop_height, decode, open_jpeg, sizes_of
+from training.geometry import crop_height, decode, draw_mirrored, open_jpeg, sizes_of
 from training.loop import RunConfig
 from training.recipe import HUB_RUN, SAMPLE_RUN, Training
 from training.shards import Pixels, Raw
@@ -34,12 +34,14 @@ class Config(RunConfig):
     """How to train a text-to-image model on captioned pictures."""
 
     unconditional: float = Field(default=0.1, ge=0, le=1, description="share of samples without caption")
-    augment: bool = Field(default=True, description="mirror pictures")
+    mirror: bool = Field(
+        default=True, description="mirror half of the pictures; those whose caption names a side or writing never"
+    )
     train_encoders: bool = Field(default=False, description="train the text encoders: for a start from random weights")
 
     def plain(self) -> Self:
         """Without drops and mirroring."""
-        return self.model_copy(update={"unconditional": 0.0, "augment": False})
+        return self.model_copy(update={"unconditional": 0.0, "mirror": False})
 
 
 def drop_table(config: Config) -> DropTable:
@@ -58,7 +60,7 @@ def view(
     """Make one sample's values; see the module for what a batch of them holds."""
     record = _record(raw)
     opened = open_jpeg(raw.get("jpg", b""), record.width, record.height)
-    mirrored = config.augment and bool(rng.random() < 0.5)
+    mirrored = config.mirror and draw_mirrored(record.caption, rng)
     crop = crop_height(record.width, record.height, config.resolution, mirrored=mirrored)
     caption = "" if "caption" in draw(drop_table(config), "sample", rng) else record.caption
     picture = crop.crop_picture(decode(opened, crop, [], config.reference))

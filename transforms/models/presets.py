@@ -8,8 +8,11 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-from schemas.errors import ConfigError, choices
+from schemas.errors import ConfigError, ModelError, choices
+from transforms.models.parser import package_of
 from transforms.models.settings import Everything
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -109,7 +112,7 @@ def revision_of(checkpoint: str) -> str:
 
     - A file: its SHA-256.
     - A folder: the SHA-256 over names, sizes and contents of its files, sorted by name.
-    - An installed package: its version.
+    - An installed package: its version; of a parser that is installed as a copy, the copy's.
     - A repository on the Hugging Face hub: the commit of its main branch, or of the revision in NAME@REVISION; offline,
       the commit that was downloaded last.
     """
@@ -119,15 +122,69 @@ def revision_of(checkpoint: str) -> str:
     if path.is_file():
         with path.open("rb") as stream:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    return _package_version(checkpoint) or _hub_commit(*_hub_file(checkpoint))
+
+
+def check_downloads(checkpoints: Mapping[str, str]) -> None:
+    """Check that the checkpoints, by kind, are here or that the hub can be reached.
+
+    Each library would try for a minute, one after the other, and then name one of them.
+
+    Raises:
+        ModelError: offline, and some were never downloaded; it names them all.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    missing = []
+    for kind, checkpoint in checkpoints.items():
+        if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).exists() or _package_version(checkpoint):
+            continue  # its loader says what is wrong with a path
+        name, file = _hub_file(checkpoint)
+        repository, _, revision = name.partition("@")
+        if "/" not in repository or not isinstance(
+            try_to_load_from_cache(repository, file, revision=revision or None), str
+        ):
+            missing.append(f"{kind} {checkpoint}")
+    if missing and not _hub_answers():
+        raise ModelError(
+            f"the Hugging Face hub cannot be reached, and these models are not on this machine: {', '.join(missing)}. "
+            "Go online once, or give --model KIND=FOLDER for each"
+        )
+
+
+def _hub_answers() -> bool:
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return False
     try:
-        return importlib.metadata.version(checkpoint)
+        urlopen(Request(ENDPOINT, method="HEAD"), timeout=5).close()  # noqa: S310 - the hub's own address
+    except HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _package_version(name: str) -> str:
+    """Return the version of an installed package, "" if there is none."""
+    try:
+        return importlib.metadata.version(package_of(name))
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        pass
+        return ""
+
+
+def _hub_file(checkpoint: str) -> tuple[str, str]:
+    """Return the repository of a checkpoint, and a small file that it has, or the file that is the checkpoint."""
+    owner, _, rest = checkpoint.partition("/")
+    name, _, file = rest.partition("/")
+    if file:
+        return f"{owner}/{name}", file
     # Only here: open_clip, which knows the repositories of its models, imports torch.
     from transforms.models.clip import hub_repository
 
     clip = hub_repository(checkpoint)
-    return _hub_commit(clip, "open_clip_config.json") if clip else _hub_commit(checkpoint, "config.json")
+    return (clip, "open_clip_config.json") if clip else (checkpoint, "config.json")
 
 
 def _digest(folder: Path) -> str:

@@ -1,7 +1,9 @@
-"""What web pages and prompts leave in captions: entities, tags, weights, alternatives."""
+"""What web pages and prompts leave in captions: entities, tags, weights, alternatives, labels."""
 
 import html
 import re
+
+from transforms.text.phrase_words import PICTURES
 
 _ENTITY = r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});"
 _TAG = (
@@ -10,6 +12,18 @@ _TAG = (
 )
 _WEIGHT = r"(?<=[^\s\d:]):{1,2}-?\d+(?:\.\d+)?(?![\w:])"
 """The weight of a prompt: "(a red dog:1.3)", "a dog::1.5"."""
+
+_PICTURE = f"(?:{'|'.join(sorted(PICTURES))})"
+_NAMES = (
+    r"(?:alt(?:ernative)?[ -]?text|caption|contains|contents?|description|keywords?|labels?|objects?|prompt|subjects?"
+    rf"|tags?|title|{_PICTURE}(?:[ -](?:caption|description|tags?))?|(?:in )?(?:the|this) {_PICTURE})"
+)
+_LABEL = re.compile(
+    rf"\s*(?:(?:(?:the |this )?{_PICTURE} )?(?:may|might|can) (?:contain|include|show|be(?: an?)? [\w -]{{1,20}}? of)\b"
+    rf"(?: ?:)?|{_NAMES} ?:)\s*(?=[^\s:])",
+    re.IGNORECASE,
+)
+"""What stands before a caption or a list of tags and is no part of it: "Tags:", "Image may contain:"."""
 
 _ENTITIES = re.compile(_ENTITY)
 _TAGS = re.compile(_TAG, re.IGNORECASE | re.DOTALL)
@@ -32,12 +46,14 @@ def undo_markup(text: str) -> str:
 def readable(caption: str) -> tuple[str, list[int]]:
     """Write a caption as a parser reads it best; return the text, and where each of its characters comes from.
 
-    A prompt's weight ends a word, and so do "|", ";" and braces. The list has an entry per character of the text, and
-    the caption's length as its last.
+    A label at its beginning ("Tags:") is left out: what follows it is a caption by itself. A prompt's weight ends a
+    word, and so do "|", ";" and braces. The list has an entry per character of the text, and the caption's length as
+    its last.
     """
-    text, cursor = "", 0
+    label = _LABEL.match(caption)
+    text, cursor = "", label.end() if label else 0
     origins: list[int] = []
-    for match in _UNREADABLE.finditer(caption):
+    for match in _UNREADABLE.finditer(caption, cursor):
         written = html.unescape(match[0]) if match[0][0] == "&" else _READ_AS.get(match[0], ",")
         text += caption[cursor : match.start()] + (written if len(written) == 1 else ",")
         origins += range(cursor, match.start() + 1)

@@ -103,7 +103,7 @@ def test_a_verb_in_the_present_agrees_with_its_subject(captions: list[Tree]) -> 
             continue
         assert caption.words[root].endswith("s") != is_several(caption, subjects[0]), caption.text
         forms.add(caption.words[root])
-    assert forms >= IRREGULAR | {"sits", "sit", "holds", "hold", "watch", "carry", "fly"}
+    assert forms >= IRREGULAR | {"sit", "holds", "hold", "watch", "carry", "fly"}
     assert not forms & {"watchs", "carrys", "flys"}
 
 

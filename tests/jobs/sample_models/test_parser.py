@@ -78,6 +78,18 @@ def test_a_training_writes_a_pipeline_and_prints_its_scores(
     assert spacy.load(output).pipe_names == ["tok2vec", "morphologizer", "parser"]
 
 
+def test_a_training_may_start_with_the_weights_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser, "CAPTIONS", 10)
+    output = tmp_path / "out"
+    train(write_treebank(tmp_path), output, seed=0, steps=1, start=SAMPLE)
+    text = "There are two brown dogs next to a wooden bench."
+    before, after = (
+        [(token.pos_, token.dep_, token.head.i) for token in nlp(text)] for nlp in map(spacy.load, (SAMPLE, output))
+    )
+    assert after == before
+    assert "source =" not in (output / "config.cfg").read_text()
+
+
 def test_a_saved_pipeline_has_no_paths_and_no_words_and_parses_the_same(tmp_path: Path) -> None:
     nlp = spacy.load(SAMPLE)
     for name in ("train", "dev"):
@@ -96,7 +108,7 @@ def test_a_saved_pipeline_has_no_paths_and_no_words_and_parses_the_same(tmp_path
 @pytest.mark.skipif(not TREEBANK.exists(), reason="no treebank beside the repository")
 def test_the_sample_parser_reaches_its_scores_on_held_out_text() -> None:
     scores = evaluate(spacy.load(SAMPLE), TREEBANK / "dev.conllu.gz")
-    assert scores.noun_phrase_f1 >= 0.88, scores
+    assert scores.noun_phrase_f1 >= 0.89, scores
     assert scores.part_of_speech >= 0.92, scores
     assert scores.unlabelled_attachment >= 0.83, scores
 

@@ -288,6 +288,41 @@ def test_conjuncts_hang_in_a_chain_and_leave_their_and_outside() -> None:
     assert chunks(relabelled) == ["a cup", "a key", "a hat"]
 
 
+@pytest.mark.parametrize("mark", [",", "-", ":", "("])
+def test_a_phrase_does_not_begin_with_what_sets_it_apart(mark: str) -> None:
+    sentence = tree("Ann PROPN 0 root", f"{mark} PUNCT 4 punct", "a DET 4 det", "chef NOUN 1 appos", ", PUNCT 4 punct")
+    relabelled = to_clear(sentence)
+    assert arcs(relabelled)[1:] == [f"{mark} punct Ann", "a det chef", "chef appos Ann", ", punct chef"]
+    assert chunks(relabelled) == ["Ann", "a chef"]
+
+
+def test_a_quotation_mark_stays_with_what_it_quotes() -> None:
+    sentence = tree("book NOUN 0 root", ", PUNCT 4 punct", '" PUNCT 4 punct', "Emma PROPN 1 appos", '" PUNCT 4 punct')
+    assert arcs(to_clear(sentence))[1:] == [", punct book", '" punct Emma', "Emma appos book", '" punct Emma']
+
+
+def test_punctuation_before_a_word_that_precedes_its_head_stays() -> None:
+    sentence = tree("( PUNCT 2 punct", "no INTJ 3 parataxis", "go VERB 0 root")
+    assert arcs(to_clear(sentence))[0] == "( punct no"
+
+
+@pytest.mark.parametrize(
+    ("rows", "label"),
+    [
+        (("It PRON 3 expl", "is AUX 3 cop", "hard ADJ 0 root", "go VERB 3 csubj"), "nsubj"),
+        (("It PRON 2 expl", "helps VERB 0 root", "go VERB 2 csubj"), "nsubj"),
+        (("There PRON 2 expl", "are VERB 0 root", "dogs NOUN 2 nsubj"), "expl"),
+    ],
+)
+def test_only_there_is_an_expletive(rows: tuple[str, ...], label: str) -> None:
+    assert to_clear(tree(*rows)).deps[0] == label
+
+
+def test_an_it_that_an_object_clause_follows_is_an_object() -> None:
+    sentence = tree("make VERB 0 root", "it PRON 1 expl", "easy ADJ 1 xcomp", "see VERB 3 csubj")
+    assert to_clear(sentence).deps[1] == "dobj"
+
+
 def test_a_name_ends_in_its_head() -> None:
     sentence = tree("Ann PROPN 4 nsubj", "M. PROPN 1 flat", "Lee PROPN 1 flat", "left VERB 0 root")
     relabelled = to_clear(sentence)

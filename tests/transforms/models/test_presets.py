@@ -5,8 +5,8 @@ import pytest
 import spacy
 from huggingface_hub import constants
 
-from schemas.errors import ConfigError
-from transforms.models.presets import PRESETS, name_of, resolve, revision_of
+from schemas.errors import ConfigError, ModelError
+from transforms.models.presets import PRESETS, check_downloads, name_of, resolve, revision_of
 
 
 def test_one_model_is_replaced_alone() -> None:
@@ -90,3 +90,15 @@ def test_a_clip_brings_the_lowest_similarities_of_a_match_with_it() -> None:
 def test_the_sample_models_are_named_apart_from_where_they_are_installed() -> None:
     assert name_of(PRESETS["sample"].parser) == "sample/parser"
     assert name_of("my/own/parser") == "my/own/parser"
+
+
+def test_offline_all_models_that_are_missing_are_named_at_once(hub: Path) -> None:
+    cache(hub, "lab/segmenter", "config.json", "1" * 40)
+    here = {"parser": str(PRESETS["sample"].parser), "segmenter": "lab/segmenter", "sam": "/a/path/of/the/user.pth"}
+    check_downloads(here)
+    with pytest.raises(ModelError) as caught:
+        check_downloads({**here, "parser": "no_such_package", "clip": "ViT-L-14/openai", "sam": PRESETS["hub"].sam})
+    names = f"parser no_such_package, sam {PRESETS['hub'].sam}, clip ViT-L-14/openai."
+    assert f"these models are not on this machine: {names}" in str(caught.value)
+    cache(hub, "ybelkada/segment-anything", "checkpoints/sam_vit_h_4b8939.pth", "2" * 40)
+    check_downloads({"sam": PRESETS["hub"].sam})

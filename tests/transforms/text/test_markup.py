@@ -30,7 +30,30 @@ def test_a_parser_reads_neither_weights_nor_braces() -> None:
     assert readable("16:9 a;b a; b")[0] == "16:9 a,b a; b"
 
 
-@given(st.text("a 1:;|{}&amp<br>.", max_size=30) | st.text(max_size=20))
+@pytest.mark.parametrize(
+    ("caption", "text"),
+    [
+        ("Tags: dog, grass", "dog, grass"),
+        (" keywords:beach, sea", "beach, sea"),
+        ("Image may contain: 1 person, dog", "1 person, dog"),
+        ("May be an image of 2 people", "2 people"),
+        ("This picture can show a dog", "a dog"),
+        ("In the photo: a dog", "a dog"),
+        ("Alt-text: (a dog:1.3)", "(a dog,)"),
+        # No labels.
+        ("Tags:", "Tags:"),
+        ("a table with: a cup", "a table with: a cup"),
+        ("Tags on a suitcase", "Tags on a suitcase"),
+        ("Breakfast: eggs", "Breakfast: eggs"),
+    ],
+)
+def test_a_label_before_a_caption_is_not_read(caption: str, text: str) -> None:
+    assert readable(caption)[0] == text
+
+
+@given(
+    st.text("a 1:;|{}&amp<br>.", max_size=30) | st.text(max_size=20) | st.text("a:(", max_size=9).map("Tags: ".__add__)
+)
 def test_every_character_has_an_origin(caption: str) -> None:
     text, origins = readable(caption)
     assert len(origins) == len(text) + 1

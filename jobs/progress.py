@@ -1,0 +1,60 @@
+"""The progress of a build: a bar on a terminal, a line every half minute elsewhere."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from transforms.sources.records import Chunk
+
+EVERY = 30.0
+"""Seconds between the lines."""
+
+
+@contextmanager
+def progress_bar(console: Console, chunks: Sequence[Chunk], models: Sequence[str]) -> Iterator[str]:
+    """Show the number of finished records while the block runs; yield the local file that workers append to.
+
+    Args:
+        console: where it is shown.
+        chunks: what is built.
+        models: kinds of the models; until the first record is done, they are being loaded.
+    """
+    expected = [chunk.expected for chunk in chunks]
+    total = None if None in expected else sum(n for n in expected if n is not None)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    loading = f"loading {', '.join(models)}" if models else "starting"
+    if not console.is_terminal:
+        console.print(loading, soft_wrap=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
+    ):
+        path = Path(folder) / "progress"
+        path.touch()
+        task = bar.add_task(loading, total=total, rate="")
+        finished = threading.Event()
+
+        def show() -> None:
+            started, last = time.monotonic(), False
+            while not last:
+                last = finished.wait(0.2 if console.is_terminal else EVERY)
+                count = path.stat().st_size
+                rate = f"{count / (time.monotonic() - started):.1f}/s"
+                if console.is_terminal and count:
+                    bar.update(task, completed=count, rate=rate, description="pictures")
+                elif not console.is_terminal and not last:
+                    console.print(f"{count:,} of {total or '?'} pictures, {rate}", soft_wrap=True, highlight=False)
+
+        watcher = threading.Thread(target=show, daemon=True)
+        watcher.start()
+        try:
+            yield str(path)
+        finally:
+            finished.set()
+            watcher.join()

@@ -1,0 +1,53 @@
+"""Ctrl-C ends a command at once, with one line, and leaves no process behind."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+
+PROGRAM = """
+import subprocess, sys, threading, time
+from jobs.stop import stoppable
+
+def forever():
+    time.sleep(600)
+
+with stoppable(lambda: "2 of 3 are done"):
+    threading.Thread(target=forever).start()  # which Python would wait for at its end
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(child.pid, flush=True)
+    try:
+        time.sleep(600)
+    except BaseException:
+        time.sleep(600)  # as a library that makes another error of it
+"""
+
+
+def test_a_busy_program_ends_at_once_with_its_children() -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stdout
+    child = psutil.Process(int(program.stdout.readline()))
+    started = time.monotonic()
+    program.send_signal(signal.SIGINT)
+    _, error = program.communicate(timeout=30)
+    assert program.returncode == 130
+    assert error == "stopped: 2 of 3 are done\n"
+    assert time.monotonic() - started < 2
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_afterwards_a_signal_is_python_s_own_again() -> None:
+    program = """
+    import signal
+    from jobs.stop import stoppable
+    with stoppable(lambda: ""):
+        pass
+    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, signal.set_wakeup_fd(-1))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert done.stdout == "True -1\n"
