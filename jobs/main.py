@@ -391,9 +391,13 @@ def main() -> None:
     except Exception as error:  # whatever it is, the user sees a line, not a traceback
         if "--debug" in sys.argv:
             traceback.print_exc()
-        known = isinstance(error, SubjectloomError)
-        kind = "error" if known else f"unexpected {type(error).__name__} (`subjectloom --debug ...` shows where)"
-        err.print(f"{kind}: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False, highlight=False)
+        if isinstance(error, SubjectloomError):
+            line = f"error: {error}"
+        elif isinstance(error, OSError) and error.filename:
+            line = f"error: {error.filename}: {error.strerror}"
+        else:
+            line = f"unexpected {type(error).__name__} (`subjectloom --debug ...` shows where): {error}"
+        err.print(" ".join(line.split()), style="red", soft_wrap=True, markup=False, highlight=False)
         sys.exit(1)
 
 

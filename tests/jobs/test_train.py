@@ -132,3 +132,31 @@ def test_datasets_are_recognized_by_their_samples_wherever_they_lie(tmp_path: Pa
     prints = [print_of(a), print_of(b), print_of(a, b), print_of(b, a)]
     prints += [print_of(f"{a}=1", f"{b}={weight}") for weight in (1, 2)]
     assert len(set(prints)) == len(prints)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("scenes", "FILE/out", "--count", "1"), "error: FILE/out"),
+        (("train", "fastcomposer", "--data", "DATA", "--output", "FILE/run", "--steps", "1"), "error: FILE/run"),
+        (("export", "DATA", "FILE/out", "--format", "coco"), "error: FILE"),
+        (("build", "captioned", "--input", "IN", "--output", "FILE/out"), "error: cannot write to FILE/out"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line(
+    tmp_path: Path, dataset: Path, run: Run, command: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.jpg")
+    names = {"FILE": str(tmp_path / "file"), "DATA": str(dataset), "IN": str(tmp_path / "in")}
+
+    def fill(text: str) -> str:
+        for name, path in names.items():
+            text = text.replace(name, path)
+        return text
+
+    status, printed = run(*map(fill, command))
+    assert status == 1
+    assert fill(message) in printed.strip().splitlines()[-1]
+    assert "unexpected" not in printed

@@ -35,6 +35,16 @@ SHOWS = word_set(
 )
 """Words between the picture and what is in it."""
 
+STYLES = word_set(
+    """art artwork painting illustration drawing sketch render rendering photography photo lighting light quality
+    masterpiece focus resolution detail hdr uhd bokeh depth engine composition aesthetic 4k 8k photorealism realism
+    watercolor watercolour"""
+)
+"""Heads of tags that say how a picture was made: left out between commas and without an article ("concept art")."""
+
+SITES = word_set("artstation deviantart behance pixiv unsplash")
+"""Where pictures are shown ("trending on artstation"): no things."""
+
 AMOUNTS = word_set("lot number variety kind type sort bit dozen plenty amount hundred thousand")
 """Joined with what they measure ("a lot of apples", root "apple"); left out if they measure nothing."""
 
@@ -63,6 +73,9 @@ NUMBERS = {word: i for i, word in enumerate(_NUMERALS.split(), start=1)} | {str(
 
 NEGATIONS = frozenset(("no", "not", "without", "neither", "nor"))
 """Words before what is absent."""
+
+FORBIDS = word_set("prohibiting prohibits forbidding forbids banning bans")
+"""Words of a sign before what it keeps away."""
 
 PRONOUNS = frozenset(("PRON", "DET"))
 """Parts of speech of heads that name nothing by themselves: "it", "this"."""

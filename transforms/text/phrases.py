@@ -27,6 +27,7 @@ from transforms.text.phrase_words import (
     COLLECTIVES,
     COLOURS,
     DEFINITE,
+    FORBIDS,
     GROUPS,
     IMAGES,
     NEGATIONS,
@@ -39,6 +40,8 @@ from transforms.text.phrase_words import (
     RELATIONS,
     SEVERAL,
     SHOWS,
+    SITES,
+    STYLES,
 )
 from transforms.text.plurals import COUNTS, expand_plurals
 
@@ -233,11 +236,33 @@ def _is_thing(parse: Parse, chunk: Chunk) -> bool:
     root = parse.tokens[chunk.root]
     if root.pos in PRONOUNS or _is_link(root.text) or root.lemma in AMOUNTS or root.lemma in ("one", "ones"):
         return False
-    if parse.word(chunk.start) in NEGATIONS or parse.word(chunk.start - 1) in NEGATIONS:
+    # "no bicycles", "a sign without bicycles", and "a no bicycles" of a sign, but not "a no parking sign".
+    before = parse.word(chunk.start - 1)
+    if before in FORBIDS or NEGATIONS.intersection((before, parse.word(chunk.start), parse.word(chunk.root - 1))):
         return False
     if not any(map(str.isalpha, root.text)):
         return False
-    return not (root.lemma in RELATIONS and _is_bare_place(parse, chunk))
+    return not (root.lemma in RELATIONS and _is_bare_place(parse, chunk)) and not _is_style(parse, chunk)
+
+
+def _is_style(parse: Parse, chunk: Chunk) -> bool:
+    """Whether a chunk says how the picture was made: "concept art", "sharp focus", who follows "art by" and "style of".
+
+    Such words are tags: bare and between commas. "A painting on a wall" is a thing.
+    """
+    root, before, following = parse.tokens[chunk.root], parse.word(chunk.start - 1), parse.word(chunk.end)
+    earlier = parse.word(chunk.start - 2)
+    if (
+        root.lemma in SITES
+        or (before == "by" and earlier in IMAGES | STYLES)
+        or (before == "of" and earlier == "style")
+    ):
+        return True
+    if root.lemma == "style":
+        return following == "of"
+    is_bare = parse.tokens[chunk.start].pos not in PRONOUNS
+    is_tag = before in (",", "") and following in (",", ".", "", "by", "of")
+    return is_bare and is_tag and root.lemma in STYLES
 
 
 def _is_link(text: str) -> bool:

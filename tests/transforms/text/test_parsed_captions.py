@@ -126,3 +126,26 @@ def test_a_phrase_ends_with_a_word(parser: Parser, caption: str, expected: list[
 def test_how_many_things_a_phrase_names(parser: Parser, caption: str, things: int | None) -> None:
     (parse,) = parse_captions(parser, [caption])
     assert find_phrases(parse)[0].things == things
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("digital art by Greg Rutkowski", []),
+        ("a dragon on a hill, digital art by Greg Rutkowski, trending on artstation", ["a dragon", "a hill"]),
+        ("a cat in the style of Van Gogh", ["a cat"]),
+        ("portrait of an old man, oil painting, highly detailed", ["an old man"]),
+        ("a fox, concept art, cinematic lighting, octane render", ["a fox"]),
+        ("masterpiece, best quality, a girl with a hat", ["a girl", "a hat"]),
+        ("a red car, studio lighting, sharp focus, hdr", ["a red car"]),
+        ("an oil painting on a wall", ["an oil painting", "a wall"]),
+        ("a woman looks at art near a light", ["a woman", "art", "a light"]),
+    ],
+)
+def test_what_says_how_a_picture_was_made_is_no_subject(parser: Parser, caption: str, expected: list[str]) -> None:
+    assert texts(parser, caption) == expected
+
+
+def test_what_a_sign_forbids_is_not_there(parser: Parser) -> None:
+    assert "A No bicycles" not in texts(parser, "A No bicycles, skates or skateboards sign on a pole.")
+    assert texts(parser, "a street sign prohibiting bicycles") == ["a street sign"]
