@@ -87,6 +87,11 @@ def find_tars(data: str, recipe: str) -> list[Tar]:
 
 def _tars_of_folder(folder: str, recipe: str) -> list[Tar]:
     sizes, index = _list_folder(folder, recipe), _read_index(folder)
+    if _exists(_join(folder, ".subjectloom/job.json")) and not _exists(_join(folder, "dataset.json")):
+        raise InputError(
+            f"the dataset {folder} is not finished: `subjectloom build` with --resume finishes it. To train on the "
+            f"{len(sizes)} shards that are there, name them, as in {_join(folder, next(iter(sizes)))}"
+        )
     advice = f"`subjectloom inspect {folder}` says what is wrong"
     for name, places in index.items():
         held = int(np.count_nonzero(places.sum(axis=1) <= sizes.get(name, 0)))
@@ -177,12 +182,14 @@ def _list_folder(folder: str, recipe: str) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
+def _exists(path: str) -> bool:
+    return bool(_filesystem(path)[0].exists(path)) if _is_address(path) else Path(path).is_file()
+
+
 def _read_index(folder: str) -> dict[str, Places]:
     """Read the places of a dataset's samples, by the name of the tar; empty if there is no index that states them."""
     path = _join(folder, "index.parquet")
-    if folder.startswith("pipe:") or not (
-        _filesystem(path)[0].exists(path) if _is_address(path) else Path(path).is_file()
-    ):
+    if folder.startswith("pipe:") or not _exists(path):
         return {}
     columns = ["shard", "offset", "size"]
     with _reading(path, ""), _open(path) as stream:

@@ -160,3 +160,11 @@ def test_an_output_that_cannot_be_written_is_one_line(
     assert status == 1
     assert fill(message) in printed.strip().splitlines()[-1]
     assert "unexpected" not in printed
+
+
+def test_an_unfinished_dataset_is_refused(run: Run, dataset: Path, tmp_path: Path) -> None:
+    (dataset / "dataset.json").unlink()
+    status, printed = run("train", "fastcomposer", "--data", dataset, "--output", tmp_path / "run", "--steps", 1)
+    assert status == 1
+    assert f"the dataset {dataset} is not finished: `subjectloom build` with --resume finishes it" in printed
+    assert f"name them, as in {dataset}/fastcomposer-000000.tar" in printed
