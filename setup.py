@@ -36,6 +36,7 @@ TRAIN = [
     "accelerate>=1.10",
     "diffusers>=0.36",
     "fsspec[http]>=2025.3",
+    "peft>=0.18",
     "tokenizers>=0.22",
     "webdataset>=1.0",
 ]

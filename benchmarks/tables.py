@@ -30,6 +30,7 @@ NAMES = (
     "matting",
     "loader",
     "localization_cost",
+    "checkpoints",
     "best_k",
 )
 """All benchmarks, in the order of their sections."""

@@ -268,7 +268,7 @@ def train(
 
 def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
     """Run a training to its end, under a progress bar with the losses; without a terminal, print ten lines."""
-    from training.loop import NOT_LOSSES
+    from training.log import NOT_LOSSES
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
@@ -282,6 +282,26 @@ def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
                 print_lines(f"step {done}  {losses}  {metrics['samples_per_second']:.1f} samples/s")
     if not done:
         print_lines(f"all {steps} steps are finished already: give more --steps to go on")
+
+
+weights = typer.Typer(help="Models from the checkpoints of a run.", no_args_is_help=True)
+app.add_typer(weights, name="weights")
+
+
+@weights.command("export")
+def export_weights(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run, finished or not.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; by default the newest one.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATA[=WEIGHT]", help="The run's dataset, if it is no longer where the run found it."),
+    ] = None,
+) -> None:
+    """Write the model of a checkpoint, as RUN/model/ holds that of the finished run."""
+    from jobs.weights import export_checkpoint
+
+    print_lines(f"model    {export_checkpoint(run, output, step, data or [])}")
 
 
 @app.command()

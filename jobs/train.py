@@ -11,12 +11,16 @@ import diffusers
 import torch
 import transformers
 
+from training.config import RunConfig
 from training.curves import write_curves
-from training.diffusion import Parts
-from training.loop import Metrics, RunConfig, this_process, train
+from training.diffusion import LatentDiffusion, Parts
+from training.held_out import held_out_batches, split_held_out
+from training.log import Metrics
+from training.loop import this_process, train
+from training.prompts import batch_of_prompts
 from training.recipe import Training
 from training.recipes import training_of
-from training.shards import Shards, batches, batches_once, find_shards, read_texts
+from training.shards import Batch, Shards, batches, batches_once, find_shards, read_texts
 from transforms.models.presets import SAMPLE
 
 logger = logging.getLogger(__name__)
@@ -51,23 +55,50 @@ def run_training(
     Raises:
         SubjectloomError: the dataset, the model or the run's folder cannot be used, or a loss is not finite.
     """
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
     training, process = training_of(recipe), this_process()
     with process.local_main_process_first():  # the others find the places of samples at addresses in the cache
         shards = find_shards(data, recipe)
-    trained = training.model(load_parts(training, shards, config, preset, model), config)
-    training.prepare(trained, batches_once(shards, training.view, trained.tools, config), config)
-    read = partial(batches, shards, training.view, trained.tools)
-    show = next(read(config.plain().model_copy(update={"batch": SHOWN, "workers": 0})))
+    trained = load_model(training, shards, config, preset, model)
+    places = [data] if isinstance(data, str) else list(data)
+    origin = {"recipe": recipe, "data": fingerprint(shards), "data_path": places, "preset": preset, "model": model}
+    if config.prompts:
+        show = batch_of_prompts(recipe, training, shards, trained.tools, config)
+    else:
+        quick = config.plain().model_copy(update={"batch": SHOWN, "workers": 0})
+        show = next(batches(shards, training.view, trained.tools, quick))
+    held_out: list[Batch] = []
+    if config.held_out:
+        shards, apart = split_held_out(shards, config.held_out, config.seed)
+        held_out = held_out_batches(apart, training.view, trained.tools, config, report)
+    read = partial(batches, shards, training.view, trained.tools, config)
 
     def read_from(start: int) -> Iterator[dict[str, Any]]:
-        return read(config, start, process.process_index, process.num_processes, process.device)
+        return read(start, process.process_index, process.num_processes, process.device)
 
-    origin = {"recipe": recipe, "data": fingerprint(shards), "preset": preset, "model": model}
-    yield from train(trained, read_from, config, output, resume=resume, show=show, origin=origin, report=report)
+    yield from train(
+        trained,
+        read_from,
+        config,
+        output,
+        resume=resume,
+        show=show,
+        held_out=held_out,
+        origin=origin,
+        report=report,
+    )
     if process.is_main_process:
         write_curves(output)
+
+
+def load_model(
+    training: Training, shards: Shards, config: RunConfig, preset: str, model: str | None
+) -> LatentDiffusion:
+    """Create the model that a run starts from."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    trained = training.model(load_parts(training, shards, config, preset, model), config)
+    training.prepare(trained, batches_once(shards, training.view, trained.tools, config), config)
+    return trained
 
 
 def load_parts(training: Training, shards: Shards, config: RunConfig, preset: str, model: str | None) -> Parts:

@@ -1,5 +1,7 @@
 """What the attention processors of this package share. They replace diffusers' in the U-Nets of Stable Diffusion."""
 
+from typing import Any
+
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
@@ -40,3 +42,11 @@ def add_residual(layer: Attention, output: Tensor, hidden_states: Tensor) -> Ten
     if layer.residual_connection:
         output = output + hidden_states
     return output / layer.rescale_output_factor
+
+
+def weight_of(layer: Any) -> Tensor:  # noqa: ANN401 - a torch.nn.Linear, or peft's in its place
+    """Weight of a linear layer, with the changes that peft's adapters add to it."""
+    weight: Tensor = layer.weight
+    for name in getattr(layer, "active_adapters", ()):
+        weight = weight + layer.get_delta_weight(name)
+    return weight

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.loop import NOT_LOSSES
+from training.log import NOT_LOSSES
 
 WIDTH, HEIGHT, LEFT, TOP = 320, 180, 72, 28
 """Size of a panel's plot, and the margins to its left and above it, in pixels."""
@@ -27,13 +27,14 @@ _STYLE = """
 def write_curves(run: Path) -> Path:
     """Draw RUN/metrics.jsonl as RUN/curves.svg, a panel for each loss but their sum, and return its path."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    shown = {name: f"{name} loss" for name in lines[0] if name not in ("loss", *NOT_LOSSES)}
-    shown["gradient_norm"] = "norm of the gradient"
-    steps = np.array([line["step"] for line in lines], float)
-    panels = [
-        panel(title, steps, np.array([line[name] for line in lines], float), index * (WIDTH + LEFT + 16))
-        for index, (name, title) in enumerate(shown.items())
-    ]
+    names = dict.fromkeys(name for line in lines for name in line)
+    shown = {name: f"{name.replace('_', '-')} loss" for name in names if name not in ("loss", *NOT_LOSSES)}
+    if "gradient_norm" in names:
+        shown["gradient_norm"] = "norm of the gradient"
+    panels = []
+    for index, (name, title) in enumerate(shown.items()):
+        points = np.array([(line["step"], line[name]) for line in lines if name in line], float)
+        panels.append(panel(title, points[:, 0], points[:, 1], index * (WIDTH + LEFT + 16)))
     width, height = len(shown) * (WIDTH + LEFT + 16), TOP + HEIGHT + 28
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     path = run / "curves.svg"

@@ -8,7 +8,7 @@ override what is different about them: `conditions`, `weight` and `penalty`, and
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from schemas.errors import ModelError
+from schemas.keys import rng_of
 from training import drops
 from training.drops import DropTable
 from training.tokenizer import tokenize
@@ -78,16 +79,23 @@ class Draws:
         latent_noise: draws latents from the autoencoder's posterior, [B, C, h, w] float32, standard normal.
         timesteps: of the noise schedule, [B] int64.
         dropped: what the model's drop table drops for the whole batch.
+        offset: added to the noise of each channel, [B, C, 1, 1] float32; None for nothing.
     """
 
     noise: Tensor
     latent_noise: Tensor
     timesteps: Tensor
     dropped: frozenset[str] = frozenset()
+    offset: Tensor | None = None
 
     def to(self, device: torch.device) -> "Draws":
         """Move the tensors to `device`."""
-        return Draws(self.noise.to(device), self.latent_noise.to(device), self.timesteps.to(device), self.dropped)
+        moved = (self.noise.to(device), self.latent_noise.to(device), self.timesteps.to(device))
+        return Draws(*moved, self.dropped, None if self.offset is None else self.offset.to(device))
+
+    def with_offset(self) -> "Draws":
+        """The same draws with the offset added to the noise."""
+        return self if self.offset is None else replace(self, noise=self.noise + self.offset, offset=None)
 
 
 class LatentDiffusion(nn.Module):
@@ -109,10 +117,14 @@ class LatentDiffusion(nn.Module):
     Attributes:
         sampling_steps: default number of DDIM steps.
         guidance: default weight of classifier-free guidance; 1 is none.
+        min_snr: gamma of the min-SNR weighting of the noise loss; 0 is none.
+        noise_offset: standard deviation of a number added to the noise of each channel; 0 is none.
     """
 
     sampling_steps = 50
     guidance = 7.5
+    min_snr: float = 0.0
+    noise_offset: float = 0.0
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
@@ -148,17 +160,37 @@ class LatentDiffusion(nn.Module):
         shape = latent_shape(batch["pixel_values"], self.vae)
         noise, latent_noise = (torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(2))
         timesteps = torch.from_numpy(rng.integers(0, self.scheduler.config.num_train_timesteps, shape[0]))
-        return Draws(noise, latent_noise, timesteps, drops.draw(self.drop_table, "batch", rng))
+        dropped = drops.draw(self.drop_table, "batch", rng)
+        if not self.noise_offset:
+            return Draws(noise, latent_noise, timesteps, dropped)
+        offset = self.noise_offset * rng.standard_normal((*shape[:2], 1, 1), np.float32)
+        return Draws(noise, latent_noise, timesteps, dropped, torch.from_numpy(offset))
+
+    def fixed_draws(self, batch: Batch, seed: int) -> Draws:
+        """What is random in a step on `batch`, for comparing losses: each sample's is a function of (seed, key).
+
+        Nothing is dropped, and the noise has no offset.
+        """
+        shape = latent_shape(batch["pixel_values"], self.vae)
+        rngs = [rng_of(seed, "held out", key) for key in batch["keys"]]
+        noise, latent_noise = (
+            torch.from_numpy(np.stack([rng.standard_normal(shape[1:], np.float32) for rng in rngs])) for _ in range(2)
+        )
+        timesteps = [rng.integers(0, self.scheduler.config.num_train_timesteps) for rng in rngs]
+        return Draws(noise, latent_noise, torch.tensor(timesteps))
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Compute the losses of a batch: scalars `loss`, which is minimized, `noise`, and each penalty by its name."""
         with self.autoencoder_precision():
             latents = encode_pictures(self.vae, batch["pixel_values"], draws.latent_noise)
+        draws = draws.with_offset()
         noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
         conditions = self.conditions(batch)
         prediction = self.unet(noisy, draws.timesteps, **conditions).sample
         target = noise_target(self.scheduler, latents, draws)
-        noise = noise_loss(prediction, target, self.weight(batch, draws, (noisy.shape[-2], noisy.shape[-1])))
+        of_latents = self.weight(batch, draws, (noisy.shape[-2], noisy.shape[-1]))
+        of_samples = min_snr_weights(self.scheduler, draws.timesteps, self.min_snr) if self.min_snr else None
+        noise = noise_loss(prediction, target, of_latents, of_samples)
         losses = {"loss": noise, "noise": noise}
         for name, (weight, penalty) in self.penalty(batch, conditions).items():
             losses["loss"] = losses["loss"] + weight * penalty
@@ -336,14 +368,41 @@ def noise_target(scheduler: DDPMScheduler, latents: Tensor, draws: Draws) -> Ten
     return draws.noise
 
 
-def noise_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared error of [B, C, h, w]; `weight` [B, 1, h, w] in [0, 1] multiplies both sides first.
+def noise_loss(
+    prediction: Tensor, target: Tensor, weight: Tensor | None = None, sample_weights: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of [B, C, h, w].
 
     The mean runs over all latents, those of weight 0 included, as in FastComposer's published trainer.
+
+    Args:
+        prediction: of the U-Net.
+        target: what it should be.
+        weight: multiplies both sides first, [B, 1, h, w] in [0, 1].
+        sample_weights: multiply each sample's mean error, [B].
     """
     if weight is not None:
         prediction, target = prediction * weight, target * weight
-    return F.mse_loss(prediction.float(), target.float())
+    if sample_weights is None:
+        return F.mse_loss(prediction.float(), target.float())
+    errors = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
+    return (errors * sample_weights).mean()
+
+
+def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
+    """Weights of the samples' noise losses at `timesteps` [B]: [B] float32 in [0, 1].
+
+    With the signal-to-noise ratio SNR, min(SNR, gamma) / SNR for a U-Net that predicts the noise, and
+    min(SNR, gamma) / (SNR + 1) for the velocity. Hang et al., "Efficient Diffusion Training via Min-SNR Weighting
+    Strategy" (2023).
+    """
+    signal = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    noise = 1 - signal
+    # Both sides times the noise: at the last timestep of a schedule that ends in noise alone, SNR is 0.
+    least = torch.minimum(signal, gamma * noise)
+    if scheduler.config.prediction_type == "v_prediction":
+        return least
+    return torch.where(signal > 0, least / signal, torch.ones_like(signal))
 
 
 def normalize_for_clip(pictures: Tensor, side: int) -> Tensor:

@@ -31,6 +31,7 @@ from training.attention import (
     normalize_text,
     split_heads,
     unusual_parts,
+    weight_of,
 )
 
 EPSILON = 1e-5
@@ -170,7 +171,7 @@ class SubjectAttention(AttnProcessor2_0):
         subjects.maps[self.layer] = both[..., width : width + columns.shape[-1]]
         # Zeros in the projection remove the probabilities from the output: slicing them off would keep a second copy.
         project, dropout = attn.to_out
-        weight = F.pad(project.weight.unflatten(1, (attn.heads, width)), (0, both.shape[-1] - width)).flatten(1)
+        weight = F.pad(weight_of(project).unflatten(1, (attn.heads, width)), (0, both.shape[-1] - width)).flatten(1)
         output: Tensor = dropout(F.linear(both.transpose(1, 2).flatten(2), weight, project.bias))
         return add_residual(attn, output, hidden_states)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.config import RunConfig
 from training.diffusion import LatentDiffusion, Parts
-from training.loop import RunConfig
 from training.shards import Batch, Raw, View
 from training.small import SIDE
 
@@ -22,7 +22,7 @@ SAMPLE_RUN: Mapping[str, Any] = {
     "sample_every": 100,
 }
 """Config fields of a preset `sample`: a small model from random weights, minutes on a CPU."""
-HUB_RUN: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True}
+HUB_RUN: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True, "moments_every": 4}
 """Config fields of a preset `hub`: the published run, adjusted to fit on one large GPU."""
 
 

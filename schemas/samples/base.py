@@ -5,7 +5,8 @@ members of a sample. Writing, indexing and verifying samples is written once, he
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
@@ -105,6 +106,14 @@ class SampleRecord(StrictModel):
         fields = self.model_dump(mode="json")
         ordered = {name: fields[name] for name in names if name != "other_captions" or fields[name]}
         return json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def with_caption(self, caption: str) -> Self:
+        """Return the record under another caption, with the spans of what the caption names; the rest is left out.
+
+        Raises:
+            ValueError: the caption names nothing that the record must have.
+        """
+        return self.model_copy(update={"caption": caption})
 
     def columns(self) -> Row:
         """Return the recipe's own columns of the index."""
@@ -222,3 +231,19 @@ def mask_problems(
         yield f"has area {area}, its mask {pixels} pixels"
     if bbox is not None and bbox != mask.bbox:
         yield f"has bbox {list(bbox)}, its mask {list(mask.bbox)}"
+
+
+def find_spans(texts: Sequence[str], caption: str) -> list[tuple[int, int] | None]:
+    """Find texts as whole words in a caption, in any case: the span [start, end) of each, or None.
+
+    Of equal texts the first is the first in the caption, the second the second, and so on.
+    """
+    spans: list[tuple[int, int] | None] = []
+    ends: dict[str, int] = {}
+    for text in texts:
+        pattern = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
+        match = pattern.search(caption, ends.get(text.lower(), 0))
+        spans.append(match.span() if match else None)
+        if match:
+            ends[text.lower()] = match.end()
+    return spans

@@ -19,6 +19,7 @@ from schemas.samples.base import (
     Score,
     Segmentation,
     SourceField,
+    find_spans,
     mask_problems,
     span_problems,
 )
@@ -116,6 +117,26 @@ class Record(SampleRecord):
             segments=tuple(Segment(s.label, 1.0, s.segmentation.to_mask()) for s in self.subjects),
             matches=tuple(Match(s.phrase, index, s.score) for index, s in enumerate(self.subjects)),
         )
+
+    def with_caption(self, caption: str) -> Self:
+        """Return the record under another caption, with the subjects that it names.
+
+        Raises:
+            ValueError: it names none.
+        """
+        found = find_spans([subject.text for subject in self.subjects], caption)
+        phrases: list[PhraseField] = []
+        subjects: list[Subject] = []
+        for subject, span in zip(self.subjects, found, strict=True):
+            if span is None:
+                continue
+            place = {"text": caption[slice(*span)], "start": span[0], "end": span[1]}
+            subjects.append(subject.model_copy(update={**place, "phrase": len(phrases)}))
+            phrases.append(self.phrases[subject.phrase].model_copy(update={**place, "origin": span}))
+        if not subjects:
+            raise ValueError(f"{caption!r} names none of {', '.join(repr(subject.text) for subject in self.subjects)}")
+        fields = {"caption": caption, "source_caption": caption, "phrases": phrases, "subjects": subjects}
+        return self.model_copy(update=fields)
 
     def columns(self) -> Row:
         """Return counts, scores and classes of the subjects."""

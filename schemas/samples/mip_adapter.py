@@ -16,6 +16,7 @@ from schemas.samples.base import (
     Score,
     Segmentation,
     SourceField,
+    find_spans,
     mask_problems,
     span_problems,
 )
@@ -72,6 +73,22 @@ class Record(SampleRecord):
             objects=[_object(example, thing) for thing in sorted(example.objects, key=lambda thing: thing.phrase)],
             quality=QualityField(single=quality.single, pair=quality.pair, total=quality.total),
         )
+
+    def with_caption(self, caption: str) -> Self:
+        """Return the record under another caption, with the objects that it names.
+
+        Raises:
+            ValueError: it names none.
+        """
+        found = zip(self.objects, find_spans([thing.text for thing in self.objects], caption), strict=True)
+        objects = [
+            thing.model_copy(update={"text": caption[slice(*span)], "start": span[0], "end": span[1]})
+            for thing, span in found
+            if span
+        ]
+        if not objects:
+            raise ValueError(f"{caption!r} names none of {', '.join(repr(thing.text) for thing in self.objects)}")
+        return self.model_copy(update={"caption": caption, "objects": objects})
 
     def columns(self) -> Row:
         """Return names and scores of the objects, and the quality with its parts."""

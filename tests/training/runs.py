@@ -8,7 +8,8 @@ from typing import Any
 from accelerate.state import AcceleratorState
 
 from tests.training.models import tiny_batch, tiny_parts
-from training.loop import RunConfig, train
+from training.config import RunConfig
+from training.loop import train
 from training.recipes.fastcomposer import Config, Model
 from training.shards import rank_and_world
 

@@ -64,3 +64,15 @@ def test_an_axis_of_positive_values_does_not_go_below_zero() -> None:
 def test_a_running_mean_by_hand() -> None:
     assert running_mean(np.array([0.0, 3.0, 6.0, 0.0]), 1).tolist() == [1.5, 3.0, 3.0, 3.0]
     assert running_mean(np.array([0.0, 3.0, 6.0]), 0).tolist() == [0.0, 3.0, 6.0]
+
+
+def test_a_metric_that_only_some_steps_have_is_plotted_at_these(tmp_path: Path) -> None:
+    """The held-out loss is 4 after the second step and 2 after the fourth, the last."""
+    lines: list[dict[str, float]] = [{"step": i, "loss": 1.0, "noise": 1.0} for i in range(4)]
+    lines[1]["held_out"], lines[3]["held_out"] = 4.0, 2.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    svg = ET.parse(write_curves(tmp_path)).getroot()
+    titles = [text.text for text in svg.iter(f"{SVG}text") if text.get("font-weight")]
+    assert titles == ["noise loss", "held-out loss"]  # no step has a norm of its gradient
+    points = (svg.findall(f".//{SVG}polyline")[-1].get("points") or "").split()
+    assert [float(point.split(",")[0]) for point in points] == [LEFT + WIDTH / 2, LEFT + WIDTH]

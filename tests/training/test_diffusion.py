@@ -1,15 +1,23 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from schemas.errors import ModelError
 from tests.training.models import CAPTIONS, tiny_batch, tiny_parts
-from training.diffusion import Draws, LatentDiffusion, Parts, concatenate, load_stable_diffusion
+from training.diffusion import (
+    Draws,
+    LatentDiffusion,
+    Parts,
+    concatenate,
+    load_stable_diffusion,
+    min_snr_weights,
+)
 from training.drops import Drop, Drops
-from training.small import small_parts
+from training.small import small_parts, small_scheduler
 
 
 @pytest.fixture
@@ -66,6 +74,82 @@ def test_weight_conditions_and_penalties_change_the_loss(parts: Parts, vae: Path
     assert losses["noise"].item() == pytest.approx(left, rel=1e-5)
     assert losses["size"].item() == pytest.approx(size, rel=1e-5)
     assert losses["loss"].item() == pytest.approx(left + 0.25 * size, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_those_of_the_paper(kind: str) -> None:
+    """Noise: min(SNR, 5) / SNR; velocity: min(SNR, 5) / (SNR + 1)."""
+    scheduler = small_scheduler()
+    scheduler.register_to_config(prediction_type=kind)
+    timesteps = torch.tensor([0, 100, 500, 999])
+    signal = scheduler.alphas_cumprod[timesteps].double()
+    snr = signal / (1 - signal)
+    expected = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
+    torch.testing.assert_close(min_snr_weights(scheduler, timesteps, 5.0).double(), expected, rtol=1e-5, atol=1e-6)
+    assert (snr > 5).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("epsilon", 1.0), ("v_prediction", 0.0)])
+def test_min_snr_weights_where_nothing_of_the_picture_is_left(kind: str, expected: float) -> None:
+    scheduler = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type=kind)
+    assert scheduler.alphas_cumprod[-1] < 1e-6
+    scheduler.alphas_cumprod[-1] = 0
+    assert min_snr_weights(scheduler, torch.tensor([999]), 5.0).tolist() == [expected]
+
+
+def test_min_snr_weights_the_error_of_each_sample(parts: Parts, vae: Path) -> None:
+    model = LatentDiffusion(parts)
+    batch = tiny_batch(tiny_parts(vae), [[True, True], [True, False]])
+    draws = replace(model.draw(batch, np.random.default_rng(1)), timesteps=torch.tensor([20, 900]))
+    with torch.no_grad():
+        alone = [
+            model({name: value[i : i + 1] for name, value in batch.items()}, sample_of(draws, i))["noise"].item()
+            for i in range(2)
+        ]
+        together = model(batch, draws)["noise"].item()
+        model.min_snr = 1.0
+        weighted = model(batch, draws)["noise"].item()
+    weights = min_snr_weights(parts.scheduler, draws.timesteps, 1.0).tolist()
+    assert weights[0] < 0.2
+    assert weights[1] == 1
+    assert together == pytest.approx(sum(alone) / 2, rel=1e-4)
+    assert weighted == pytest.approx((weights[0] * alone[0] + weights[1] * alone[1]) / 2, rel=1e-4)
+
+
+def sample_of(draws: Draws, number: int) -> Draws:
+    own = slice(number, number + 1)
+    return Draws(draws.noise[own], draws.latent_noise[own], draws.timesteps[own])
+
+
+def test_noise_offset_moves_the_noise_of_each_channel(parts: Parts, vae: Path) -> None:
+    model = LatentDiffusion(parts)
+    batch = tiny_batch(tiny_parts(vae), [[True, True]] * 2)
+    plain = model.draw(batch, np.random.default_rng(1))
+    model.noise_offset = 0.1
+    draws = model.draw(batch, np.random.default_rng(1))
+    assert torch.equal(draws.noise, plain.noise)
+    moved = draws.to(torch.device("cpu")).with_offset()
+    offset = (moved.noise - plain.noise).flatten(2)
+    torch.testing.assert_close(offset, offset[..., :1].expand_as(offset), atol=1e-6, rtol=0)
+    assert len({round(value, 4) for value in offset[..., 0].flatten().tolist()}) == 8
+    assert 0.02 < offset[..., 0].std().item() < 0.3
+    with torch.no_grad():
+        assert model(batch, draws)["noise"] == model(batch, moved)["noise"] != model(batch, plain)["noise"]
+    assert plain.with_offset() is plain
+
+
+def test_fixed_draws_of_a_sample_are_the_same_in_any_batch(parts: Parts, vae: Path) -> None:
+    model = LatentDiffusion(parts, {"batch": Drops((Drop(1.0, frozenset({"caption"})),))})
+    model.noise_offset = 0.1
+    both = tiny_batch(tiny_parts(vae), [[True, True]] * 2)
+    alone = {**{name: value[1:] for name, value in both.items()}, "keys": both["keys"][1:]}
+    first, second = model.fixed_draws(both, 3), model.fixed_draws(alone, 3)
+    for name in ("noise", "latent_noise", "timesteps"):
+        assert torch.equal(getattr(first, name)[1:], getattr(second, name)), name
+        assert not torch.equal(getattr(first, name)[:1], getattr(second, name)), name
+        assert not torch.equal(getattr(model.fixed_draws(alone, 4), name), getattr(second, name)), name
+    assert first.dropped == frozenset()
+    assert first.offset is None
 
 
 def test_guidance_moves_away_from_the_empty_caption(parts: Parts, vae: Path) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from schemas.errors import ConfigError
 from tests.paths import ROOT
@@ -19,6 +22,7 @@ from tests.training.runs import CONFIG, batches_of, losses, losses_of_run, new_m
 from training.checkpoint import complete_checkpoints
 from training.loop import train
 from training.recipes import TRAININGS, training_of
+from training.recipes.fastcomposer import Config, Model
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,33 @@ def test_half_precision_and_gradient_checkpointing_change_the_loss_little(
     for a, b in zip(plain, cheap, strict=True):
         assert b[1] == pytest.approx(a[1], rel=0.03 if change.get("precision") else 1e-4)
         assert ("precision" in change) == (a[1] != b[1])
+
+
+def test_a_run_with_lora_schedule_and_offset_is_resumed_with_the_same_numbers(vae: Path, tmp_path: Path) -> None:
+    fields = {
+        "lora": 2, "schedule": "cosine", "min_snr": 5.0, "noise_offset": 0.1, "optimizer": "adamw_fused",
+        "precision": "bf16", "frozen_half": True, "channels_last": True, "steps": 3, "checkpoint_every": 1,
+    }  # fmt: skip
+    config = CONFIG.model_copy(update=fields)
+
+    def start(output: Path, resume: bool = False) -> Iterator[dict[str, float]]:
+        AcceleratorState._reset_state()
+        model = Model(tiny_parts(vae), Config())  # with text encoder and image encoder partly frozen
+        return train(model, batches_of(model), config, output, resume=resume)
+
+    whole = list(start(tmp_path / "whole"))
+    running = start(tmp_path / "broken")
+    next(running)
+    running.close()
+    rest = list(start(tmp_path / "broken", resume=True))
+    assert losses(rest) == losses(whole)[1:]
+    assert [line["learning_rate"] for line in rest] == [line["learning_rate"] for line in whole[1:]]
+    for name in ("unet/diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"):
+        files = [load_file(tmp_path / run / "model" / name) for run in ("whole", "broken")]
+        assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
+    saved = load_file(complete_checkpoints(tmp_path / "whole")[-1] / "weights.safetensors")
+    assert {name.split(".")[0] for name in saved} == {"unet", "image_encoder", "fuser"}
+    assert all("lora" in name for name in saved if name.startswith("unet"))
 
 
 def test_a_killed_run_is_resumed_with_the_same_numbers(vae: Path, whole: Path, tmp_path: Path) -> None:

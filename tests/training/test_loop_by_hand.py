@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,12 +23,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import training.loop
-from schemas.errors import InputError, ModelError
+import training.trainer
+from schemas.errors import ConfigError, InputError, ModelError
 from tests.training import processes
-from training.checkpoint import complete_checkpoints
+from training.checkpoint import CheckpointWriter, complete_checkpoints
+from training.config import RunConfig
 from training.diffusion import Batch, Draws
-from training.loop import NOT_LOSSES, RunConfig, check_run, train
+from training.log import NOT_LOSSES
+from training.loop import check_run, train
 from training.shards import Pixels, to_device
+from training.trainer import Trainer
 
 CONFIG = RunConfig(steps=2, learning_rate=0.1, warmup=0, weight_decay=0.0, average=0.0, seed=5)
 
@@ -43,6 +48,7 @@ class Line(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.tensor(weight))
         self.frozen = torch.nn.Parameter(torch.tensor(7.0), requires_grad=False)
         self.unet: Any = SimpleNamespace(enable_gradient_checkpointing=lambda: self.calls.append("checkpointing"))
+        self.min_snr = self.noise_offset = 0.0
         self.calls: list[str] = []
         self.numbers: list[float] = []
         self.autocast: list[bool] = []
@@ -57,6 +63,10 @@ class Line(torch.nn.Module):
         del batch
         self.numbers.append(rng.random())
         return Draws(torch.tensor(self.numbers[-1]), torch.ones(()), torch.ones(()))
+
+    def fixed_draws(self, batch: Batch, seed: int) -> Draws:
+        del batch
+        return Draws(torch.tensor(float(seed)), torch.ones(()), torch.ones(()))
 
     def sample(self, batch: Batch, noise: Tensor) -> Tensor:
         """Pictures of 2 x 2 pixels: red is the weight, green the noise."""
@@ -148,13 +158,16 @@ def test_the_saved_model_holds_the_moving_average(tmp_path: Path, average: float
     model = Line()
     list(train(model, slopes(1.0), CONFIG.model_copy(update={"average": average}), tmp_path / "run"))
     assert saved_weight(tmp_path / "run") == pytest.approx(expected)
-    assert checkpoint_of(tmp_path / "run", "average") == {"weight": pytest.approx(expected)}
+    folder = complete_checkpoints(tmp_path / "run")[-1]
+    assert (folder / "average.safetensors").exists() == (average > 0)
+    kind = "average" if average else "weights"
+    assert checkpoint_of(tmp_path / "run", kind) == {"weight": pytest.approx(expected)}
     assert model.weight.item() == pytest.approx(-0.2)
 
 
 def test_metrics_are_means_over_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses -0.2 and -0.4 of the weight -0.1; three samples in 4 seconds."""
-    monkeypatch.setattr(training.loop, "time", SimpleNamespace(perf_counter=iter([0.0, 1.0, 10.0, 14.0]).__next__))
+    monkeypatch.setattr(training.trainer, "time", SimpleNamespace(perf_counter=iter([0.0, 1.0, 10.0, 14.0]).__next__))
     batches = [
         batch_of(1.0),
         batch_of(1.0),
@@ -205,7 +218,9 @@ def train_in_one_of_two_processes(output: Path) -> None:
     rank = int(os.environ["RANK"])
     sound = batch_of(1.0 + 2 * rank, [f"key{rank}"], [f"damaged{rank}"])
     model = Line()
-    list(train(model, lambda _: itertools.repeat(sound), CONFIG.model_copy(update={"clip": 100.0}), output / "run"))
+    config = CONFIG.model_copy(update={"clip": 100.0, "held_out_every": 1})
+    held_out = [batch_of(2.0, "ab"), batch_of(5.0, "c"), batch_of(8.0, "d")]  # the second is the second process's
+    list(train(model, lambda _: itertools.repeat(sound), config, output / "run", held_out=held_out))
     assert model.numbers == [np.random.default_rng([5, step, 0, rank]).random() for step in range(2)]
     damaged = {**sound, "slope": [1.0, math.nan][rank]}
     with pytest.raises(ModelError, match=r"step 0 is not finite; .* The samples of this step: key0, key1"):
@@ -218,6 +233,8 @@ def test_two_processes_average_their_losses_and_gradients(tmp_path: Path) -> Non
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == pytest.approx([0.0, -0.2])
     assert [line["gradient_norm"] for line in lines] == pytest.approx([2.0, 2.0])
+    mean = (2 * 2.0 + 5.0 + 8.0) / 4
+    assert [line["held_out"] for line in lines] == pytest.approx([mean * -0.1, mean * -0.2])
     assert [line["skipped"] for line in lines] == [2, 2]
     assert (tmp_path / "run" / "skipped.txt").read_text() == "damaged0\ndamaged1\n" * 2
 
@@ -262,6 +279,117 @@ def test_checkpoints_and_pictures_are_written_at_their_steps_and_at_the_end(tmp_
     assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["00000003", "00000006", "00000007"]
     pictures = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
     assert pictures == ["00000002.png", "00000004.png", "00000006.png", "00000007.png"]
+
+
+def test_a_picture_that_cannot_be_drawn_is_reported_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the drawing fails, the checkpoint of that step is there already."""
+    saved: list[int] = []
+
+    def save(_self: Trainer, _writer: CheckpointWriter, done: int, *, moments: bool) -> None:
+        del moments
+        saved.append(done)
+
+    monkeypatch.setattr(Trainer, "save", save)
+
+    def sample(_self: Line, batch: Batch, noise: Tensor) -> Tensor:
+        del batch, noise
+        saved.append(-1)
+        raise RuntimeError("out of\n memory")
+
+    monkeypatch.setattr(Line, "sample", sample)
+    reported: list[str] = []
+    config = CONFIG.model_copy(update={"steps": 3, "checkpoint_every": 2, "sample_every": 2})
+    metrics = run(tmp_path / "run", config, show=sheet_batch(), report=reported.append)
+    assert len(metrics) == 3
+    assert saved == [2, -1, 3, -1]
+    assert reported == [f"no sample pictures at step {step}: RuntimeError('out of\\n memory')" for step in (2, 3)]
+    assert saved_weight(tmp_path / "run") == pytest.approx(-0.3)
+
+
+def test_a_run_is_resumed_from_the_newest_checkpoint_with_moments(tmp_path: Path) -> None:
+    """The second and the fourth checkpoint hold the moments, and the last one, which ends the run."""
+    config = CONFIG.model_copy(update={"steps": 7, "checkpoint_every": 1, "moments_every": 2, "keep": 9})
+    batches = slopes(1.0, 0.5, -2.0)
+    running = train(Line(), batches, config, tmp_path / "broken")
+    for _ in range(5):
+        next(running)
+    running.close()
+    folders = complete_checkpoints(tmp_path / "broken")
+    assert [int(path.name) for path in folders] == [1, 2, 3, 4, 5]
+    assert [(path / "optimizer.safetensors").exists() for path in folders] == [False, True, False, True, False]
+    rest = run(tmp_path / "broken", config, batches, resume=True)
+    whole = run(tmp_path / "whole", config, batches)
+    for line in (*whole, *rest):
+        del line["samples_per_second"]
+    assert rest == whole[4:]
+    for kind in ("weights", "optimizer"):
+        assert checkpoint_of(tmp_path / "broken", kind) == checkpoint_of(tmp_path / "whole", kind)
+    assert (complete_checkpoints(tmp_path / "broken")[-1] / "optimizer.safetensors").exists()
+
+
+def test_the_held_out_loss_is_the_mean_over_samples_under_the_average(tmp_path: Path) -> None:
+    """Slopes of 2, 2 and 5 for the weight's average; a step does not use them."""
+    held_out = [batch_of(2.0, "ab"), batch_of(5.0, "c")]
+    config = CONFIG.model_copy(update={"steps": 5, "held_out_every": 2, "average": 0.5})
+    model = Line()
+    metrics = list(train(model, slopes(1.0), config, tmp_path / "run", held_out=held_out))
+    assert ["held_out" in line for line in metrics] == [False, True, False, True, True]
+    average = 2 / 11 * -0.1 + 9 / 11 * -0.2
+    assert metrics[1]["held_out"] == pytest.approx(3 * average)
+    assert model.weight.item() == pytest.approx(-0.5)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == metrics
+
+
+def accelerator_with_scaler(config: RunConfig) -> Accelerator:
+    """What fp16 has on a GPU: a scaler of the losses."""
+    assert config.precision == "fp16"
+    accelerator = Accelerator(mixed_precision="fp16", cpu=True)
+    accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
+    return accelerator
+
+
+def test_a_step_whose_scaled_gradient_overflows_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scale is 65536 at first: 1e35 times that is infinite in single precision."""
+    monkeypatch.setattr(training.loop, "new_accelerator", accelerator_with_scaler)
+    fields = {"steps": 4, "precision": "fp16", "average": 0.5, "checkpoint_every": 1, "keep": 9}
+    config = CONFIG.model_copy(update=fields)
+    batches = slopes(1e35, 1.0, 1e35, 1.0)
+    metrics = run(tmp_path / "run", config, batches)
+    assert ["gradient_norm" in line for line in metrics] == [False, True, False, True]
+    assert saved_weight(tmp_path / "run") == pytest.approx(2 / 11 * -0.1 + 9 / 11 * -0.2)
+    states = [json.loads((path / "state.json").read_text()) for path in complete_checkpoints(tmp_path / "run")]
+    assert [state["scaler"]["scale"] for state in states] == [2.0**15, 2.0**15, 2.0**14, 2.0**14]
+    assert [state["average_steps"] for state in states] == [0, 1, 1, 2]
+    shutil.rmtree(complete_checkpoints(tmp_path / "run")[-1])
+    rest = run(tmp_path / "run", config, batches, resume=True)
+    assert rest[0]["loss"] == metrics[3]["loss"]
+    state = json.loads((complete_checkpoints(tmp_path / "run")[-1] / "state.json").read_text())
+    assert state == states[3]
+
+
+def test_gradients_that_overflow_at_any_scale_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root's gradient is infinite at 0, however small the scale is: after 17 halvings it is below 1."""
+    monkeypatch.setattr(training.loop, "new_accelerator", accelerator_with_scaler)
+    config = CONFIG.model_copy(update={"steps": 30, "precision": "fp16"})
+    with pytest.raises(ModelError, match="at step 17 is not finite"):
+        list(train(Root(), slopes(1.0), config, tmp_path / "run"))
+
+
+def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="precision fp16 needs a GPU: set precision to bf16"):
+        run(tmp_path / "run", CONFIG.model_copy(update={"precision": "fp16"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_with_a_schedule_over_all_steps_their_number_cannot_change(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"schedule": "linear"})
+    metrics = run(tmp_path / "run", config)
+    assert [line["learning_rate"] for line in metrics] == pytest.approx([0.1, 0.05])
+    with pytest.raises(InputError, match="cannot be resumed as another run: steps was 2, now 3"):
+        run(tmp_path / "run", config.model_copy(update={"steps": 3}), resume=True)
 
 
 def test_without_samples_to_show_no_pictures_are_drawn(tmp_path: Path) -> None:
@@ -440,7 +568,7 @@ def test_the_defaults_are_those_of_the_published_script_of_fastcomposer() -> Non
         ("clip", 0.0),
         ("average", -0.1),
         ("average", 1.0),
-        ("precision", "fp16"),
+        ("precision", "fp8"),
         ("checkpoint_every", 0),
         ("keep", 0),
         ("sample_every", 0),

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from schemas.samples.base import SampleRecord
+from training.config import RunConfig
 from training.diffusion import STABLE_DIFFUSION, LatentDiffusion, Parts, load_stable_diffusion
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import crop_height, decode, draw_mirrored, open_jpeg, sizes_of
-from training.loop import RunConfig
 from training.recipe import HUB_RUN, SAMPLE_RUN, Training
 from training.shards import Pixels, Raw
 from training.small import small_parts

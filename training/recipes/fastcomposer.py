@@ -37,6 +37,7 @@ from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
 from schemas.samples.fastcomposer import Record, Subject
 from training import diffusion
+from training.config import RunConfig
 from training.diffusion import (
     LAYOUT,
     STABLE_DIFFUSION,
@@ -51,7 +52,6 @@ from training.diffusion import (
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import crop_height, decode, draw_mirrored, open_jpeg
 from training.localization import Subjects, localize
-from training.loop import RunConfig
 from training.recipe import HUB_RUN, SAMPLE_RUN, Training
 from training.references import Region, augment, check_annotation, cut_out, draw_noise, find_region, to_square
 from training.shards import Pixels, Raw

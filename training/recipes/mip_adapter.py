@@ -54,6 +54,7 @@ from schemas.boxes import union
 from schemas.samples.mip_adapter import ObjectField, Record
 from training import diffusion
 from training.attention import cross_attention_layers
+from training.config import RunConfig
 from training.diffusion import (
     STABLE_DIFFUSION_XL,
     XL_LAYOUT,
@@ -68,7 +69,6 @@ from training.diffusion import (
 )
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import crop_window, decode, open_jpeg, sizes_of, window_of
-from training.loop import RunConfig
 from training.merge import MERGES, AdapterLayer, MergeName, References, adapt
 from training.recipe import HUB_RUN, SAMPLE_RUN, Training
 from training.references import WHITE, Region, check_annotation, cut_out, find_region, to_square

@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from schemas.samples.blip_diffusion import PlacementField, Record
+from training.config import RunConfig
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import Box, crop_window, decode, open_jpeg, window_of
-from training.loop import RunConfig
 from training.shards import Pixels, Raw
 
 QUERIES = 16
