@@ -10,6 +10,7 @@ disk: for a checkpoint that is written before the next step, and for one that is
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def trained_by_fastcomposer() -> list[Module]:
         return [published_unet(), Fuser(768, 768), blocks]
 
 
-def gigabytes(modules: list[Module]) -> float:
+def gigabytes(modules: Sequence[Module]) -> float:
     """Size of the trained parameters in GB (10^9 bytes)."""
     parameters = (parameter for module in modules for parameter in module.parameters() if parameter.requires_grad)
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 1e9

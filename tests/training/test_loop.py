@@ -3,7 +3,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def test_a_run_with_lora_schedule_and_offset_is_resumed_with_the_same_numbers(va
     }  # fmt: skip
     config = CONFIG.model_copy(update=fields)
 
-    def start(output: Path, resume: bool = False) -> Iterator[dict[str, float]]:
+    def start(output: Path, resume: bool = False) -> Generator[dict[str, float]]:
         AcceleratorState._reset_state()
         model = Model(tiny_parts(vae), Config())  # with text encoder and image encoder partly frozen
         return train(model, batches_of(model), config, output, resume=resume)
