@@ -16,7 +16,8 @@ from schemas.errors import ModelError
 from tests.training import processes
 from tests.training.pairs import PROMPTS, published_text_encoder, tiny_blip_parts, tiny_pairs
 from training.diffusion import encode_pictures
-from training.loop import decay_groups, train
+from training.loop import train
+from training.optimize import decay_groups
 from training.recipes.blip_diffusion import Config, Model, Parts, load, prepare
 from training.recipes.blip_diffusion.model import Prompter, average_by_subject
 from training.recipes.blip_diffusion.view import fill_template
