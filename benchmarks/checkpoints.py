@@ -61,7 +61,7 @@ def sizes() -> list[Row]:
     rows = []
     for name, modules in (
         ("FastComposer", trained_by_fastcomposer()),
-        ("MIP-Adapter", [adapter.ip_adapter]),
+        ("MIP-Adapter on 1.5", [adapter.ip_adapter]),
         ("a LoRA of rank 16", [lora]),
     ):
         size = gigabytes(modules)
