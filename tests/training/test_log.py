@@ -48,9 +48,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
 
 def test_a_tracker_gets_config_and_metrics(recorder: type[Recorder], tmp_path: Path) -> None:
     with Log(tmp_path, 0, ("wandb",), {"steps": 3}) as log:
-        log.add({"step": 0, "loss": 0.5})
+        log.add({"step": 4, "loss": 0.5})
         log.add_picture(1, torch.zeros(3, 4, 4))  # which this tracker cannot show
-    expected = [("project", "subjectloom"), "start", {"steps": 3}, (0, {"loss": 0.5}), "finish"]
+    expected = [("project", "subjectloom"), "start", {"steps": 3}, (4, {"loss": 0.5}), "finish"]
     assert recorder.calls == expected
     assert (tmp_path / "samples" / "00000001.png").is_file()
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from schemas.errors import ConfigError, InputError
-from schemas.samples import mip_adapter
+from schemas.samples import fastcomposer, mip_adapter
 from tests.datasets import example, scored, write_dataset
 from training.config import Prompt
 from training.prompts import batch_of_prompts, with_prompt
@@ -64,6 +64,14 @@ def test_a_prompt_that_cannot_be_drawn_is_an_error(data: str, tokenizer: CLIPTok
         batch_of(data, tokenizer, Prompt(prompt="a cathedral", sample="key0"))
     with pytest.raises(ConfigError, match="prompts: sample key0 is no fastcomposer sample: "):
         with_prompt("fastcomposer", {"json": b"{}"}, Prompt(prompt="a cat", sample="key0"))
+
+
+def test_a_fastcomposer_record_under_another_caption_is_sound() -> None:
+    record = fastcomposer.Record.from_example(example("key", SUBJECTS))
+    moved = record.with_caption("A cat in the snow")
+    assert [(subject.text, subject.phrase, subject.label) for subject in moved.subjects] == [("A cat", 0, "cat")]
+    assert list(moved.problems({})) == []
+    assert list(record.with_caption("A cat and a red dog").problems({})) == []
 
 
 def test_records_find_the_spans_of_equal_texts_in_their_order() -> None:
