@@ -20,17 +20,19 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
 from schemas.errors import ModelError
 from schemas.keys import rng_of
 from training import drops
 from training.drops import DropTable
+from training.layout import load_scheduler, save_encoder, save_vocabulary
 from training.tokenizer import tokenize
 
 Batch = Mapping[str, Any]
@@ -51,7 +53,9 @@ XL_LAYOUT = f"{LAYOUT} or that of Stable Diffusion XL (tokenizer_2/ and text_enc
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The networks of Stable Diffusion, its noise schedule and its tokenizer. A recipe's parts add its own.
+    """The networks of Stable Diffusion, its scheduler and its tokenizer. A recipe's parts add its own.
+
+    The scheduler may be of any class: it is saved as it is, and training takes the noise schedule of its config.
 
     Stable Diffusion XL has a second text encoder, with a tokenizer of its own; in Stable Diffusion 1.5 they are None.
     """
@@ -60,7 +64,7 @@ class Parts:
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    scheduler: DDPMScheduler
+    scheduler: SchedulerMixin
     tokenizer_2: CLIPTokenizer | None = None
     text_encoder_2: CLIPTextModelWithProjection | None = None
 
@@ -138,6 +142,7 @@ class LatentDiffusion(nn.Module):
         self.parts, self.drop_table = parts, drop_table or {}
         for part in fields(parts):
             setattr(self, part.name, getattr(parts, part.name))
+        self.scheduler = DDPMScheduler.from_config(parts.scheduler.config)
         self.eval()
         self.vae.requires_grad_(False)
         self.train_text_encoders(True)
@@ -282,9 +287,9 @@ class LatentDiffusion(nn.Module):
         """Write the model to a new folder in Stable Diffusion's layout, each further part in a folder of its name.
 
         diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline` loads the folder too, for pictures from
-        text alone.
+        text alone; also that of diffusers 0.30 with transformers 4.44.
         """
-        found = {part.name: getattr(self, part.name) for part in fields(Parts)}
+        found = {part.name: getattr(self, part.name) for part in fields(Parts)} | {"scheduler": self.parts.scheduler}
         base = {name: part for name, part in found.items() if part is not None}
         if self.text_encoder_2 is None:
             pipeline = StableDiffusionPipeline(
@@ -294,8 +299,13 @@ class LatentDiffusion(nn.Module):
             pipeline = StableDiffusionXLPipeline(**base, force_zeros_for_empty_prompt=False, add_watermarker=False)
         pipeline.save_pretrained(folder)
         for part in fields(self.parts):
-            if part.name not in found and hasattr(getattr(self, part.name), "save_pretrained"):
-                getattr(self, part.name).save_pretrained(folder / part.name)
+            saved, place = getattr(self, part.name), folder / part.name
+            if isinstance(saved, PreTrainedModel):
+                save_encoder(saved, place)
+            elif part.name not in found and hasattr(saved, "save_pretrained"):
+                saved.save_pretrained(place)
+            if isinstance(saved, CLIPTokenizer):
+                save_vocabulary(saved, place)
 
 
 def load_stable_diffusion(folder: str | Path, *, allow_xl: bool = False) -> dict[str, Any]:
@@ -317,7 +327,7 @@ def load_stable_diffusion(folder: str | Path, *, allow_xl: bool = False) -> dict
             "text_encoder": CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
             "unet": unet,
             "vae": AutoencoderKL.from_pretrained(folder, subfolder="vae"),
-            "scheduler": DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
+            "scheduler": load_scheduler(folder),
         }
         if is_xl(unet):
             base["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer_2")
