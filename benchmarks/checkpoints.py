@@ -22,10 +22,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from benchmarks.tables import Row, Write, report
 from tests.training.models import CAPTIONS
+from training.adapter import Adapter, ImageProjection
 from training.checkpoint import CheckpointWriter, optimizer_tensors, save_checkpoint
 from training.lora import add_lora
 from training.recipes.fastcomposer import Config, Fuser, Model, small
-from training.recipes.mip_adapter import Adapter
 from transforms.models.presets import SAMPLE
 
 REPEATS = 9
@@ -55,7 +55,7 @@ def gigabytes(modules: Sequence[Module]) -> float:
 
 def sizes() -> list[Row]:
     """Sizes of checkpoints with moments and without, with moving average and without."""
-    lora, adapter = published_unet(), Adapter(published_unet().to_empty(device="meta"), 1024)
+    lora, adapter = published_unet(), Adapter(published_unet().to_empty(device="meta"), ImageProjection(1024, 768))
     add_lora(lora, 16, ("to_q", "to_k", "to_v", "to_out.0"), seed=0)
     adapter.image_proj.requires_grad_(False)
     rows = []

@@ -284,7 +284,7 @@ def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
         print_lines(f"all {steps} steps are finished already: give more --steps to go on")
 
 
-weights = typer.Typer(help="Models from the checkpoints of a run.", no_args_is_help=True)
+weights = typer.Typer(help="Models from the checkpoints of a run, and weights of other projects.", no_args_is_help=True)
 app.add_typer(weights, name="weights")
 
 
@@ -302,6 +302,30 @@ def export_weights(
     from jobs.weights import export_checkpoint
 
     print_lines(f"model    {export_checkpoint(run, output, step, data or [])}")
+
+
+@weights.command("convert")
+def convert_weights(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or folder of weights.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new file or folder.")],
+    given: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="Its format: subjectloom (RUN/model), fastcomposer, ip-adapter, mip-adapter, lavis or diffusers.",
+        ),
+    ],
+    wanted: Annotated[str, typer.Option("--to", help="Another format of the same system.")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="Model for what SOURCE does not hold, as tokenizers; by default the published one."),
+    ] = None,
+) -> None:
+    """Convert weights that other projects released to models of Subjectloom, or back."""
+    from jobs.convert import convert
+
+    convert(source, output, given, wanted, base)
+    print_lines(f"weights  {output}")
 
 
 @app.command()

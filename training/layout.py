@@ -1,7 +1,7 @@
 """Saved folders that older versions of the libraries load too, and the scheduler that a folder came with.
 
-transformers 5 saves a tokenizer as one file and text encoders without `text_model.` before their weights' names. Version
-4 finds no vocabulary in such a folder, and leaves the text encoder's weights at random values without an error.
+transformers 5 saves a tokenizer as one file, and text encoders without `text_model.` before their weights' names.
+Version 4 finds no vocabulary in such a folder, and leaves a text encoder at random weights without an error.
 """
 
 from pathlib import Path

@@ -16,8 +16,9 @@ from schemas.samples.mip_adapter import FORMAT
 from tests.datasets import box_mask, write_dataset
 from tests.training.models import save_tiny_autoencoder, tiny_xl_parts
 from tests.training.pairs import jpeg_of, pixels_of
+from training.adapter import Adapter, ImageProjection
 from training.diffusion import LatentDiffusion
-from training.recipes.mip_adapter import Adapter, Parts, name_tokens, small
+from training.recipes.mip_adapter import Parts, name_tokens, small
 from training.small import SIDE, WIDTH, seeded, small_image_config
 from training.tokenizer import tokenize
 
@@ -90,7 +91,7 @@ def tiny_xl_mip_parts(folder: Path, seed: int = 0) -> Parts:
         return Parts(
             **vars(base),
             image_encoder=CLIPVisionModelWithProjection(small_image_config()),
-            adapter=Adapter(base.unet, WIDTH),
+            adapter=Adapter(base.unet, ImageProjection(WIDTH, base.unet.config.cross_attention_dim)),
         )
 
 

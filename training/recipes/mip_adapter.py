@@ -39,21 +39,28 @@ from typing import Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
 from schemas.boxes import union
 from schemas.samples.mip_adapter import ObjectField, Record
 from training import diffusion
-from training.attention import cross_attention_layers
+from training.adapter import (
+    IMAGE_ENCODER,
+    IP_ADAPTER,
+    XL_WEIGHTS,
+    Adapter,
+    ImageProjection,
+    Resampler,
+    load_adapter,
+    weights_file,
+)
 from training.config import RunConfig
 from training.diffusion import (
     STABLE_DIFFUSION_XL,
@@ -62,14 +69,13 @@ from training.diffusion import (
     Conditions,
     LatentDiffusion,
     is_trained,
-    is_xl,
     load_stable_diffusion,
     loading,
     normalize_for_clip,
 )
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import crop_window, decode, open_jpeg, sizes_of, window_of
-from training.merge import MERGES, AdapterLayer, MergeName, References, adapt
+from training.merge import MERGES, MergeName, References, adapt
 from training.recipe import HUB_RUN, SAMPLE_RUN, Training
 from training.references import WHITE, Region, check_annotation, cut_out, find_region, to_square
 from training.shards import Pixels, Raw
@@ -82,13 +88,9 @@ from training.small import (
     small_unet,
 )
 from training.tokenizer import small_tokenizer, tokenize
+from training.weights.files import write_weights
+from training.weights.ip_adapter import to_released
 
-IP_ADAPTER = "h94/IP-Adapter"
-"""The published IP-Adapter on the hub: its weights, and the image encoder they were trained with."""
-WEIGHTS, XL_WEIGHTS, IMAGE_ENCODER = "ip-adapter_sd15.safetensors", "ip-adapter_sdxl.safetensors", "image_encoder"
-"""The files and the folder that hold them."""
-TOKENS = 4
-"""Tokens of a reference."""
 NAME_LENGTH = 16
 """Tokens of an object's name, start and end included; a longer name is cut."""
 
@@ -227,63 +229,6 @@ def _record(raw: Raw) -> Record:
     return Record.model_validate_json(raw.get("json", b""))
 
 
-class ImageProjection(nn.Module):
-    """Projects an image embedding to `count` tokens of the text's width."""
-
-    def __init__(self, image_width: int, text_width: int, count: int = TOKENS) -> None:
-        super().__init__()
-        self.proj = nn.Linear(image_width, count * text_width)
-        self.norm = nn.LayerNorm(text_width)
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Project embeddings [..., E] float: [..., T, D]."""
-        return self.norm(self.proj(embeddings).unflatten(-1, (-1, *self.norm.normalized_shape)))
-
-
-class Adapter(nn.Module):
-    """What MIP-Adapter adds to a U-Net, under the published names: cross-attention layer i has number 2 i + 1."""
-
-    def __init__(self, unet: UNet2DConditionModel, image_width: int, tokens: int = TOKENS) -> None:
-        super().__init__()
-        text_width = unet.config.cross_attention_dim
-        widths = [unet.get_submodule(name).to_q.out_features for name in cross_attention_layers(unet)]
-        self.image_proj = ImageProjection(image_width, text_width, tokens)
-        self.ip_adapter = nn.ModuleDict(
-            {str(2 * i + 1): AdapterLayer(text_width, width) for i, width in enumerate(widths)}
-        )
-
-    @property
-    def layers(self) -> list[AdapterLayer]:
-        """The layers beside the U-Net's cross-attention layers, in their order."""
-        return [layer for layer in self.ip_adapter.values() if isinstance(layer, AdapterLayer)]
-
-
-def load_adapter(path: str | Path, unet: UNet2DConditionModel) -> Adapter:
-    """Load the adapter of a U-Net: a plain IP-Adapter, or one that `Model.save` wrote.
-
-    A plain IP-Adapter has no predictor; it starts with random weights.
-
-    Raises:
-        ValueError: the file holds no IP-Adapter, or one of another U-Net or of an earlier version.
-    """
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if any(".predictor." in name for name in weights):
-        raise ValueError(f"{path} is of an earlier version, which weighted references differently: train it again")
-    projection = weights.get("image_proj.proj.weight", torch.empty(1, 1))
-    adapter = Adapter(unet, projection.shape[1], max(1, len(projection) // unet.config.cross_attention_dim))
-    expected = adapter.state_dict()
-    found = {**{name: value for name, value in expected.items() if ".text_to_weight." in name}, **weights}
-    shapes = [{name: value.shape for name, value in state.items()} for state in (expected, found)]
-    wrong = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
-    if wrong:
-        raise ValueError(f"{wrong[0]} is missing, unknown or of a size that does not fit the U-Net: {path}")
-    adapter.load_state_dict(found)
-    return adapter
-
-
 @dataclass(frozen=True)
 class Parts(diffusion.Parts):
     """Stable Diffusion's parts, an image encoder and the adapter."""
@@ -316,11 +261,6 @@ def load(folder: str | Path = STABLE_DIFFUSION_XL, ip_adapter: str | Path = IP_A
         )
 
 
-def weights_file(unet: UNet2DConditionModel) -> str:
-    """Name of the published file with the IP-Adapter of a U-Net."""
-    return XL_WEIGHTS if is_xl(unet) else WEIGHTS
-
-
 def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
     """Make small untrained parts, as `training.small.small_parts` does."""
     tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
@@ -330,7 +270,7 @@ def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
             tokenizer=tokenizer,
             text_encoder=small_text_encoder(tokenizer),
             image_encoder=CLIPVisionModelWithProjection(small_image_config()),
-            adapter=Adapter(unet, WIDTH),
+            adapter=Adapter(unet, ImageProjection(WIDTH, WIDTH)),
             unet=unet,
             vae=vae,
             scheduler=small_scheduler(),
@@ -361,6 +301,10 @@ class Model(LatentDiffusion):
         self.train_text_encoders(config.train_encoders)
         for part in (self.image_encoder, self.unet, self.adapter.image_proj):
             part.requires_grad_(config.train_encoders)
+        if isinstance(self.adapter.image_proj, Resampler):  # which reads the outputs of the last layer but one
+            vision = self.image_encoder.vision_model
+            for unused in (vision.encoder.layers[-1], vision.post_layernorm, self.image_encoder.visual_projection):
+                unused.requires_grad_(False)
         for layer in self.adapter.layers:
             layer.requires_grad_(True)
             layer.text_to_weight.requires_grad_(config.merge != "uniform")  # which does not use it
@@ -392,23 +336,37 @@ class Model(LatentDiffusion):
     def embed_references(self, batch: Batch) -> References:
         """Embed a batch's references and their names.
 
-        If the references are dropped, their image embeddings are zero, as in IP-Adapter's training.
+        If the references are dropped, their image embeddings are zero, as in IP-Adapter's training; for a plus model,
+        their normalized pixels are.
         """
         names = batch["object_input_ids"]
         with torch.no_grad():  # the relevances computed from them carry no gradient
             texts = self.encode_text(names.flatten(0, 1))
-        embeddings = self.embed(batch["object_pixel_values"].flatten(0, 1)).unflatten(0, names.shape[:2])
+        kept = batch["image_kept"].repeat_interleave(names.shape[1])
+        tokens = self.adapter.image_proj(self.embed(batch["object_pixel_values"].flatten(0, 1), kept))
         return References(
-            tokens=self.adapter.image_proj(embeddings * batch["image_kept"][:, None, None]),
+            tokens=tokens.unflatten(0, names.shape[:2]),
             texts=texts.unflatten(0, names.shape[:2]),
             words=batch["object_token_mask"],
             valid=batch["object_mask"],
         )
 
-    def embed(self, references: Tensor) -> Tensor:
-        """Embed references [N, 3, h, w] float32 in [0, 1]: [N, E]."""
+    def embed(self, references: Tensor, kept: Tensor) -> Tensor:
+        """Embed references for the projection.
+
+        Args:
+            references: [N, 3, h, w] float32 in [0, 1].
+            kept: which of them are not dropped, [N] bool.
+
+        Returns:
+            [N, E]; for a plus model the image encoder's outputs before its last layer, [N, P, E].
+        """
+        pixels = normalize_for_clip(references, self.image_encoder.config.image_size)
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.image_encoder)):
-            return self.image_encoder(normalize_for_clip(references, self.image_encoder.config.image_size)).image_embeds
+            if isinstance(self.adapter.image_proj, Resampler):
+                shown = pixels * kept[:, None, None, None]
+                return self.image_encoder(shown, output_hidden_states=True).hidden_states[-2]
+            return self.image_encoder(pixels).image_embeds * kept[:, None]
 
     def references(self, batch: Batch) -> Tensor:
         """The objects' references, [B, M, 3, h, w] float32 in [0, 1]."""
@@ -420,8 +378,7 @@ class Model(LatentDiffusion):
         diffusers' own `load_ip_adapter` loads that too: without the predictor, as a plain IP-Adapter.
         """
         super().save(folder)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.adapter.state_dict().items()}
-        save_file(weights, folder / weights_file(self.unet))
+        write_weights(folder / weights_file(self.unet), to_released(self.adapter.state_dict()))
 
 
 TRAINING = Training(

@@ -5,12 +5,16 @@ those of transformers' CLIP image encoder and of its Q-Former with text, except 
 splits into three.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import diffusers
+from torch import nn
 from transformers import (
+    BertTokenizer,
     Blip2QFormerConfig,
     Blip2VisionConfig,
     CLIPVisionConfig,
@@ -22,11 +26,17 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
+from schemas.errors import ModelError
+from training import diffusion
+from training.diffusion import CLIP_MEAN, CLIP_STD
+from training.layout import save_encoder, save_vocabulary
+from training.weights.blip_diffusion import from_diffusers, to_diffusers
+from training.weights.files import Weights, add_prefix, under, write_weights
+from training.weights.stable_diffusion import with_positions
+
 FOLDER = "qformer"
 TOKENIZER = "bert-base-uncased"
 """The Q-Former's tokenizer, if the folder names no other."""
-
-Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,14 +65,15 @@ def load_vision(folder: str | Path) -> Vision:
         ValueError: they do not fit.
     """
     config = PreTrainedConfig.get_config_dict(folder, subfolder=FOLDER)[0]
-    weights = _read(folder)
+    weights = from_diffusers(_read(folder))
     vision = _shared(Blip2VisionConfig(**config["vision_config"]), CLIPVisionConfig())
     image_encoder = CLIPVisionModel(CLIPVisionConfig(**vision))
-    _fill(image_encoder, image_weights(_under(weights, "visual_encoder.")))
+    _fill(image_encoder, under("image_encoder.", weights))
     queried = _shared(Blip2QFormerConfig(**config["qformer_config"]), InstructBlipQFormerConfig())
     qformer = InstructBlipQFormerModel(InstructBlipQFormerConfig(**queried))
-    _fill(qformer, qformer_weights(weights))
-    return Vision(image_encoder.eval(), qformer.eval(), prompter_weights(weights), config.get("tokenizer") or TOKENIZER)
+    _fill(qformer, under("qformer.", weights))
+    tokenizer = config.get("tokenizer") or TOKENIZER
+    return Vision(image_encoder.eval(), qformer.eval(), under("prompter.", weights), tokenizer)
 
 
 def _read(folder: str | Path) -> Weights:
@@ -87,38 +98,63 @@ def _fill(model: Any, weights: Weights) -> None:  # noqa: ANN401
         raise ValueError(f"the weights of {FOLDER} do not fit {type(model).__name__}: {', '.join(wrong[:5])}")
 
 
-def _under(weights: Weights, prefix: str) -> Weights:
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+def save_published(parts: diffusion.Parts, folder: Path) -> None:
+    """Write a model of BLIP-Diffusion to a new folder in the published layout, for diffusers' `BlipDiffusionPipeline`.
+
+    Args:
+        parts: the recipe's parts. Averaged prompts have no place there and are left out.
+        folder: a new folder.
+
+    Raises:
+        ModelError: the Q-Former's tokenizer is not BERT's.
+    """
+    own: Any = parts
+    if not isinstance(own.subject_tokenizer, BertTokenizer):
+        raise ModelError("diffusers reads the subject's text with BERT's tokenizer, and this model has another")
+    for name in ("unet", "vae", "scheduler", "tokenizer"):
+        getattr(parts, name).save_pretrained(folder / name)
+    save_vocabulary(parts.tokenizer, folder / "tokenizer")
+    save_encoder(parts.text_encoder, folder / "text_encoder")
+    encoder = with_positions(add_prefix("text_model.", parts.text_encoder.state_dict()))
+    write_weights(folder / "text_encoder" / "model.safetensors", encoder)
+    update_json(folder / "text_encoder" / "config.json", {"architectures": ["ContextCLIPTextModel"]})
+    prompting = {"image_encoder": own.image_encoder, "qformer": own.qformer, "prompter": own.prompter}
+    write_weights(folder / FOLDER / "model.safetensors", to_diffusers(nn.ModuleDict(prompting).state_dict()))
+    config = {
+        "architectures": ["Blip2QFormerModel"],
+        "model_type": "blip-2",
+        "num_query_tokens": len(own.prompter.queries),
+        "vision_config": _shared(own.image_encoder.config, Blip2VisionConfig()),
+        "qformer_config": _shared(own.qformer.config, Blip2QFormerConfig()),
+    }
+    update_json(folder / FOLDER / "config.json", config)
+    side = own.image_encoder.config.image_size
+    processor = {
+        "image_processor_type": "BlipImageProcessor",
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        "size": {"height": side, "width": side},
+    }
+    (folder / "image_processor").mkdir()
+    update_json(folder / "image_processor" / "preprocessor_config.json", processor)
+    index = {
+        "_class_name": "BlipDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "ctx_begin_pos": 2,
+        "image_processor": ["blip_diffusion", "BlipImageProcessor"],
+        "mean": CLIP_MEAN,
+        "qformer": ["blip_diffusion", "Blip2QFormerModel"],
+        "scheduler": ["diffusers", type(parts.scheduler).__name__],
+        "std": CLIP_STD,
+        "text_encoder": ["blip_diffusion", "ContextCLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    update_json(folder / "model_index.json", index)
 
 
-def image_weights(weights: Weights) -> Weights:
-    """Name the image encoder's weights as CLIP does."""
-    renamed: Weights = {}
-    for name, value in weights.items():
-        if ".self_attn.qkv." in name:
-            for part, piece in zip("qkv", value.chunk(3), strict=True):
-                renamed[name.replace(".qkv.", f".{part}_proj.")] = piece
-        elif name == "embeddings.class_embedding":
-            renamed[name] = value.flatten()
-        elif name == "embeddings.position_embedding":
-            renamed[f"{name}.weight"] = value[0]
-        else:
-            as_clip = name.replace(".self_attn.projection.", ".self_attn.out_proj.")
-            renamed[as_clip.replace("pre_layernorm", "pre_layrnorm")] = value
-    return renamed
-
-
-def qformer_weights(weights: Weights) -> Weights:
-    """Pick the Q-Former's weights and name them as transformers does."""
-    kept = {name: value for name, value in weights.items() if name.startswith(("embeddings.", "encoder."))}
-    return {name.replace("embeddings.LayerNorm.", "embeddings.layernorm."): value for name, value in kept.items()}
-
-
-def prompter_weights(weights: Weights) -> Weights:
-    """Pick the queries and, if there is one, the feed-forward network."""
-    names = {"dense1": "widen", "dense2": "narrow", "LayerNorm": "norm"}
-    renamed = {"queries": weights["query_tokens"][0]}
-    for name, value in _under(weights, "proj_layer.").items():
-        layer, _, kind = name.partition(".")
-        renamed[f"{names[layer]}.{kind}"] = value
-    return renamed
+def update_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Set fields of a JSON file, which is created if it does not exist."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**known, **values}, indent=2) + "\n", encoding="utf-8")
