@@ -31,6 +31,10 @@ def write_curves(run: Path) -> Path:
     shown = {name: f"{name.replace('_', '-')} loss" for name in names if name not in ("loss", *NOT_LOSSES)}
     if "gradient_norm" in names:
         shown["gradient_norm"] = "norm of the gradient"
+    if "whole_noise" in names:  # the noise loss of some steps is that inside masks, which is another quantity
+        lines = [line if line["noise"] != line["whole_noise"] else _without(line, "noise") for line in lines]
+        shown |= {"whole_noise": "noise loss", "noise": "noise loss inside masks"}
+    shown = {name: title for name, title in shown.items() if any(name in line for line in lines)}
     panels = []
     for index, (name, title) in enumerate(shown.items()):
         points = np.array([(line["step"], line[name]) for line in lines if name in line], float)
@@ -41,6 +45,10 @@ def write_curves(run: Path) -> Path:
     body = "\n".join([f"<style>{_STYLE}</style>", *panels])
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{body}\n</svg>\n', encoding="utf-8")
     return path
+
+
+def _without(line: dict[str, float], name: str) -> dict[str, float]:
+    return {other: value for other, value in line.items() if other != name}
 
 
 def panel(title: str, steps: np.ndarray, values: np.ndarray, x: int) -> str:

@@ -123,12 +123,14 @@ class LatentDiffusion(nn.Module):
         guidance: default weight of classifier-free guidance; 1 is none.
         min_snr: gamma of the min-SNR weighting of the noise loss; 0 is none.
         noise_offset: standard deviation of a number added to the noise of each channel; 0 is none.
+        masks_noise: whether `weight` masks the noise loss in some steps.
     """
 
     sampling_steps = 50
     guidance = 7.5
     min_snr: float = 0.0
     noise_offset: float = 0.0
+    masks_noise = False
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
@@ -185,7 +187,10 @@ class LatentDiffusion(nn.Module):
         return Draws(noise, latent_noise, torch.tensor(timesteps))
 
     def forward(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """Compute the losses of a batch: scalars `loss`, which is minimized, `noise`, and each penalty by its name."""
+        """Compute the losses of a batch: scalars `loss`, which is minimized, `noise`, and each penalty by its name.
+
+        Where `weight` masks the noise loss in some steps, `whole_noise` is that over whole pictures in every step.
+        """
         with self.autoencoder_precision():
             latents = encode_pictures(self.vae, batch["pixel_values"], draws.latent_noise)
         draws = draws.with_offset()
@@ -197,6 +202,9 @@ class LatentDiffusion(nn.Module):
         of_samples = min_snr_weights(self.scheduler, draws.timesteps, self.min_snr) if self.min_snr else None
         noise = noise_loss(prediction, target, of_latents, of_samples)
         losses = {"loss": noise, "noise": noise}
+        if self.masks_noise:
+            whole = noise_loss(prediction.detach(), target, None, of_samples)
+            losses["whole_noise"] = noise.detach() if of_latents is None else whole
         for name, (weight, penalty) in self.penalty(batch, conditions).items():
             losses["loss"] = losses["loss"] + weight * penalty
             losses[name] = penalty

@@ -76,3 +76,13 @@ def test_a_metric_that_only_some_steps_have_is_plotted_at_these(tmp_path: Path) 
     assert titles == ["noise loss", "held-out loss"]  # no step has a norm of its gradient
     points = (svg.findall(f".//{SVG}polyline")[-1].get("points") or "").split()
     assert [float(point.split(",")[0]) for point in points] == [LEFT + WIDTH / 2, LEFT + WIDTH]
+
+
+def test_the_noise_loss_inside_masks_is_a_curve_of_its_own(tmp_path: Path) -> None:
+    lines = [{"step": i, "loss": 1.0, "noise": 1.0 if i % 2 else 0.2, "whole_noise": 1.0} for i in range(10)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    svg = ET.parse(write_curves(tmp_path)).getroot()
+    drawn = {plot.findtext(f"{SVG}text"): plot.findall(f"{SVG}polyline")[0] for plot in svg.findall(f"{SVG}g")}
+    assert list(drawn) == ["noise loss inside masks", "noise loss"]
+    counts = {title: len((line.get("points") or "").split()) for title, line in drawn.items()}
+    assert counts == {"noise loss inside masks": 5, "noise loss": 10}

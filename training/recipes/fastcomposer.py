@@ -282,6 +282,7 @@ class Model(LatentDiffusion):
         config = config or Config()
         super().__init__(parts, drop_table(config))
         self.localization_weight, self.count_empty = config.localization_weight, config.count_empty
+        self.masks_noise = config.mask_probability > 0
         localize(self.unet)
         self.text_encoder.requires_grad_(config.train_encoders)
         self.image_encoder.requires_grad_(config.train_encoders)

@@ -135,6 +135,8 @@ def test_a_network_that_predicts_zero_has_the_mean_square_of_its_target_as_loss(
     masked = model(batch, without_background)["noise"].item()
     left = draws.noise[1, :, :, :8].square().sum().item()
     assert masked == pytest.approx((draws.noise[0].square().sum().item() + left) / draws.noise.numel(), rel=1e-5)
+    assert model(batch, without_background)["whole_noise"].item() == pytest.approx(losses["noise"].item())
+    assert losses["whole_noise"].item() == losses["noise"].item()
 
     model.scheduler.register_to_config(prediction_type="v_prediction")
     kept = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
