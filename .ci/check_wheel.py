@@ -8,7 +8,7 @@ import zipfile
 from email.parser import Parser
 from importlib.metadata import packages_distributions
 
-PACKAGES = ("schemas", "transforms", "pipelines", "training", "jobs")
+PACKAGES = ("subjectloom", "schemas", "transforms", "pipelines", "training", "jobs")
 
 
 def main(path: str) -> None:

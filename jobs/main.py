@@ -404,17 +404,19 @@ def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
     """Replace options of `build` and `train` that are named after fields by `--set FIELD=VALUE`."""
-    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    group = get_group(app)
+    name = next((argument for argument in arguments if argument in group.commands), "")
     if name not in ("build", "train"):
         return list(arguments)
-    group = get_group(app)
     parameters = [*group.commands[name].params, *group.params]
     options = [option for parameter in parameters for option in parameter.opts if option.startswith("--")]
     if all(argument.partition("=")[0] in [*options, "--help"] for argument in arguments if argument.startswith("--")):
         return list(arguments)
     from pipelines import RECIPES
 
-    recipe = next((argument for argument in arguments if argument in RECIPES), None)
+    flags = {option for parameter in parameters if getattr(parameter, "is_flag", False) for option in parameter.opts}
+    values = {i + 1 for i, argument in enumerate(arguments) if argument in options and argument not in flags}
+    recipe = next((a for i, a in enumerate(arguments) if a in RECIPES and i not in values), None)
     known = RECIPES[recipe].config.model_fields if recipe and name == "build" else None
     owners = {field: owner for owner, other in RECIPES.items() for field in other.config.model_fields}
     return expand_field_options(arguments, [*options, "--help"], known, owners)

@@ -20,12 +20,18 @@ def stoppable(what_is_done: Callable[[], str]) -> Iterator[None]:
     Args:
         what_is_done: returns what the line says.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background
+        yield
+        return
     receiving, sending = os.pipe()
     terminal = os.dup(2)  # stderr may be turned off meanwhile, see `quiet_stderr`
     os.set_blocking(sending, False)
 
     def wait() -> None:
-        if os.read(receiving, 1):
+        number = b" "
+        while number and number[0] != signal.SIGINT:  # other signals that Python handles come this way too
+            number = os.read(receiving, 1)
+        if number:
             os.write(terminal, f"stopped: {what_is_done()}\n".encode())
             kill_children()
             os._exit(INTERRUPTED)

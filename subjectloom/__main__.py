@@ -23,7 +23,11 @@ def main() -> None:
             f"error: Python finds {others[0]} in place of Subjectloom's package of that name: start in another folder, "
             "or rename yours"
         )
-    import_module("jobs.main").main()
+    try:
+        import_module("jobs.main").main()
+    except KeyboardInterrupt:  # before the command itself answers to Ctrl-C
+        sys.stderr.write("stopped\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

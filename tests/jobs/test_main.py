@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.main import out
+from jobs.main import expand_arguments, out
 from schemas.masks import Mask
 from tests.jobs.conftest import Run
 
@@ -198,3 +198,11 @@ def libraries_log_as_before() -> Iterator[None]:
     yield
     logging.root.handlers, out.quiet = handlers, False
     logging.root.setLevel(level)
+
+
+def test_fields_are_found_wherever_recipe_and_command_stand() -> None:
+    rest = ["mip-adapter", "--input", "x", "--best", "5"]
+    expanded = ["mip-adapter", "--input", "x", "--set", "best=5"]
+    for before in (["build"], ["--log-file", "log.txt", "build"], ["build", "--output", "captioned"]):
+        assert expand_arguments([*before, *rest]) == [*before, *expanded]
+    assert expand_arguments(["build", "--resume", *rest]) == ["build", "--resume", *expanded]

@@ -9,8 +9,10 @@ import time
 import psutil
 
 PROGRAM = """
-import subprocess, sys, threading, time
+import os, signal, subprocess, sys, threading, time
 from jobs.stop import stoppable
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not have
 
 def forever():
     time.sleep(600)
@@ -45,9 +47,30 @@ def test_afterwards_a_signal_is_python_s_own_again() -> None:
     program = """
     import signal
     from jobs.stop import stoppable
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with stoppable(lambda: ""):
         pass
     print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, signal.set_wakeup_fd(-1))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
     assert done.stdout == "True -1\n"
+
+
+def test_other_signals_stop_nothing() -> None:
+    """torch's data loader handles SIGCHLD, which comes when its workers end."""
+    program = """
+    import os, signal, time
+    from jobs.stop import stoppable
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, lambda *_: print("a child ended"))
+    with stoppable(lambda: "not at all"):
+        os.kill(os.getpid(), signal.SIGCHLD)
+        time.sleep(0.5)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stoppable(lambda: "not at all"):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+    print("came to its end")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a child ended\ncame to its end\n", "")

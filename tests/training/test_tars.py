@@ -197,19 +197,20 @@ def test_tars_that_cannot_be_read_in_parts_are_copied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("index", [False, True])
 def test_a_folder_on_another_filesystem(tmp_path: Path, index: bool) -> None:
     data = write_keyed(tmp_path / "data", [3, 4], index=index)
+    bucket = tmp_path.name  # all tests of a process share this filesystem
     memory = fsspec.filesystem("memory")
     try:
-        memory.put(str(data), "/bucket/data", recursive=True)
-        assert equal_samples(find("memory://bucket/data"), find(data))
-        assert equal_samples(find("memory://bucket/data/"), find(data))
-        with pytest.raises(InputError, match=r"^memory://bucket holds no shard: expected captioned-000000\.tar"):
-            find("memory://bucket")
+        memory.put(str(data), f"/{bucket}/data", recursive=True)
+        assert equal_samples(find(f"memory://{bucket}/data"), find(data))
+        assert equal_samples(find(f"memory://{bucket}/data/"), find(data))
+        with pytest.raises(InputError, match=rf"^memory://{bucket} holds no shard: expected captioned-000000\.tar"):
+            find(f"memory://{bucket}")
         with pytest.raises(
             InputError, match=r"^the shard memory://elsewhere cannot be read: there is no such file; is that its"
         ):
             find("memory://elsewhere")
     finally:
-        memory.rm("/bucket", recursive=True)
+        memory.rm(f"/{bucket}", recursive=True)
 
 
 def test_a_folder_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
