@@ -119,7 +119,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
             console.print(f"models   {', '.join(small)}: {SMALL}", soft_wrap=True, markup=False, highlight=False)
             if request.doubts_preset and missing:
                 check_likeness(missing[0])
-        with progress_bar(console, missing, list(job.models)) as progress:
+        with progress_bar(console, missing, list(job.models) if missing else ()) as progress:
             whole = BuildDataset(
                 recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress
             )

@@ -154,7 +154,9 @@ def build(
     print_books(info.counts.model_dump(), info.seconds)
     out.print(f"dataset  {output}\nreport   {report}", soft_wrap=True)
     if not info.counts.written:
-        raise SubjectloomError(f"nothing was written: all {info.counts.read} records were rejected, see {report}")
+        raise SubjectloomError(
+            f"nothing was written: {info.counts.read} of {info.counts.read} records were rejected, see {report}"
+        )
 
 
 @app.command()

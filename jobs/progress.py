@@ -29,7 +29,7 @@ def progress_bar(console: Console, chunks: Sequence[Chunk], models: Sequence[str
     total = None if None in expected else sum(n for n in expected if n is not None)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     loading = f"loading {', '.join(models)}" if models else "starting"
-    if not console.is_terminal:
+    if chunks and not console.is_terminal:
         console.print(loading, soft_wrap=True)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -7,6 +7,7 @@ at addresses the places are kept in `~/.cache/subjectloom`.
 import atexit
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -176,10 +177,21 @@ def _list_folder(folder: str, recipe: str) -> dict[str, int]:
     else:
         sizes = {path.name: path.stat().st_size for path in Path(folder).glob(pattern)}
     if not sizes:
+        if (recipe_there := _recipe_of(folder)) not in ("", recipe):
+            raise InputError(f"{folder} holds a {recipe_there} dataset, not one of {recipe}")
         raise InputError(
             f"{folder} holds no shard: expected {recipe}-000000.tar ..., as `subjectloom build {recipe}` writes"
         )
     return dict(sorted(sizes.items()))
+
+
+def _recipe_of(folder: str) -> str:
+    """Return the recipe of the finished dataset in `folder`, "" if there is none."""
+    path = _join(folder, "dataset.json")
+    if not _exists(path):
+        return ""
+    with _reading(path, ""), _open(path) as stream:
+        return str(json.load(stream)["recipe"])
 
 
 def _exists(path: str) -> bool:

@@ -168,3 +168,9 @@ def test_an_unfinished_dataset_is_refused(run: Run, dataset: Path, tmp_path: Pat
     assert status == 1
     assert f"the dataset {dataset} is not finished: `subjectloom build` with --resume finishes it" in printed
     assert f"name them, as in {dataset}/fastcomposer-000000.tar" in printed
+
+
+def test_a_dataset_of_another_recipe_is_named(run: Run, dataset: Path, tmp_path: Path) -> None:
+    status, printed = run("train", "captioned", "--data", dataset, "--output", tmp_path / "run", "--steps", 1)
+    assert status == 1
+    assert f"{dataset} holds a fastcomposer dataset, not one of captioned" in printed
