@@ -28,6 +28,14 @@ with stoppable(lambda: "2 of 3 are done"):
 """
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; nobody may wait for one whose parent has ended."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_busy_program_ends_at_once_with_its_children() -> None:
     program = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PROGRAM)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -40,7 +48,9 @@ def test_a_busy_program_ends_at_once_with_its_children() -> None:
     assert program.returncode == 130
     assert error == "stopped: 2 of 3 are done\n"
     assert time.monotonic() - started < 2
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    while is_alive(child):  # a killed process may take a moment
+        assert time.monotonic() - started < 30
+        time.sleep(0.05)
 
 
 def test_afterwards_a_signal_is_python_s_own_again() -> None:
