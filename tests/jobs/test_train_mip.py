@@ -57,7 +57,7 @@ def test_as_published_only_the_adapters_layers_change(run: Run, dataset: Path, t
     ("arguments", "message"),
     [
         (("mip-adaptor", "--data", "DATA"), "there is no recipe 'mip-adaptor', did you mean 'mip-adapter'?"),
-        (("fastcomposer", "--data", "DATA"), "holds no shard: expected fastcomposer-000000.tar"),
+        (("fastcomposer", "--data", "DATA"), "holds a mip-adapter dataset, not one of fastcomposer"),
         (("mip-adapter", "--data", "DATA", "--preset", "hab"), "there is no preset 'hab', did you mean 'hub'?"),
         (("mip-adapter", "--data", "DATA", "--config", "CONFIG"), "merge = 'papers': Input should be"),
     ],
