@@ -21,7 +21,6 @@ from jobs.likeness import check_likeness
 from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import LOCAL_RUNNER, WorkerDiedError, has_processes, is_local, quiet_stderr, run
-from jobs.stop import stoppable
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
 from pipelines.recipe import BuildConfig
@@ -102,15 +101,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
     needs_captions = not recipe.writes_captions or models.captioner is None
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
-
-    def what_is_done() -> str:
-        if leave_nothing(request.output):
-            return "no shard is done yet"
-        forget_round(request.output)
-        done = finished_shards(request.output)
-        return f"{len(done)} of {len(chunks)} shards are done, --resume goes on with the others"
-
-    with stoppable(what_is_done), leaving_nothing(request.output):
+    with leaving_nothing(request.output):
         done = shards_done(request.output, fingerprints, final, cut)
         missing = [chunk for chunk in chunks if chunk.shard not in done]
         if len(missing) < len(chunks):
@@ -119,7 +110,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
             console.print(f"models   {', '.join(small)}: {SMALL}", soft_wrap=True, markup=False, highlight=False)
             if request.doubts_preset and missing:
                 check_likeness(missing[0])
-        with progress_bar(console, missing, list(job.models) if missing else ()) as progress:
+        with progress_bar(console, missing, list(job.models)) as progress:
             whole = BuildDataset(
                 recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress
             )
@@ -128,6 +119,14 @@ def build(request: Request, console: Console) -> DatasetInfo:
             with console.status(f"keeping the best {cut.best:,}"):
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
     return finish_dataset(request.output, job, final, recipe.format)
+
+
+def describe_stop(output: str) -> str:
+    """Say what is done of a build that is being stopped, after removing what a resumed one has no use for."""
+    if leave_nothing(output):
+        return "no shard is done yet"
+    forget_round(output)
+    return f"{len(finished_shards(output))} shards are done, --resume goes on with the others"
 
 
 def make_shards(missing: BuildDataset, options: PipelineOptions, console: Console, *, debug: bool = False) -> None:

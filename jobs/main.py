@@ -5,11 +5,10 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from glob import has_magic
 from importlib import metadata
 from inspect import Parameter, Signature, signature
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -19,11 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.main import get_group
 
+from jobs.arguments import expand_arguments, parse_overrides, split_arguments, workers_of
 from jobs.exports import Option, all_options, export_dataset, formats_help
-from jobs.settings import expand_field_options, read_config
+from jobs.settings import read_config
 from jobs.stop import INTERRUPTED, stoppable
 from schemas.errors import ConfigError, InputError, SubjectloomError, choices
-from schemas.machine import choose_device, cores, limit_threads, threads_for
+from schemas.machine import choose_device, limit_threads, threads_for
 
 app = typer.Typer(
     help="Training datasets for subject-driven text-to-image generation.",
@@ -134,14 +134,14 @@ def build(
     from pipelines import RECIPES
     from transforms.models.presets import resolve
 
-    use_machine(threads, device, local_workers(context.obj), small_models=preset != "hub")
+    use_machine(threads, device, workers_of(context.obj), small_models=preset != "hub")
     check_recipe(recipe)
     fields = read_config(RECIPES[recipe].config, config, settings or [])
     overrides = parse_overrides(model or [])
     models = resolve(preset or "sample", overrides)
     check_source(source)
     with out.status("starting"):  # importing Beam takes seconds
-        from jobs.build import Request
+        from jobs.build import Request, describe_stop
         from jobs.build import build as run_build
         from jobs.report.page import write_report
 
@@ -149,7 +149,8 @@ def build(
         recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys,
         debug="--debug" in sys.argv, doubts_preset=preset is None, replaced=tuple(overrides),
     )  # fmt: skip
-    info = run_build(request, out)
+    with stoppable(lambda: describe_stop(output)):
+        info = run_build(request, out)
     report = write_report(output)
     print_books(info.counts.model_dump(), info.seconds)
     out.print(f"dataset  {output}\nreport   {report}", soft_wrap=True)
@@ -345,15 +346,6 @@ def use_machine(threads: int | None, device: str | None, processes: int, *, smal
         choose_device(device)
 
 
-def local_workers(beam_arguments: Sequence[str]) -> int:
-    """Return the number of worker processes that Beam's options ask for on this machine."""
-    for argument, following in pairwise([*beam_arguments, ""]):
-        name, _, value = argument.partition("=")
-        if name == "--direct_num_workers" and (value or following).isdecimal():
-            return int(value or following) or cores()
-    return 1
-
-
 def check_recipe(recipe: str) -> None:
     """Refuse a recipe that does not exist."""
     from pipelines import RECIPES
@@ -366,21 +358,6 @@ def check_source(source: str) -> None:
     """Refuse a local path that does not exist before anything slow is imported."""
     if "://" not in source and not has_magic(source) and not Path(source).exists():
         raise InputError(f"{source}: there is no such file or folder")
-
-
-def parse_overrides(pairs: list[str]) -> dict[str, str]:
-    """Read `--model KIND=PATH_OR_NAME` options.
-
-    Raises:
-        ConfigError: an option has no `=`, or nothing after it.
-    """
-    overrides = {}
-    for pair in pairs:
-        kind, equals, name = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--model {pair}: write KIND=PATH_OR_NAME, as --model segmenter=my/checkpoint")
-        overrides[kind] = name
-    return overrides
 
 
 def print_lines(*lines: str) -> None:
@@ -404,26 +381,6 @@ def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:
     out.print(f"seconds  {stages}", style="dim", soft_wrap=True)
 
 
-def expand_arguments(arguments: Sequence[str]) -> list[str]:
-    """Replace options of `build` and `train` that are named after fields by `--set FIELD=VALUE`."""
-    group = get_group(app)
-    name = next((argument for argument in arguments if argument in group.commands), "")
-    if name not in ("build", "train"):
-        return list(arguments)
-    parameters = [*group.commands[name].params, *group.params]
-    options = [option for parameter in parameters for option in parameter.opts if option.startswith("--")]
-    if all(argument.partition("=")[0] in [*options, "--help"] for argument in arguments if argument.startswith("--")):
-        return list(arguments)
-    from pipelines import RECIPES
-
-    flags = {option for parameter in parameters if getattr(parameter, "is_flag", False) for option in parameter.opts}
-    values = {i + 1 for i, argument in enumerate(arguments) if argument in options and argument not in flags}
-    recipe = next((a for i, a in enumerate(arguments) if a in RECIPES and i not in values), None)
-    known = RECIPES[recipe].config.model_fields if recipe and name == "build" else None
-    owners = {field: owner for owner, other in RECIPES.items() for field in other.config.model_fields}
-    return expand_field_options(arguments, [*options, "--help"], known, owners)
-
-
 def main() -> None:
     """Run the command; an error is one line on stderr, its traceback only with --debug."""
     # Libraries warn and log; what the user needs to know is in the errors and the counts.
@@ -431,7 +388,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     try:
         arguments, beam = split_arguments(sys.argv[1:])
-        app(expand_arguments(arguments), obj=beam)
+        app(expand_arguments(arguments, get_group(app)), obj=beam)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             err.print("stopped")
@@ -447,12 +404,6 @@ def main() -> None:
             line = f"unexpected {type(error).__name__} (`subjectloom --debug ...` shows where): {error}"
         err.print(" ".join(line.split()), style="red", soft_wrap=True, markup=False, highlight=False)
         sys.exit(1)
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a command line at `--`: ours, and Beam's."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    return [*arguments[:end]], [*arguments[end + 1 :]]
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_group
 
-from jobs.main import expand_arguments, out
+from jobs.arguments import expand_arguments
+from jobs.main import app, out
 from schemas.masks import Mask
 from tests.jobs.conftest import Run
 
@@ -204,5 +206,5 @@ def test_fields_are_found_wherever_recipe_and_command_stand() -> None:
     rest = ["mip-adapter", "--input", "x", "--best", "5"]
     expanded = ["mip-adapter", "--input", "x", "--set", "best=5"]
     for before in (["build"], ["--log-file", "log.txt", "build"], ["build", "--output", "captioned"]):
-        assert expand_arguments([*before, *rest]) == [*before, *expanded]
-    assert expand_arguments(["build", "--resume", *rest]) == ["build", "--resume", *expanded]
+        assert expand_arguments([*before, *rest], get_group(app)) == [*before, *expanded]
+    assert expand_arguments(["build", "--resume", *rest], get_group(app)) == ["build", "--resume", *expanded]

@@ -1,0 +1,62 @@
+"""The command line before Typer reads it: what is Beam's, which options are fields, and options with parts."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from typer.core import TyperGroup
+
+from jobs.settings import expand_field_options
+from schemas.errors import ConfigError
+from schemas.machine import cores
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line at `--`: ours, and Beam's."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*arguments[:end]], [*arguments[end + 1 :]]
+
+
+def expand_arguments(arguments: Sequence[str], group: TyperGroup) -> list[str]:
+    """Replace options of `build` and `train` that are named after fields by `--set FIELD=VALUE`.
+
+    `group` holds the commands.
+    """
+    name = next((argument for argument in arguments if argument in group.commands), "")
+    if name not in ("build", "train"):
+        return list(arguments)
+    parameters = [*group.commands[name].params, *group.params]
+    options = [option for parameter in parameters for option in parameter.opts if option.startswith("--")]
+    if all(argument.partition("=")[0] in [*options, "--help"] for argument in arguments if argument.startswith("--")):
+        return list(arguments)
+    from pipelines import RECIPES  # noqa: PLC0415 - its fields need pydantic, other commands do not
+
+    flags = {option for parameter in parameters if getattr(parameter, "is_flag", False) for option in parameter.opts}
+    values = {i + 1 for i, argument in enumerate(arguments) if argument in options and argument not in flags}
+    recipe = next((a for i, a in enumerate(arguments) if a in RECIPES and i not in values), None)
+    known = RECIPES[recipe].config.model_fields if recipe and name == "build" else None
+    owners = {field: owner for owner, other in RECIPES.items() for field in other.config.model_fields}
+    return expand_field_options(arguments, [*options, "--help"], known, owners)
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, str]:
+    """Read `--model KIND=PATH_OR_NAME` options.
+
+    Raises:
+        ConfigError: an option has no `=`, or nothing after it.
+    """
+    overrides = {}
+    for pair in pairs:
+        kind, equals, name = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--model {pair}: write KIND=PATH_OR_NAME, as --model segmenter=my/checkpoint")
+        overrides[kind] = name
+    return overrides
+
+
+def workers_of(beam_arguments: Sequence[str]) -> int:
+    """Return the number of worker processes that Beam's options ask for on this machine."""
+    for argument, following in pairwise([*beam_arguments, ""]):
+        name, _, value = argument.partition("=")
+        if name == "--direct_num_workers" and (value or following).isdecimal():
+            return int(value or following) or cores()
+    return 1
