@@ -133,23 +133,23 @@ def check_downloads(checkpoints: Mapping[str, str]) -> None:
     Raises:
         ModelError: offline, and some were never downloaded; it names them all.
     """
-    from huggingface_hub import try_to_load_from_cache
-
-    missing = []
-    for kind, checkpoint in checkpoints.items():
-        if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).exists() or _package_version(checkpoint):
-            continue  # its loader says what is wrong with a path
-        name, file = _hub_file(checkpoint)
-        repository, _, revision = name.partition("@")
-        if "/" not in repository or not isinstance(
-            try_to_load_from_cache(repository, file, revision=revision or None), str
-        ):
-            missing.append(f"{kind} {checkpoint}")
+    missing = [f"{kind} {checkpoint}" for kind, checkpoint in checkpoints.items() if not _is_here(checkpoint)]
     if missing and not _hub_answers():
         raise ModelError(
             f"the Hugging Face hub cannot be reached, and these models are not on this machine: {', '.join(missing)}. "
             "Go online once, or give --model KIND=FOLDER for each"
         )
+
+
+def _is_here(checkpoint: str) -> bool:
+    """Whether a checkpoint is a path, whose loader says what is wrong with it, a package, or was downloaded."""
+    if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).exists() or _package_version(checkpoint):
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    name, file = _hub_file(checkpoint)
+    repository, _, revision = name.partition("@")
+    return "/" in repository and isinstance(try_to_load_from_cache(repository, file, revision=revision or None), str)
 
 
 def _hub_answers() -> bool:
