@@ -30,6 +30,7 @@ from schemas.samples.base import SampleFormat
 from transforms.dataset import finish_dataset, finished_shards, leave_nothing, leaving_nothing, prepare_output
 from transforms.listing import list_source
 from transforms.models.presets import Models, check_downloads, name_of, revision_of
+from transforms.models.settings import Precision
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 from transforms.step import Step
@@ -91,8 +92,10 @@ def build(request: Request, console: Console) -> DatasetInfo:
         # How many samples the captions of a picture make is known only when they are read.
         chunks = tuple(replace(chunk, expected=None) for chunk in chunks)
     config = recipe.settle(request.config, models, listing)
+    precision = settle_precision(models.hosting.precision, recipe.steps(config, models, listing))
+    models = replace(models, hosting=replace(models.hosting, precision=precision))
     steps, cut = recipe.steps(config, models, listing), recipe.cut(config)
-    job = describe_job(request.recipe, config, steps)
+    job = describe_job(request.recipe, config, steps, precision)
     if unused := [kind for kind in request.replaced if kind not in job.models]:
         used = ", ".join(job.models) or "none"
         raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
@@ -220,15 +223,33 @@ def cut_dataset(
     run(CutShards(output, sample_format, left), options)
 
 
-def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step]) -> Job:
-    """Describe recipe, config, models and seed: the head of `dataset.json`."""
-    checkpoints = {kind: checkpoint for step in steps for kind, checkpoint in step.checkpoints().items()}
+def settle_precision(precision: Precision, steps: Sequence[Step]) -> Precision:
+    """Return the precision of the models that `steps` run: "fp32" if there is none but the parser, else see `settled`.
+
+    It is settled here, not on the workers, as it is a part of how shards are made.
+    """
+    if not checkpoints_of(steps).keys() - {"parser"}:
+        return "fp32"
+    from transforms.models.checkpoints import settled  # noqa: PLC0415 - it imports torch
+
+    return settled(precision)
+
+
+def checkpoints_of(steps: Sequence[Step]) -> dict[str, str]:
+    """Return the checkpoints that `steps` load, by kind."""
+    return {kind: checkpoint for step in steps for kind, checkpoint in step.checkpoints().items()}
+
+
+def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precision: Precision = "fp32") -> Job:
+    """Describe recipe, config, models, seed and precision: the head of `dataset.json`."""
+    checkpoints = checkpoints_of(steps)
     check_downloads(checkpoints)
     return Job(
         recipe=recipe,
         config=config.model_dump(mode="json"),
         models={kind: ModelName(name=name_of(path), revision=revision_of(path)) for kind, path in checkpoints.items()},
         seed=config.seed,
+        precision=precision,
     )
 
 

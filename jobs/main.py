@@ -36,6 +36,9 @@ out = Console()
 err = Console(stderr=True)
 
 THREADS_HELP = "Threads of each process; by default 1 for small models, else the cores divided by the processes."
+PRECISION_HELP = "Numbers the models compute with: fp32, bf16, or auto (bf16 on CUDA where it is fast, else fp32)."
+COPIES_HELP = "Copies of each model that all processes of a machine share; by default each process has its own."
+LARGE_HELP = "Load each model once per machine, for all of its processes."
 DEVICE_HELP = "Device of the models: cuda, mps or cpu; by default cuda if there is one."
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 SET_HELP = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."
@@ -127,18 +130,21 @@ def build(
     limit: Annotated[int | None, typer.Option(help="Read only the first N records.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help=THREADS_HELP, min=1)] = None,
     device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+    precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
+    model_copies: Annotated[int | None, typer.Option(help=COPIES_HELP, min=1)] = None,
+    large_model: Annotated[bool, typer.Option("--large-model", help=LARGE_HELP)] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Build only what is missing or out of date.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUTPUT.")] = False,
 ) -> None:
     """Build a dataset. Options after -- go to Beam: -- --runner=DataflowRunner --project=..."""
     from pipelines import RECIPES
-    from transforms.models.presets import resolve
+    from transforms.models.presets import host, resolve
 
     use_machine(threads, device, workers_of(context.obj), small_models=preset != "hub")
     check_recipe(recipe)
-    fields = read_config(RECIPES[recipe].config, config, settings or [])
     overrides = parse_overrides(model or [])
-    models = resolve(preset or "sample", overrides)
+    models = host(resolve(preset or "sample", overrides), precision, model_copies, large=large_model)
+    fields = read_config(RECIPES[recipe].config, config, settings or [], {"batch_size": models.batch_size})
     check_source(source)
     with out.status("starting"):  # importing Beam takes seconds
         from jobs.build import Request, describe_stop

@@ -126,7 +126,7 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
         # Numbered plurals stay as they are: a sample of this recipe has one subject.
         find_subject += [take, ExtractPhrases(models.parser, plurals=False)]
     if not has_named_masks:
-        find_subject.append(FindHeatmaps(models.clipseg))
+        find_subject.append(FindHeatmaps(models.clipseg, models.hosting))
     filters = Filters(
         config.min_side, config.min_area, config.max_area, config.rival, config.people,
         config.min_centrality, config.min_wholeness, config.max_border,
@@ -135,7 +135,9 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
     return [
         DropSmallPictures(config.min_side),
         WriteCaptions(
-            models.captioner, Wording(config.caption_prompt, config.caption_beams, config.caption_tokens)
+            models.captioner,
+            Wording(config.caption_prompt, config.caption_beams, config.caption_tokens),
+            models.hosting,
         ),
         *find_subject,
         ChooseSubject(filters, (config.lower + config.upper) / 2),

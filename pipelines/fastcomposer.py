@@ -89,15 +89,15 @@ def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "
     if listing.has_segments:
         segment = SegmentPictures(None, config.min_area, join_plurals)
     elif config.segmenter == "sam":
-        segment = SegmentEverything(models.sam, models.everything, config.min_area)
+        segment = SegmentEverything(models.sam, models.everything, config.min_area, models.hosting)
     else:
-        segment = SegmentPictures(models.segmenter, config.min_area, join_plurals)
+        segment = SegmentPictures(models.segmenter, config.min_area, join_plurals, models.hosting)
     read = [TakeCaptions(config.captions), ExtractPhrases(models.parser, config.expand_plurals)]
     names = Names(frozenset(config.only), frozenset(config.never))
     return [
         # Segments are found once, whatever the number of captions.
         *([segment, *read] if config.captions in ("most-linked", "all") else [*read, segment]),
-        ScoreSimilarity(config.similarity, models.clip),
+        ScoreSimilarity(config.similarity, models.clip, models.hosting),
         MatchPhrases(config.threshold, config.plurals, config.min_area, names),
         *([KeepMostLinked()] if config.captions == "most-linked" else []),
     ]

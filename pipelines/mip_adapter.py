@@ -113,13 +113,13 @@ def steps(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "Se
     # Numbered plurals stay as they are: an object's name must stand in the caption.
     read = [TakeCaptions(config.captions), ExtractPhrases(models.parser, plurals=False)]
     return [
-        WriteCaptions(models.captioner, wording),
+        WriteCaptions(models.captioner, wording, models.hosting),
         # Segments are found once, whatever the number of captions.
         *([*segment, *read] if config.captions in ("most-linked", "all") else [*read, *segment]),
         *ground,
         ApplyGates(gates),
         *([KeepMostLinked()] if config.captions == "most-linked" else []),
-        ScoreQuality(models.clip, config.min_quality),
+        ScoreQuality(models.clip, config.min_quality, models.hosting),
         HashPictures(),
     ]
 
@@ -135,16 +135,16 @@ def _ground(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "
         assert models.detector is not None
         # Where the source has masks, detected boxes take theirs from it.
         sam = None if listing.has_segments else models.sam
-        return [], [GroundPhrases(models.detector, sam, config.box_threshold)]
+        return [], [GroundPhrases(models.detector, sam, config.box_threshold, models.hosting)]
     assert config.threshold is not None
     # A mask covers at most its box: with less, no box could pass the gates.
     smallest = config.min_area * config.fill
     if listing.has_segments:
         segment: Step = SegmentPictures(None, smallest)
     else:
-        segment = SegmentEverything(models.sam, models.everything, smallest)
-    match = [ScoreSimilarity(config.similarity, models.clip), MatchPhrases(config.threshold), TakeMatches()]
-    return [segment], match
+        segment = SegmentEverything(models.sam, models.everything, smallest, models.hosting)
+    score = ScoreSimilarity(config.similarity, models.clip, models.hosting)
+    return [segment], [score, MatchPhrases(config.threshold), TakeMatches()]
 
 
 def cut(config: MipAdapterConfig) -> "Cut":

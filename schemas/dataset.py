@@ -44,12 +44,16 @@ class ModelName(StrictModel):
 
 
 class Job(StrictModel):
-    """How a dataset is made, known before the job starts: the first fields of `dataset.json`."""
+    """How a dataset is made, known before the job starts: the first fields of `dataset.json`.
+
+    `precision` is that of the models, "fp32" or "bf16"; datasets that do not state it were made with fp32.
+    """
 
     recipe: str
     config: dict[str, Any]
     models: dict[str, ModelName]
     seed: int
+    precision: str = "fp32"
 
     def small_models(self) -> list[str]:
         """Return the kinds of the models, but the parser, that come with the package and know sample scenes only."""

@@ -20,6 +20,16 @@ settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the files with the most slow tests, so that the test processes end at about the same time."""
+    """Skip what needs a GPU where there is none, and start the files with the most slow tests.
+
+    So the test processes end at about the same time.
+    """
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        import torch  # noqa: PLC0415 - most tests need none
+
+        missing = [] if torch.cuda.is_available() else on_gpu
+        for item in missing:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])

@@ -7,6 +7,7 @@ import apache_beam as beam
 
 from schemas.example import Example
 from transforms.batch import Batch, advance
+from transforms.models.settings import HOSTING, Hosting
 
 Model = TypeVar("Model")
 
@@ -40,6 +41,7 @@ def run_model(
     stage: str,
     load: Callable[[], Model],
     step: Callable[[Model, Sequence[Example]], Sequence[Example]],
+    hosting: Hosting = HOSTING,
 ) -> beam.PCollection[Batch]:
     """Apply a step that needs a model to every batch.
 
@@ -47,11 +49,13 @@ def run_model(
         batches: the batches.
         stage: names the step in rejects and timings.
         load: loads the model, once per worker (see `StepHandler`).
-        step: takes the model and the examples of a batch; returns one example per example, in order.
+        step: takes the model and the examples of a batch; returns one example per example, in order. Threads call it
+            at the same time with the same model.
+        hosting: how workers hold the model.
     """
     # RunInference imports torch: only a recipe that runs such a model waits for it.
     from apache_beam.ml.inference.base import RunInference
 
     from transforms.models.handler import StepHandler
 
-    return batches | f"{stage} model" >> RunInference(StepHandler(stage, load, step))
+    return batches | f"{stage} model" >> RunInference(StepHandler(stage, load, step, hosting))

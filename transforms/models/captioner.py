@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
-from transforms.models.checkpoints import HubModel, device
-from transforms.models.settings import Wording
+from transforms.models.checkpoints import HubModel, device, dtype_of
+from transforms.models.settings import Precision, Wording
 
 
 @dataclass(eq=False)
@@ -23,19 +23,18 @@ class Captioner:
     device: str
 
 
-def load_captioner(checkpoint: str | Path) -> Captioner:
-    """Load BLIP-2 from a folder or from the Hugging Face hub, as NAME or NAME@REVISION; in half precision on CUDA.
+def load_captioner(checkpoint: str | Path, precision: Precision = "fp32") -> Captioner:
+    """Load BLIP-2 from a folder or from the Hugging Face hub, as NAME or NAME@REVISION.
 
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
     hub = HubModel("captioner", "BLIP-2", str(checkpoint))
-    target = device()
     with hub.loading() as place:
         hub.check_type(Blip2Config.get_config_dict(**place)[0].get("model_type"), ["blip-2"])
         processor = Blip2Processor.from_pretrained(**place)
-        precision = torch.float16 if target == "cuda" else torch.float32
-        model = Blip2ForConditionalGeneration.from_pretrained(**place, dtype=precision)
+        model = Blip2ForConditionalGeneration.from_pretrained(**place, dtype=dtype_of(precision))
+    target = device()
     return Captioner(model.eval().to(target), processor, target)
 
 

@@ -1,18 +1,22 @@
 """What all loaders of checkpoints share: where to look, on which device to run, and what to say when loading fails."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 
 from schemas.errors import ModelError
 from schemas.machine import DEVICE
+from transforms.models.settings import Precision
+
+Loaded = TypeVar("Loaded")
 
 FAULTS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
 """What libraries raise for a checkpoint that is missing, broken or of another kind."""
@@ -29,6 +33,32 @@ def device() -> str:
     if not available.get(chosen.partition(":")[0]):
         raise ModelError(f"--device {chosen}: torch finds no such device here; without --device it takes what there is")
     return chosen
+
+
+def settled(precision: Precision) -> Precision:
+    """Replace "auto" by "bf16" if models run on a CUDA device that computes in it, by "fp32" on any other device."""
+    if precision != "auto":
+        return precision
+    is_cuda = device().startswith("cuda")
+    return "bf16" if is_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """The type of a model's weights and of the tensors that it takes."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[settled(precision)]
+
+
+def load_once(load: Callable[[], Loaded]) -> Callable[[], Loaded]:
+    """Return a function that calls `load` on its first call and returns the same object ever after, in all threads."""
+    lock, loaded = Lock(), list[Loaded]()
+
+    def get() -> Loaded:
+        with lock:
+            if not loaded:
+                loaded.append(load())
+            return loaded[0]
+
+    return get
 
 
 @contextmanager

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from transforms.models.checkpoints import device, explaining
+from transforms.models.checkpoints import device, dtype_of, explaining
+from transforms.models.settings import Precision
 
 
 @dataclass(eq=False)
@@ -27,7 +28,7 @@ class Clip:
     device: str
 
 
-def load_clip(checkpoint: str | Path) -> Clip:
+def load_clip(checkpoint: str | Path, precision: Precision = "fp32") -> Clip:
     """Load CLIP from a folder in open_clip's format, or by open_clip's name for it.
 
     A folder holds `open_clip_config.json`, `open_clip_model.safetensors` and, where the model does not use
@@ -51,7 +52,7 @@ def load_clip(checkpoint: str | Path) -> Clip:
             name, tag, device=target, force_quick_gelu=quick_gelu
         )
         tokenizer = open_clip.get_tokenizer(name)
-    return Clip(model.eval(), preprocess, tokenizer, target)
+    return Clip(model.eval().to(dtype_of(precision)), preprocess, tokenizer, target)
 
 
 def _open_clip_name(checkpoint: str | Path) -> tuple[str, str | None]:

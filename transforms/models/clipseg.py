@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
 
-from transforms.models.checkpoints import HubModel, device
+from transforms.models.checkpoints import HubModel, device, dtype_of
+from transforms.models.settings import Precision
 
 
 @dataclass(eq=False)
@@ -23,7 +24,7 @@ class ClipSeg:
     device: str
 
 
-def load_clipseg(checkpoint: str | Path) -> ClipSeg:
+def load_clipseg(checkpoint: str | Path, precision: Precision = "fp32") -> ClipSeg:
     """Load CLIPSeg from a folder or from the Hugging Face hub, as NAME or NAME@REVISION.
 
     Raises:
@@ -33,9 +34,8 @@ def load_clipseg(checkpoint: str | Path) -> ClipSeg:
     with hub.loading() as place:
         hub.check_type(CLIPSegConfig.get_config_dict(**place)[0].get("model_type"), ["clipseg"])
         processor = CLIPSegProcessor.from_pretrained(**place)
-        # Weights may be stored in half precision; a CPU computes in single.
         model, loaded = CLIPSegForImageSegmentation.from_pretrained(
-            **place, dtype=torch.float32, output_loading_info=True
+            **place, dtype=dtype_of(precision), output_loading_info=True
         )
     hub.check_weights(loaded)
     target = device()

@@ -19,8 +19,9 @@ from transformers import (
     GroundingDinoImageProcessor,
 )
 
-from transforms.models.checkpoints import HubModel, device
+from transforms.models.checkpoints import HubModel, device, dtype_of
 from transforms.models.groundingdino import load_original
+from transforms.models.settings import Precision
 
 
 @dataclass(eq=False)
@@ -36,7 +37,7 @@ class Detector:
     device: str
 
 
-def load_detector(checkpoint: str | Path) -> Detector:
+def load_detector(checkpoint: str | Path, precision: Precision = "fp32") -> Detector:
     """Load Grounding DINO from a folder or from the Hugging Face hub, as NAME or NAME@REVISION.
 
     A name that ends in .pth is a file for groundingdino-py: `transforms.models.groundingdino.load_original`.
@@ -53,7 +54,7 @@ def load_detector(checkpoint: str | Path) -> Detector:
     with hub.loading() as place:
         hub.check_type(GroundingDinoConfig.get_config_dict(**place)[0].get("model_type"), ["grounding-dino"])
         model, loaded = GroundingDinoForObjectDetection.from_pretrained(
-            **place, dtype=torch.float32, output_loading_info=True
+            **place, dtype=dtype_of(precision), output_loading_info=True
         )
         processor = GroundingDinoImageProcessor.from_pretrained(**place)
         tokenizer = AutoTokenizer.from_pretrained(**place)

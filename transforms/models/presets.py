@@ -8,12 +8,13 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import cast, get_args
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from schemas.errors import ConfigError, ModelError, choices
 from transforms.models.parser import package_of
-from transforms.models.settings import Everything
+from transforms.models.settings import HOSTING, Everything, Hosting, Precision
 
 SAMPLE = Path(__file__).parent / "sample"
 """Models trained by this project on its own scenes (`jobs.sample_models`); only the parser serves real captions."""
@@ -48,15 +49,25 @@ class Models:
     """Lowest similarity of a match, for each kind of similarity; belongs to the CLIP."""
     trimap: tuple[float, float]
     """CLIPSeg's confidence below which a pixel is background, and the one above which it is the subject."""
+    batch_size: int
+    """Pictures that go through a model together, unless the recipe's config says otherwise."""
+    hosting: Hosting = HOSTING
+    """How workers hold the models."""
 
 
 KINDS = tuple(kind.name for kind in fields(Models) if kind.metadata)
 """The kinds of model, as `--model KIND=...` takes them."""
 
 
-def _preset(name: str, everything: Everything, thresholds: Mapping[str, float], trimap: tuple[float, float]) -> Models:
+def _preset(
+    name: str,
+    everything: Everything,
+    thresholds: Mapping[str, float],
+    trimap: tuple[float, float],
+    batch_size: int,
+) -> Models:
     checkpoints = {kind.name: kind.metadata[name] for kind in fields(Models) if kind.metadata}
-    return Models(**checkpoints, everything=everything, thresholds=thresholds, trimap=trimap)
+    return Models(**checkpoints, everything=everything, thresholds=thresholds, trimap=trimap, batch_size=batch_size)
 
 
 PRESETS = {
@@ -69,6 +80,7 @@ PRESETS = {
         # Of 25 pairs on 60 scenes (`benchmarks.mattes --sweep`): the error of alpha is within 6 % of the smallest, and
         # fewer pixels are unknown than with the best pair, 0.02 and 0.9.
         trimap=(0.1, 0.9),
+        batch_size=8,
     ),
     "hub": _preset(
         "hub",
@@ -77,6 +89,7 @@ PRESETS = {
         thresholds={"clip": 0.2, "clip-label": 0.15, "label": 0.5},
         # Chosen by reasoning, not measured: the published decoder's maps seldom exceed 0.5 on what they have found.
         trimap=(0.1, 0.5),
+        batch_size=32,
     ),
 }
 
@@ -99,6 +112,20 @@ def resolve(preset: str, overrides: Mapping[str, str]) -> Models:
         known = [other.thresholds for other in PRESETS.values() if other.clip == models.clip]
         models = replace(models, thresholds=known[0] if known else PRESETS["hub"].thresholds)
     return models
+
+
+def host(models: Models, precision: str = "auto", copies: int | None = None, *, large: bool = False) -> Models:
+    """Return the models with another hosting: that of `Hosting`, where it is given, else the preset's.
+
+    Raises:
+        ConfigError: there is no such precision.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigError(
+            f"--precision {precision}: there is no such precision{choices(precision, get_args(Precision))}"
+        )
+    hosting = Hosting(cast("Precision", precision), copies or models.hosting.copies, large or models.hosting.large)
+    return replace(models, hosting=hosting)
 
 
 def name_of(checkpoint: str) -> str:

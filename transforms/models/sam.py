@@ -15,9 +15,9 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from schemas.boxes import BBox, to_corners
-from transforms.models.checkpoints import device, explaining
+from transforms.models.checkpoints import device, dtype_of, explaining
 from transforms.models.pth import find_file, read_weights
-from transforms.models.settings import Everything
+from transforms.models.settings import Everything, Precision
 
 REFINED = 4
 """Decoded masks have this many times as many pixels per side as the embedding."""
@@ -75,7 +75,7 @@ def save_sam(sam: Sam, shape: SamShape, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors")
 
 
-def load_sam(checkpoint: str | Path) -> Sam:
+def load_sam(checkpoint: str | Path, precision: Precision = "fp32") -> Sam:
     """Load a SAM: a folder that `save_sam` wrote, or one of the published checkpoints.
 
     Those are files with their size in the name (`sam_vit_h_4b8939.pth`), local or on the Hugging Face hub as
@@ -90,7 +90,7 @@ def load_sam(checkpoint: str | Path) -> Sam:
     )
     with explaining(problem, "Give --model sam=PATH"):
         sam = _from_folder(Path(checkpoint)) if Path(checkpoint).is_dir() else _published(str(checkpoint))
-    return sam.eval().to(device())
+    return sam.eval().to(device(), dtype_of(precision))
 
 
 def _from_folder(folder: Path) -> Sam:

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSe
 
 from schemas.example import Segment
 from schemas.masks import Mask
-from transforms.models.checkpoints import HubModel, device
+from transforms.models.checkpoints import HubModel, device, dtype_of
+from transforms.models.settings import Precision
 
 COCO_CLASSES, COCO_THINGS = 133, 80
 """Number of classes of COCO panoptic, and of things among them: the first 80 in every published checkpoint."""
@@ -41,7 +42,7 @@ class Segmenter:
         return str(self.model.config.model_type)
 
 
-def load_segmenter(checkpoint: str | Path) -> Segmenter:
+def load_segmenter(checkpoint: str | Path, precision: Precision = "fp32") -> Segmenter:
     """Load a checkpoint for universal segmentation, from a folder or from the Hugging Face hub.
 
     One on the hub is NAME or NAME@REVISION, where a revision is a commit, a branch or a tag.
@@ -53,9 +54,8 @@ def load_segmenter(checkpoint: str | Path) -> Segmenter:
     with hub.loading() as place:
         hub.check_type(AutoConfig.from_pretrained(**place).model_type, list(SCORE_THRESHOLDS))
         processor = AutoImageProcessor.from_pretrained(**place)
-        # Weights may be stored in half precision; a CPU computes in single.
         model, loaded = AutoModelForUniversalSegmentation.from_pretrained(
-            **place, dtype=torch.float32, output_loading_info=True
+            **place, dtype=dtype_of(precision), output_loading_info=True
         )
     hub.check_weights(loaded)
     things = COCO_THINGS if len(model.config.id2label) == COCO_CLASSES else len(model.config.id2label)

@@ -1,6 +1,29 @@
 """Settings of models that recipes have in their configs: they can be set without loading a model library."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""Floating-point numbers that models compute with; "auto" is bf16 on a CUDA device that has it, else fp32."""
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """How the workers of a build hold its models.
+
+    Attributes:
+        precision: of weights and activations. A build settles "auto" before it starts.
+        copies: how many copies of each model the processes of a machine share; None: each process loads its own.
+        large: load each model once per machine, in one process that serves the others.
+    """
+
+    precision: Precision = "auto"
+    copies: int | None = None
+    large: bool = False
+
+
+HOSTING = Hosting()
+"""Each process loads its own model, and computes in what its device does best."""
 
 
 @dataclass(frozen=True)

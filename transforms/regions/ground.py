@@ -8,7 +8,7 @@ first, from the source or from SAM, and each phrase takes the mask that CLIP fin
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
@@ -18,6 +18,7 @@ from schemas.boxes import BBox, from_corners, iou
 from schemas.example import Example, Object
 from schemas.masks import Mask
 from transforms.batch import Batch, each
+from transforms.models.settings import HOSTING, Hosting, Precision
 from transforms.regions.match import greedy_match
 from transforms.step import Step, map_batches, run_model
 
@@ -115,6 +116,7 @@ class GroundPhrases(Step):
     detector: str
     sam: str | None
     threshold: float
+    hosting: Hosting = HOSTING
 
     def checkpoints(self) -> Mapping[str, str]:
         """The detector, and SAM if it is given."""
@@ -122,8 +124,8 @@ class GroundPhrases(Step):
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run the detector over the batches."""
-        load = partial(_load, self.detector, self.sam)
-        return run_model(batches, STAGE, load, partial(_ground, threshold=self.threshold))
+        load = partial(_load, self.detector, self.sam, self.hosting.precision)
+        return run_model(batches, STAGE, load, partial(_ground, threshold=self.threshold), self.hosting)
 
 
 @dataclass(eq=False)
@@ -132,16 +134,19 @@ class _Grounder:
     sam: "Callable[[], Sam] | None"
 
 
-def _load(detector: str, sam: str | None) -> _Grounder:
+def _load(detector: str, sam: str | None, precision: Precision) -> _Grounder:
+    from transforms.models.checkpoints import load_once
     from transforms.models.detector import load_detector
 
-    return _Grounder(load_detector(detector), None if sam is None else cache(partial(_load_sam, sam)))
+    return _Grounder(
+        load_detector(detector, precision), None if sam is None else load_once(partial(_load_sam, sam, precision))
+    )
 
 
-def _load_sam(checkpoint: str) -> "Sam":
+def _load_sam(checkpoint: str, precision: Precision) -> "Sam":
     from transforms.models.sam import load_sam
 
-    return load_sam(checkpoint)
+    return load_sam(checkpoint, precision)
 
 
 def _ground(models: _Grounder, examples: Sequence[Example], threshold: float) -> list[Example]:

@@ -9,6 +9,7 @@ import apache_beam as beam
 
 from schemas.example import Example
 from transforms.batch import Batch
+from transforms.models.settings import HOSTING, Hosting, Precision
 from transforms.step import Step, run_model
 from transforms.text.synonyms import plain_label
 
@@ -34,10 +35,10 @@ def add_heatmaps(clipseg: "ClipSeg", examples: Sequence[Example]) -> list[Exampl
     return [replace(example, heatmaps=maps) for example, maps in zip(examples, found, strict=True)]
 
 
-def _load(checkpoint: str) -> "ClipSeg":
+def _load(checkpoint: str, precision: Precision) -> "ClipSeg":
     from transforms.models.clipseg import load_clipseg
 
-    return load_clipseg(checkpoint)
+    return load_clipseg(checkpoint, precision)
 
 
 @dataclass(eq=False)
@@ -45,6 +46,7 @@ class FindHeatmaps(Step):
     """Fill `heatmaps`; `checkpoint` names the CLIPSeg model."""
 
     checkpoint: str
+    hosting: Hosting = HOSTING
 
     def checkpoints(self) -> Mapping[str, str]:
         """CLIPSeg."""
@@ -52,4 +54,5 @@ class FindHeatmaps(Step):
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run CLIPSeg over the batches."""
-        return run_model(batches, STAGE, partial(_load, self.checkpoint), add_heatmaps)
+        load = partial(_load, self.checkpoint, self.hosting.precision)
+        return run_model(batches, STAGE, load, add_heatmaps, self.hosting)

@@ -13,7 +13,7 @@ from schemas.example import Example, Segment
 from schemas.masks import Mask
 from schemas.rejects import Reason
 from transforms.batch import Batch, each
-from transforms.models.settings import Everything
+from transforms.models.settings import HOSTING, Everything, Hosting, Precision
 from transforms.step import Step, map_batches, run_model
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ def add_segments(segmenter: "Segmenter", examples: Sequence[Example], keep: Keep
     return [keep(e, segments) for e, segments in zip(examples, found, strict=True)]
 
 
-def _load_segmenter(checkpoint: str) -> "Segmenter":
+def _load_segmenter(checkpoint: str, precision: Precision) -> "Segmenter":
     from transforms.models.segmenter import load_segmenter
 
-    return load_segmenter(checkpoint)
+    return load_segmenter(checkpoint, precision)
 
 
 @dataclass(eq=False)
@@ -75,6 +75,7 @@ class SegmentPictures(Step):
     checkpoint: str | None
     min_area: float = 0.0
     join_plurals: bool = False
+    hosting: Hosting = HOSTING
 
     def checkpoints(self) -> Mapping[str, str]:
         """The segmenter, if there is one."""
@@ -86,7 +87,8 @@ class SegmentPictures(Step):
         if self.checkpoint is None:
             return map_batches(batches, STAGE, each(lambda e: keep(e, e.segments)))
         step = partial(add_segments, keep=keep)
-        return run_model(batches, STAGE, partial(_load_segmenter, self.checkpoint), step)
+        load = partial(_load_segmenter, self.checkpoint, self.hosting.precision)
+        return run_model(batches, STAGE, load, step, self.hosting)
 
 
 def add_everything(sam: "Sam", examples: Sequence[Example], settings: Everything) -> list[Example]:
@@ -105,10 +107,10 @@ def add_everything(sam: "Sam", examples: Sequence[Example], settings: Everything
     ]
 
 
-def _load_sam(checkpoint: str) -> "Sam":
+def _load_sam(checkpoint: str, precision: Precision) -> "Sam":
     from transforms.models.sam import load_sam
 
-    return load_sam(checkpoint)
+    return load_sam(checkpoint, precision)
 
 
 @dataclass(eq=False)
@@ -122,6 +124,7 @@ class SegmentEverything(Step):
     checkpoint: str
     settings: Everything
     min_area: float = 0.0
+    hosting: Hosting = HOSTING
 
     def checkpoints(self) -> Mapping[str, str]:
         """SAM."""
@@ -130,5 +133,6 @@ class SegmentEverything(Step):
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run SAM over the batches, then leave out small segments."""
         step = partial(add_everything, settings=self.settings)
-        found = run_model(batches, STAGE, partial(_load_sam, self.checkpoint), step)
+        load = partial(_load_sam, self.checkpoint, self.hosting.precision)
+        found = run_model(batches, STAGE, load, step, self.hosting)
         return found | "keep" >> SegmentPictures(None, self.min_area)

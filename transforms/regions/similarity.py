@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from schemas.boxes import box_of, window
 from schemas.example import Example, Segment
 from transforms.batch import Batch, each
+from transforms.models.settings import HOSTING, Hosting, Precision
 from transforms.step import Step, map_batches, run_model
 from transforms.text.labels import label_similarity
 from transforms.text.synonyms import plain_label
@@ -91,10 +92,10 @@ def _with_similarity(example: Example, scores: NDArray[np.floating]) -> Example:
     return replace(example, similarity=rows)
 
 
-def _load(checkpoint: str) -> "Clip":
+def _load(checkpoint: str, precision: Precision) -> "Clip":
     from transforms.models.clip import load_clip
 
-    return load_clip(checkpoint)
+    return load_clip(checkpoint, precision)
 
 
 @dataclass(eq=False)
@@ -106,6 +107,7 @@ class ScoreSimilarity(Step):
 
     similarity: Similarity
     checkpoint: str
+    hosting: Hosting = HOSTING
 
     def checkpoints(self) -> Mapping[str, str]:
         """CLIP, unless labels are compared."""
@@ -116,4 +118,4 @@ class ScoreSimilarity(Step):
         if self.similarity == "label":
             return map_batches(batches, STAGE, each(add_label_similarity))
         step = partial(add_clip_similarity, with_labels=self.similarity == "clip-label")
-        return run_model(batches, STAGE, partial(_load, self.checkpoint), step)
+        return run_model(batches, STAGE, partial(_load, self.checkpoint, self.hosting.precision), step, self.hosting)

@@ -21,6 +21,7 @@ from schemas.errors import RecordError
 from schemas.example import Example, Quality
 from schemas.rejects import Reason
 from transforms.batch import Batch, each
+from transforms.models.settings import HOSTING, Hosting, Precision
 from transforms.regions.similarity import masked_crop
 from transforms.step import Step, map_batches, run_model
 
@@ -103,10 +104,10 @@ def check_quality(example: Example, min_quality: float) -> Example:
     return example
 
 
-def _load(checkpoint: str) -> "Clip":
+def _load(checkpoint: str, precision: Precision) -> "Clip":
     from transforms.models.clip import load_clip
 
-    return load_clip(checkpoint)
+    return load_clip(checkpoint, precision)
 
 
 @dataclass(eq=False)
@@ -118,6 +119,7 @@ class ScoreQuality(Step):
 
     checkpoint: str
     min_quality: float | None = None
+    hosting: Hosting = HOSTING
 
     def checkpoints(self) -> Mapping[str, str]:
         """CLIP."""
@@ -125,7 +127,8 @@ class ScoreQuality(Step):
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run CLIP over the batches, then check each example by itself."""
-        scored = run_model(batches, STAGE, partial(_load, self.checkpoint), add_quality)
+        load = partial(_load, self.checkpoint, self.hosting.precision)
+        scored = run_model(batches, STAGE, load, add_quality, self.hosting)
         bound = self.min_quality
         if bound is None:
             return scored

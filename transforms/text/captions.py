@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
@@ -12,7 +12,7 @@ from schemas.example import Example
 from schemas.rejects import Reason
 from transforms.batch import Batch
 from transforms.models.presets import name_of
-from transforms.models.settings import Wording
+from transforms.models.settings import HOSTING, Hosting, Precision, Wording
 from transforms.sources.records import clean_caption
 from transforms.step import Step, run_model
 
@@ -48,15 +48,16 @@ def _captioned(example: Example, text: str, origin: str) -> Example:
     return replace(example, caption=caption, source_caption=caption, caption_origin=origin)
 
 
-def _load(checkpoint: str) -> "Captioner":
+def _load(checkpoint: str, precision: Precision) -> "Captioner":
     from transforms.models.captioner import load_captioner
 
-    return load_captioner(checkpoint)
+    return load_captioner(checkpoint, precision)
 
 
-def _load_once(checkpoint: str) -> "Callable[[], Captioner]":
-    """Return a function that loads the captioner on its first call and returns the same one afterwards."""
-    return cache(partial(_load, checkpoint))
+def _load_once(checkpoint: str, precision: Precision) -> "Callable[[], Captioner]":
+    from transforms.models.checkpoints import load_once
+
+    return load_once(partial(_load, checkpoint, precision))
 
 
 @dataclass(eq=False)
@@ -68,6 +69,7 @@ class WriteCaptions(Step):
 
     checkpoint: str | None
     wording: Wording
+    hosting: Hosting = HOSTING
 
     def checkpoints(self) -> Mapping[str, str]:
         """The captioner, if there is one."""
@@ -78,4 +80,5 @@ class WriteCaptions(Step):
         if self.checkpoint is None:
             return batches
         step = partial(add_captions, wording=self.wording, origin=name_of(self.checkpoint))
-        return run_model(batches, STAGE, partial(_load_once, self.checkpoint), step)
+        load = partial(_load_once, self.checkpoint, self.hosting.precision)
+        return run_model(batches, STAGE, load, step, self.hosting)
