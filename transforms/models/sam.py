@@ -1,7 +1,8 @@
 """SAM with segment-anything: masks of boxes, and of everything in a picture."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,16 +12,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
+from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.amg import batched_mask_to_box, build_point_grid, calculate_stability_score
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torchvision.ops import nms
+from torchvision.transforms.functional import resize, to_pil_image
 
 from schemas.boxes import BBox, to_corners
+from schemas.masks import Mask
+from schemas.runs import masks_of_bits
 from transforms.models.checkpoints import device, dtype_of, explaining
 from transforms.models.pth import find_file, read_weights
 from transforms.models.settings import Everything, Precision
 
 REFINED = 4
 """Decoded masks have this many times as many pixels per side as the embedding."""
+
+_EMBEDDED_AT_ONCE = 1
+_DECODED_AT_ONCE = 64
+_UPSAMPLED_PIXELS = 2**23
+_STABILITY_OFFSET = 1.0
+_DUPLICATE = 0.7
 
 
 @dataclass(frozen=True)
@@ -113,43 +127,170 @@ def _published(checkpoint: str) -> Sam:
     return sam
 
 
-def segment_boxes(sam: Sam, image: NDArray[np.uint8], boxes: Sequence[BBox]) -> list[NDArray[np.bool_]]:
-    """Segment the thing in each box; the picture is embedded once, the boxes are decoded in one batch.
+@dataclass(frozen=True)
+class _Picture:
+    """A picture as the decoder takes it: `embedding` [1, C, h, w], and (height, width) as stored and as resized."""
+
+    embedding: Tensor
+    size: tuple[int, int]
+    resized: tuple[int, int]
+
+
+def segment_boxes(
+    sam: Sam, images: Sequence[NDArray[np.uint8]], boxes: Sequence[Sequence[BBox]]
+) -> list[list[Mask]]:
+    """Segment the thing in each box; each picture is embedded once, and its boxes are decoded in one batch.
 
     Args:
         sam: the model.
-        image: [H, W, 3] uint8 RGB.
-        boxes: [x, y, w, h] in pixels.
+        images: pictures, each [H, W, 3] uint8 RGB of any size.
+        boxes: the boxes of each picture, [x, y, w, h] in pixels, any number.
 
     Returns:
-        [H, W] bool for each box; it may be empty.
+        For each picture the masks of its boxes; a mask may be empty.
     """
-    if not boxes:
-        return []
-    predictor = SamPredictor(sam)
-    predictor.set_image(image)
-    corners = torch.tensor([to_corners(box) for box in boxes], dtype=torch.float32, device=sam.device)
-    prompts = predictor.transform.apply_boxes_torch(corners, image.shape[:2])
-    masks, _, _ = predictor.predict_torch(None, None, boxes=prompts, multimask_output=False)
-    return list(masks[:, 0].cpu().numpy())
+    asked = [index for index, wanted in enumerate(boxes) if wanted]
+    with torch.inference_mode():
+        pictures = _embedded(sam, [images[index] for index in asked])
+        bits = [_decode_boxes(sam, picture, boxes[index]) for index, picture in zip(asked, pictures, strict=True)]
+    masks: list[list[Mask]] = [[] for _ in images]
+    for index, planes in zip(asked, to_host(bits), strict=True):
+        masks[index] = masks_of_bits(planes, len(boxes[index]))
+    return masks
 
 
 def segment_everything(
-    sam: Sam, image: NDArray[np.uint8], settings: Everything
-) -> list[tuple[NDArray[np.bool_], float]]:
-    """Segment all things that a grid of point prompts finds in `image` [H, W, 3] uint8 RGB.
+    sam: Sam, images: Sequence[NDArray[np.uint8]], settings: Everything
+) -> list[list[tuple[Mask, float]]]:
+    """Segment all things that a grid of point prompts finds in each picture.
+
+    They are what segment-anything's `SamAutomaticMaskGenerator` finds. It upsamples every mask that it decodes, and
+    encodes each before it looks for duplicates; here a mask that its predicted IoU excludes is not upsampled, and none
+    that another filter excludes is encoded.
+
+    Args:
+        sam: the model.
+        images: pictures, each [H, W, 3] uint8 RGB of any size.
+        settings: the grid and the filters.
 
     Returns:
-        [H, W] bool and the predicted IoU in [0, 1] of each mask, the largest first; empty masks are left out.
+        For each picture its masks with their predicted IoU in [0, 1], the largest first; empty masks are left out.
     """
-    generator = SamAutomaticMaskGenerator(
-        sam,
-        points_per_side=settings.points,
-        pred_iou_thresh=settings.predicted_iou,
-        stability_score_thresh=settings.stability,
+    with torch.inference_mode():
+        found = [_find_everything(sam, picture, settings) for picture in _embedded(sam, images)]
+    host = to_host([part for parts in found for part in parts])
+    return [_largest_first(*host[i : i + 4]) for i in range(0, len(host), 4)]
+
+
+def _embedded(sam: Sam, images: Sequence[NDArray[np.uint8]]) -> Iterator[_Picture]:
+    """Embed pictures, several in one batch: all are resized to the model's side and padded to a square."""
+    side = sam.image_encoder.img_size
+    for begin in range(0, len(images), _EMBEDDED_AT_ONCE):
+        chunk = images[begin : begin + _EMBEDDED_AT_ONCE]
+        sizes = [image.shape[:2] for image in chunk]
+        resized = [ResizeLongestSide.get_preprocess_shape(*size, side) for size in sizes]
+        pixels = [sam.preprocess(_resize(image, size, sam.device)) for image, size in zip(chunk, resized, strict=True)]
+        embeddings = sam.image_encoder(torch.stack(pixels)).split(1)
+        yield from map(_Picture, embeddings, sizes, resized)
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int], device: torch.device) -> Tensor:
+    pixels = np.array(resize(to_pil_image(image), size))
+    return torch.as_tensor(pixels, device=device).permute(2, 0, 1)
+
+
+def _decode(
+    sam: Sam, picture: _Picture, prompts: tuple[Tensor, Tensor], *, multimask: bool
+) -> tuple[Tensor, Tensor]:
+    """Decode N prompts: the logits [N, M, h, w] of their M masks and the predicted IoUs [N, M]."""
+    logits, ious = sam.mask_decoder(
+        image_embeddings=picture.embedding,
+        image_pe=sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=prompts[0],
+        dense_prompt_embeddings=prompts[1],
+        multimask_output=multimask,
     )
-    found: list[dict[str, Any]] = generator.generate(image)
-    ordered = sorted(found, key=lambda mask: (-mask["area"], mask["bbox"]))
-    return [
-        (mask["segmentation"], min(1.0, float(mask["predicted_iou"]))) for mask in ordered if mask["segmentation"].any()
-    ]
+    return logits, ious
+
+
+def _decode_boxes(sam: Sam, picture: _Picture, boxes: Sequence[BBox]) -> Tensor:
+    """Return the masks of boxes, [ceil(N / 8), W, H] uint8 as `masks_of_bits` takes them."""
+    corners = torch.tensor([to_corners(box) for box in boxes], dtype=torch.float32, device=sam.device)
+    corners = ResizeLongestSide(sam.image_encoder.img_size).apply_boxes_torch(corners, picture.size)
+    logits, _ = _decode(sam, picture, sam.prompt_encoder(None, corners, None), multimask=False)
+    return _pack(sam, picture, logits[:, 0])
+
+
+def _find_everything(sam: Sam, picture: _Picture, settings: Everything) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find the N masks of a picture.
+
+    Returns:
+        The masks as `masks_of_bits` takes them, their boxes [N, 4] (left, top, right, bottom) of the outermost pixels,
+        areas [N] in pixels and predicted IoUs [N].
+    """
+    points = build_point_grid(settings.points) * picture.size[::-1]
+    points = ResizeLongestSide(sam.image_encoder.img_size).apply_coords(points, picture.size)
+    coordinates = torch.as_tensor(points, device=sam.device)[:, None]
+    labels = torch.ones(coordinates.shape[:2], dtype=torch.int, device=sam.device)
+    sparse, dense = sam.prompt_encoder((coordinates, labels), None, None)
+    found = []
+    for begin in range(0, len(points), _DECODED_AT_ONCE):
+        prompts = sparse[begin : begin + _DECODED_AT_ONCE], dense[begin : begin + _DECODED_AT_ONCE]
+        logits, ious = (each.flatten(0, 1) for each in _decode(sam, picture, prompts, multimask=True))
+        if settings.predicted_iou > 0:
+            sure = ious > settings.predicted_iou
+            logits, ious = logits[sure], ious[sure]
+        found.append((logits, ious, *_measure(sam, picture, logits)))
+    logits, ious, stability, boxes, areas = map(torch.cat, zip(*found, strict=True))
+    if settings.stability > 0:
+        stable = stability >= settings.stability
+        logits, ious, boxes, areas = logits[stable], ious[stable], boxes[stable], areas[stable]
+    kept = nms(boxes.float(), ious, _DUPLICATE)
+    return _pack(sam, picture, logits[kept]), boxes[kept], areas[kept], ious[kept]
+
+
+def _upsampled(sam: Sam, picture: _Picture, logits: Tensor) -> Iterator[Tensor]:
+    """Upsample the logits of masks, [N, h, w], to the picture's size, a multiple of 8 at a time."""
+    largest = max(sam.image_encoder.img_size**2, math.prod(picture.size))
+    for some in logits.split(8 * max(1, _UPSAMPLED_PIXELS // (8 * largest))):
+        yield sam.postprocess_masks(some[None].float(), picture.resized, picture.size)[0]
+
+
+def _measure(sam: Sam, picture: _Picture, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Measure the upsampled masks of `logits` [N, h, w]: stability scores [N], boxes [N, 4] and areas [N].
+
+    An empty mask has the box (0, 0, 0, 0).
+    """
+    measured = []
+    for upsampled in _upsampled(sam, picture, logits):
+        stability = calculate_stability_score(upsampled, sam.mask_threshold, _STABILITY_OFFSET)
+        inside = upsampled > sam.mask_threshold
+        measured.append((stability, batched_mask_to_box(inside), inside.sum((1, 2))))
+    stability, boxes, areas = map(torch.cat, zip(*measured, strict=True))
+    return stability, boxes, areas
+
+
+def _pack(sam: Sam, picture: _Picture, logits: Tensor) -> Tensor:
+    """Upsample masks, given by logits [N, h, w], to [ceil(N / 8), W, H] uint8 as `masks_of_bits` takes them."""
+    packed = []
+    for upsampled in _upsampled(sam, picture, logits):
+        inside = (upsampled > sam.mask_threshold).view(torch.uint8)
+        planes = inside[::8].clone()
+        for bit in range(1, 8):
+            part = inside[bit::8]
+            planes[: len(part)] |= part << bit
+        packed.append(planes.transpose(1, 2))
+    return torch.cat(packed)
+
+
+def _largest_first(
+    bits: NDArray[np.uint8], boxes: NDArray[np.int64], areas: NDArray[np.int64], ious: NDArray[np.float32]
+) -> list[tuple[Mask, float]]:
+    masks = masks_of_bits(bits, len(areas))
+    left, top, right, bottom = boxes.T
+    order = np.lexsort((bottom - top, right - left, top, left, -areas))
+    return [(masks[i], min(1.0, float(ious[i]))) for i in order if areas[i]]
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+    return [t.cpu().numpy() for t in tensors]
