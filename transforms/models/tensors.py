@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,6 +63,27 @@ def normalise(
     """Turn pictures [N, 3, H, W] uint8 into what models take: (x / 255 - mean) / std, computed in float32."""
     middle, spread = (torch.tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
     return images.float().div_(255).sub_(middle).div_(spread).to(dtype)
+
+
+def process_pictures(processor: Any, pictures: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:  # noqa: ANN401
+    """Prepare pictures [3, H, W] uint8 with an image processor of transformers, each as if it were alone.
+
+    Pictures of one size are processed together, on the device that they are on.
+
+    Returns:
+        For each picture the inputs of the model, "pixel_values" and, where the processor makes one, "pixel_mask", each
+        [1, ...].
+    """
+    inputs: list[dict[str, torch.Tensor]] = [{} for _ in pictures]
+    for members in groups((picture.shape for picture in pictures), len(pictures)):
+        # Stated, as the processor would take the rows of a picture that is one or three pixels high for its channels.
+        batch = processor(
+            images=[pictures[i] for i in members], input_data_format="channels_first", return_tensors="pt"
+        )
+        for name in ("pixel_values", "pixel_mask"):
+            for index, row in zip(members, batch.get(name, ()), strict=name in batch):
+                inputs[index][name] = row[None]
+    return inputs
 
 
 def download(tensors: Sequence[torch.Tensor]) -> list[NDArray[np.generic]]:
