@@ -53,8 +53,8 @@ def by_boxes(sam: Sam, pictures: Sequence[Picture]) -> list[float]:
     """IoU of each object with the mask that its true box prompts."""
     found = []
     for image, objects in pictures:
-        masks = segment_boxes(sam, image, [Mask.from_array(thing).bbox for thing in objects])
-        found += [intersection_over_union(mask, thing) for mask, thing in zip(masks, objects, strict=True)]
+        (masks,) = segment_boxes(sam, [image], [[Mask.from_array(thing).bbox for thing in objects]])
+        found += [intersection_over_union(mask.to_array(), thing) for mask, thing in zip(masks, objects, strict=True)]
     return found
 
 
@@ -87,9 +87,9 @@ def measure(count: int, built: int) -> Iterator[Row]:
         note = f"at least 0.85; mean IoU of {len(overlaps)} objects"
         yield Row("SAM's masks of true boxes", f"{np.mean(overlaps):.3f}", note)
         hits = [
-            max((intersection_over_union(mask, thing) for mask, _ in found), default=0.0) >= 0.5
+            max((intersection_over_union(mask.to_array(), thing) for mask, _ in found), default=0.0) >= 0.5
             for image, objects in islice(pictures, built)
-            for found in [segment_everything(sam, image, models.everything)]
+            for found in segment_everything(sam, [image], models.everything)
             for thing in objects
         ]
         yield Row("objects among SAM's automatic masks", f"{np.mean(hits):.3f}", f"recall of {len(hits)} objects")

@@ -133,8 +133,8 @@ def evaluate(sam: Sam, count: int = 64) -> float:
     found = []
     for scene in map(held_out_scene, range(count)):
         truths = [thing.mask for thing in scene.objects]
-        masks = segment_boxes(sam, scene.image, [Mask.from_array(truth).bbox for truth in truths])
-        found += [intersection_over_union(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
+        (masks,) = segment_boxes(sam, [scene.image], [[Mask.from_array(truth).bbox for truth in truths]])
+        found += [intersection_over_union(mask.to_array(), truth) for mask, truth in zip(masks, truths, strict=True)]
     sam.train()
     return float(np.mean(found))
 

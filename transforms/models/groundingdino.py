@@ -21,6 +21,11 @@ from schemas.errors import ModelError
 from transforms.models.checkpoints import check_weights, explaining
 from transforms.models.pth import find_file, read_weights
 
+# Both prepare pictures as tensors, on any device; the plain class of transformers 4 does not.
+_IS_OLD = int(transformers.__version__.partition(".")[0]) < 5
+ImageProcessor = getattr(transformers, "GroundingDinoImageProcessorFast" if _IS_OLD else "GroundingDinoImageProcessor")
+"""transformers' image processor of Grounding DINO."""
+
 PUBLISHED = {"swint_ogc": "GroundingDINO_SwinT_OGC", "swinb_cogcoor": "GroundingDINO_SwinB_cfg"}
 """A part of a published file's name, and the name of its config in the package."""
 # These save memory in training, by computing twice; without gradients they only warn.
@@ -100,7 +105,7 @@ def load_original(checkpoint: str) -> tuple[OriginalDetector, Any]:
 def _check_package(checkpoint: str) -> None:
     if importlib.util.find_spec("groundingdino") is None:
         wrong = "which is not installed"
-    elif int(transformers.__version__.partition(".")[0]) >= 5:
+    elif not _IS_OLD:
         wrong = f"which needs transformers < 5, and {transformers.__version__} is installed"
     else:
         return

@@ -18,7 +18,6 @@ from segment_anything.utils.amg import batched_mask_to_box, build_point_grid, ca
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torchvision.ops import nms
-from torchvision.transforms.functional import resize, to_pil_image
 
 from schemas.boxes import BBox, to_corners
 from schemas.masks import Mask
@@ -26,15 +25,28 @@ from schemas.runs import masks_of_bits
 from transforms.models.checkpoints import device, dtype_of, explaining
 from transforms.models.pth import find_file, read_weights
 from transforms.models.settings import Everything, Precision
+from transforms.models.tensors import download, resize, upload_pictures
 
 REFINED = 4
 """Decoded masks have this many times as many pixels per side as the embedding."""
 
-_EMBEDDED_AT_ONCE = 1
-_DECODED_AT_ONCE = 64
-_UPSAMPLED_PIXELS = 2**23
-_STABILITY_OFFSET = 1.0
-_DUPLICATE = 0.7
+EMBEDDED_AT_ONCE, UPSAMPLED_PIXELS = 4, 2**26
+"""Pictures that go through the encoder together, at most (a published one takes 2 GB for each), and pixels of masks that
+are upsampled together."""
+
+CPU_EMBEDDED_AT_ONCE, CPU_UPSAMPLED_PIXELS = 1, 2**20
+"""The same on a CPU, which is faster with less: with what its cache holds."""
+
+DECODED_AT_ONCE = 64
+"""Point prompts that are decoded together: as in segment-anything's generator."""
+
+UPSAMPLED_PIXELS = 2**26
+"""Pixels of the masks that are upsampled together, 256 MB."""
+
+STABILITY_OFFSET = 1.0
+DUPLICATE = 0.7
+"""Defaults of the generator: by how much the threshold is moved for the stability score, and the IoU of two masks' boxes
+above which the one with the lower predicted IoU is left out."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,11 @@ def load_sam(checkpoint: str | Path, precision: Precision = "fp32") -> Sam:
     )
     with explaining(problem, "Give --model sam=PATH"):
         sam = _from_folder(Path(checkpoint)) if Path(checkpoint).is_dir() else _published(str(checkpoint))
-    return sam.eval().to(device(), dtype_of(precision))
+    sam = sam.eval().to(device())
+    # Not the prompt encoder: bf16 would round the coordinates of prompts to 1/256 of the picture.
+    for part in (sam.image_encoder, sam.mask_decoder):
+        part.to(dtype_of(precision))
+    return sam
 
 
 def _from_folder(folder: Path) -> Sam:
@@ -127,15 +143,6 @@ def _published(checkpoint: str) -> Sam:
     return sam
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """A picture as the decoder takes it: `embedding` [1, C, h, w], and (height, width) as stored and as resized."""
-
-    embedding: Tensor
-    size: tuple[int, int]
-    resized: tuple[int, int]
-
-
 def segment_boxes(
     sam: Sam, images: Sequence[NDArray[np.uint8]], boxes: Sequence[Sequence[BBox]]
 ) -> list[list[Mask]]:
@@ -150,12 +157,11 @@ def segment_boxes(
         For each picture the masks of its boxes; a mask may be empty.
     """
     asked = [index for index, wanted in enumerate(boxes) if wanted]
-    with torch.inference_mode():
-        pictures = _embedded(sam, [images[index] for index in asked])
-        bits = [_decode_boxes(sam, picture, boxes[index]) for index, picture in zip(asked, pictures, strict=True)]
+    pictures = upload_pictures([images[index] for index in asked], sam.device)
+    host = download(_forward_boxes(sam, pictures, [boxes[index] for index in asked]))
     masks: list[list[Mask]] = [[] for _ in images]
-    for index, planes in zip(asked, to_host(bits), strict=True):
-        masks[index] = masks_of_bits(planes, len(boxes[index]))
+    for index, bits in zip(asked, host, strict=True):
+        masks[index] = masks_of_bits(bits, len(boxes[index]))
     return masks
 
 
@@ -164,9 +170,9 @@ def segment_everything(
 ) -> list[list[tuple[Mask, float]]]:
     """Segment all things that a grid of point prompts finds in each picture.
 
-    They are what segment-anything's `SamAutomaticMaskGenerator` finds. It upsamples every mask that it decodes, and
-    encodes each before it looks for duplicates; here a mask that its predicted IoU excludes is not upsampled, and none
-    that another filter excludes is encoded.
+    They are the masks of segment-anything's `SamAutomaticMaskGenerator`. That upsamples every mask that it decodes, and
+    encodes each before it looks for duplicates; here a mask that is excluded by its predicted IoU is not upsampled, and
+    only those that are returned are encoded.
 
     Args:
         sam: the model.
@@ -176,121 +182,152 @@ def segment_everything(
     Returns:
         For each picture its masks with their predicted IoU in [0, 1], the largest first; empty masks are left out.
     """
-    with torch.inference_mode():
-        found = [_find_everything(sam, picture, settings) for picture in _embedded(sam, images)]
-    host = to_host([part for parts in found for part in parts])
-    return [_largest_first(*host[i : i + 4]) for i in range(0, len(host), 4)]
+    found = _forward_everything(sam, upload_pictures(images, sam.device), settings)
+    # One type for one copy: the numbers travel as bytes.
+    host = download([tensor.view(torch.uint8) for masks in found for tensor in (masks.bits, masks.measures)])
+    return [_largest_first(bits, bytes_) for bits, bytes_ in zip(host[::2], host[1::2], strict=True)]
 
 
-def _embedded(sam: Sam, images: Sequence[NDArray[np.uint8]]) -> Iterator[_Picture]:
-    """Embed pictures, several in one batch: all are resized to the model's side and padded to a square."""
+def _largest_first(bits: NDArray[np.uint8], measures: NDArray[np.uint8]) -> list[tuple[Mask, float]]:
+    """Sort masks as they came from the device, in the bytes of `_Everything`: by area, then by their boxes."""
+    numbers = np.frombuffer(measures.tobytes(), np.float64).reshape(-1, 6)
+    area, iou, left, top, right, bottom = numbers.T
+    order = np.lexsort((bottom - top, right - left, top, left, -area))
+    masks = masks_of_bits(bits, len(numbers))
+    return [(masks[i], min(1.0, float(iou[i]))) for i in order if area[i]]
+
+
+@dataclass(frozen=True)
+class _Everything:
+    """N masks of a picture: `bits` as `masks_of_bits` takes them, and `measures` [N, 6] float64.
+
+    The measures are area, predicted IoU, and the outermost pixels: left, top, right, bottom.
+    """
+
+    bits: Tensor
+    measures: Tensor
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture as the decoder takes it: `embedding` [1, C, h, w], and (height, width) as stored and as resized."""
+
+    embedding: Tensor
+    size: tuple[int, int]
+    resized: tuple[int, int]
+
+
+@torch.inference_mode()
+def _forward_boxes(sam: Sam, pictures: Sequence[Tensor], boxes: Sequence[Sequence[BBox]]) -> list[Tensor]:
+    """Do all that runs on the device: the masks of each picture's boxes, as `masks_of_bits` takes them."""
+    transform = ResizeLongestSide(sam.image_encoder.img_size)
+    bits = []
+    for picture, own in zip(_embedded(sam, pictures), boxes, strict=True):
+        corners = torch.tensor([to_corners(box) for box in own], dtype=torch.float32, device=sam.device)
+        prompts = sam.prompt_encoder(None, transform.apply_boxes_torch(corners, picture.size), None)
+        logits, _ = _decode(sam, picture, prompts, multimask=False)
+        bits.append(_pack(sam, picture, logits[:, 0])[0])
+    return bits
+
+
+@torch.inference_mode()
+def _forward_everything(sam: Sam, pictures: Sequence[Tensor], settings: Everything) -> list[_Everything]:
+    """Do all that runs on the device for automatic masks."""
+    return [_find_everything(sam, picture, settings) for picture in _embedded(sam, pictures)]
+
+
+def _embedded(sam: Sam, pictures: Sequence[Tensor]) -> Iterator[_Picture]:
+    """Embed pictures [3, H, W] uint8 of any size, several in one batch: they are resized and padded to one square."""
     side = sam.image_encoder.img_size
-    for begin in range(0, len(images), _EMBEDDED_AT_ONCE):
-        chunk = images[begin : begin + _EMBEDDED_AT_ONCE]
-        sizes = [image.shape[:2] for image in chunk]
+    dtype = sam.image_encoder.patch_embed.proj.weight.dtype
+    at_once = CPU_EMBEDDED_AT_ONCE if sam.device.type == "cpu" else EMBEDDED_AT_ONCE
+    for begin in range(0, len(pictures), at_once):
+        some = pictures[begin : begin + at_once]
+        sizes = [(picture.shape[1], picture.shape[2]) for picture in some]
         resized = [ResizeLongestSide.get_preprocess_shape(*size, side) for size in sizes]
-        pixels = [sam.preprocess(_resize(image, size, sam.device)) for image, size in zip(chunk, resized, strict=True)]
-        embeddings = sam.image_encoder(torch.stack(pixels)).split(1)
-        yield from map(_Picture, embeddings, sizes, resized)
-
-
-def _resize(image: NDArray[np.uint8], size: tuple[int, int], device: torch.device) -> Tensor:
-    pixels = np.array(resize(to_pil_image(image), size))
-    return torch.as_tensor(pixels, device=device).permute(2, 0, 1)
+        squares = [
+            sam.preprocess(resize(picture[None], size, "bilinear"))
+            for picture, size in zip(some, resized, strict=True)
+        ]
+        embeddings = sam.image_encoder(torch.cat(squares).to(dtype))
+        yield from map(_Picture, embeddings.split(1), sizes, resized)
 
 
 def _decode(
-    sam: Sam, picture: _Picture, prompts: tuple[Tensor, Tensor], *, multimask: bool
+    sam: Sam, picture: _Picture, prompts: Sequence[Tensor], *, multimask: bool
 ) -> tuple[Tensor, Tensor]:
-    """Decode N prompts: the logits [N, M, h, w] of their M masks and the predicted IoUs [N, M]."""
+    """Decode the embeddings of N prompts: logits [N, M, h, w] and predicted IoUs [N, M] float32 of their M masks."""
+    dtype = picture.embedding.dtype
+    sparse, dense = prompts
     logits, ious = sam.mask_decoder(
         image_embeddings=picture.embedding,
-        image_pe=sam.prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=prompts[0],
-        dense_prompt_embeddings=prompts[1],
+        image_pe=sam.prompt_encoder.get_dense_pe().to(dtype),
+        sparse_prompt_embeddings=sparse.to(dtype),
+        dense_prompt_embeddings=dense.to(dtype),
         multimask_output=multimask,
     )
-    return logits, ious
+    return logits, ious.float()
 
 
-def _decode_boxes(sam: Sam, picture: _Picture, boxes: Sequence[BBox]) -> Tensor:
-    """Return the masks of boxes, [ceil(N / 8), W, H] uint8 as `masks_of_bits` takes them."""
-    corners = torch.tensor([to_corners(box) for box in boxes], dtype=torch.float32, device=sam.device)
-    corners = ResizeLongestSide(sam.image_encoder.img_size).apply_boxes_torch(corners, picture.size)
-    logits, _ = _decode(sam, picture, sam.prompt_encoder(None, corners, None), multimask=False)
-    return _pack(sam, picture, logits[:, 0])
-
-
-def _find_everything(sam: Sam, picture: _Picture, settings: Everything) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Find the N masks of a picture.
-
-    Returns:
-        The masks as `masks_of_bits` takes them, their boxes [N, 4] (left, top, right, bottom) of the outermost pixels,
-        areas [N] in pixels and predicted IoUs [N].
-    """
+def _find_everything(sam: Sam, picture: _Picture, settings: Everything) -> _Everything:
     points = build_point_grid(settings.points) * picture.size[::-1]
     points = ResizeLongestSide(sam.image_encoder.img_size).apply_coords(points, picture.size)
-    coordinates = torch.as_tensor(points, device=sam.device)[:, None]
-    labels = torch.ones(coordinates.shape[:2], dtype=torch.int, device=sam.device)
-    sparse, dense = sam.prompt_encoder((coordinates, labels), None, None)
+    places = torch.as_tensor(points, device=sam.device)[:, None]
+    prompts = sam.prompt_encoder((places, torch.ones(places.shape[:2], dtype=torch.int, device=sam.device)), None, None)
     found = []
-    for begin in range(0, len(points), _DECODED_AT_ONCE):
-        prompts = sparse[begin : begin + _DECODED_AT_ONCE], dense[begin : begin + _DECODED_AT_ONCE]
-        logits, ious = (each.flatten(0, 1) for each in _decode(sam, picture, prompts, multimask=True))
+    for some in zip(*(each.split(DECODED_AT_ONCE) for each in prompts), strict=True):
+        logits, ious = (each.flatten(0, 1) for each in _decode(sam, picture, some, multimask=True))
         if settings.predicted_iou > 0:
-            sure = ious > settings.predicted_iou
-            logits, ious = logits[sure], ious[sure]
-        found.append((logits, ious, *_measure(sam, picture, logits)))
-    logits, ious, stability, boxes, areas = map(torch.cat, zip(*found, strict=True))
+            is_good = ious > settings.predicted_iou
+            logits, ious = logits[is_good], ious[is_good]
+        found.append((logits, ious))
+    logits, ious = map(torch.cat, zip(*found, strict=True))
+    boxes, stability = _measure(sam, picture, logits)
     if settings.stability > 0:
-        stable = stability >= settings.stability
-        logits, ious, boxes, areas = logits[stable], ious[stable], boxes[stable], areas[stable]
-    kept = nms(boxes.float(), ious, _DUPLICATE)
-    return _pack(sam, picture, logits[kept]), boxes[kept], areas[kept], ious[kept]
+        is_stable = stability >= settings.stability
+        logits, ious, boxes = logits[is_stable], ious[is_stable], boxes[is_stable]
+    kept = nms(boxes.float(), ious, DUPLICATE)
+    bits, areas = _pack(sam, picture, logits[kept])
+    return _Everything(bits, torch.cat([areas[:, None], ious[kept, None], boxes[kept]], 1).double())
 
 
-def _upsampled(sam: Sam, picture: _Picture, logits: Tensor) -> Iterator[Tensor]:
-    """Upsample the logits of masks, [N, h, w], to the picture's size, a multiple of 8 at a time."""
-    largest = max(sam.image_encoder.img_size**2, math.prod(picture.size))
-    for some in logits.split(8 * max(1, _UPSAMPLED_PIXELS // (8 * largest))):
-        yield sam.postprocess_masks(some[None].float(), picture.resized, picture.size)[0]
+def _upsampled(sam: Sam, picture: _Picture, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Upsample logits [N, h, w] to the size of the picture, some at a time: which, and their logits [n, H, W].
 
-
-def _measure(sam: Sam, picture: _Picture, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Measure the upsampled masks of `logits` [N, h, w]: stability scores [N], boxes [N, 4] and areas [N].
-
-    An empty mask has the box (0, 0, 0, 0).
+    All parts but the last one are a multiple of 8.
     """
-    measured = []
-    for upsampled in _upsampled(sam, picture, logits):
-        stability = calculate_stability_score(upsampled, sam.mask_threshold, _STABILITY_OFFSET)
+    largest = max(sam.image_encoder.img_size**2, math.prod(picture.size))
+    pixels = CPU_UPSAMPLED_PIXELS if sam.device.type == "cpu" else UPSAMPLED_PIXELS
+    at_once = 8 * max(1, pixels // (8 * largest))
+    for begin in range(0, len(logits), at_once):
+        some = slice(begin, begin + at_once)
+        yield some, sam.postprocess_masks(logits[some][None].float(), picture.resized, picture.size)[0]
+
+
+def _measure(sam: Sam, picture: _Picture, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the boxes [N, 4] of masks, given by their logits [N, h, w], and their stability scores [N].
+
+    A box holds the outermost pixels, (left, top, right, bottom); an empty mask has (0, 0, 0, 0).
+    """
+    boxes = torch.empty((len(logits), 4), dtype=torch.int64, device=logits.device)
+    stability = torch.empty(len(logits), device=logits.device)
+    for some, upsampled in _upsampled(sam, picture, logits):
+        boxes[some] = batched_mask_to_box(upsampled > sam.mask_threshold)
+        stability[some] = calculate_stability_score(upsampled, sam.mask_threshold, STABILITY_OFFSET)
+    return boxes, stability
+
+
+def _pack(sam: Sam, picture: _Picture, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return N masks, given by their logits [N, h, w], as `masks_of_bits` takes them, and their areas [N] in pixels."""
+    height, width = picture.size
+    bits = torch.empty((math.ceil(len(logits) / 8), width, height), dtype=torch.uint8, device=logits.device)
+    areas = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for some, upsampled in _upsampled(sam, picture, logits):
         inside = upsampled > sam.mask_threshold
-        measured.append((stability, batched_mask_to_box(inside), inside.sum((1, 2))))
-    stability, boxes, areas = map(torch.cat, zip(*measured, strict=True))
-    return stability, boxes, areas
-
-
-def _pack(sam: Sam, picture: _Picture, logits: Tensor) -> Tensor:
-    """Upsample masks, given by logits [N, h, w], to [ceil(N / 8), W, H] uint8 as `masks_of_bits` takes them."""
-    packed = []
-    for upsampled in _upsampled(sam, picture, logits):
-        inside = (upsampled > sam.mask_threshold).view(torch.uint8)
-        planes = inside[::8].clone()
+        areas[some] = inside.sum((1, 2))
+        planes = inside[::8].to(torch.uint8)
         for bit in range(1, 8):
-            part = inside[bit::8]
-            planes[: len(part)] |= part << bit
-        packed.append(planes.transpose(1, 2))
-    return torch.cat(packed)
-
-
-def _largest_first(
-    bits: NDArray[np.uint8], boxes: NDArray[np.int64], areas: NDArray[np.int64], ious: NDArray[np.float32]
-) -> list[tuple[Mask, float]]:
-    masks = masks_of_bits(bits, len(areas))
-    left, top, right, bottom = boxes.T
-    order = np.lexsort((bottom - top, right - left, top, left, -areas))
-    return [(masks[i], min(1.0, float(ious[i]))) for i in order if areas[i]]
-
-
-def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-    return [t.cpu().numpy() for t in tensors]
+            with_bit = inside[bit::8]
+            planes[: len(with_bit)] |= with_bit.to(torch.uint8) << bit
+        bits[some.start // 8 : math.ceil(some.stop / 8)] = planes.transpose(1, 2)
+    return bits, areas

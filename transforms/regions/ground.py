@@ -57,32 +57,38 @@ def add_objects(
 
     texts = [[phrase.text for phrase in example.phrases] for example in examples]
     found = detect_phrases(detector, [example.pixels() for example in examples], texts)
-    return [
-        _with_objects(example, choose_boxes(detections, threshold), sam)
-        for example, detections in zip(examples, found, strict=True)
-    ]
+    chosen = [choose_boxes(detections, threshold) for detections in found]
+    boxes = [[box for _, box, _ in own] for own in chosen]
+    masks = _masks(examples, boxes, sam)
+    return [replace(e, objects=_objects(*own)) for e, *own in zip(examples, chosen, masks, strict=True)]
 
 
-def _with_objects(
-    example: Example, chosen: Sequence[tuple[int, BBox, float]], sam: "Callable[[], Sam] | None"
-) -> Example:
-    boxes = [box for _, box, _ in chosen]
-    masks = _from_segments(example, boxes) if example.segments else _from_sam(example, boxes, sam)
-    objects = tuple(
+def _objects(
+    chosen: Sequence[tuple[int, BBox, float]], masks: Sequence[Mask | None]
+) -> tuple[Object, ...]:
+    return tuple(
         Object(phrase, box, round(score, 4), mask)
         for (phrase, box, score), mask in zip(chosen, masks, strict=True)
         if mask is not None
     )
-    return replace(example, objects=objects)
 
 
-def _from_sam(example: Example, boxes: Sequence[BBox], sam: "Callable[[], Sam] | None") -> list[Mask | None]:
-    if not boxes or sam is None:
-        return [None] * len(boxes)
-    from transforms.models.sam import segment_boxes
+def _masks(
+    examples: Sequence[Example], boxes: Sequence[Sequence[BBox]], sam: "Callable[[], Sam] | None"
+) -> list[list[Mask | None]]:
+    """The mask in each box: one of the example's own segments, SAM's where it has none; None if there is no mask."""
+    masks = [
+        _from_segments(example, own) if example.segments else [None for _ in own]
+        for example, own in zip(examples, boxes, strict=True)
+    ]
+    bare = [i for i, example in enumerate(examples) if boxes[i] and not example.segments]
+    if bare and sam is not None:
+        from transforms.models.sam import segment_boxes
 
-    masks = segment_boxes(sam(), example.pixels(), boxes)
-    return [Mask.from_array(mask) if mask.any() else None for mask in masks]
+        found = segment_boxes(sam(), [examples[i].pixels() for i in bare], [boxes[i] for i in bare])
+        for i, own in zip(bare, found, strict=True):
+            masks[i] = [mask if mask.area else None for mask in own]
+    return masks
 
 
 def _from_segments(example: Example, boxes: Sequence[BBox]) -> list[Mask | None]:

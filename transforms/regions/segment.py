@@ -10,7 +10,6 @@ import apache_beam as beam
 
 from schemas.errors import RecordError
 from schemas.example import Example, Segment
-from schemas.masks import Mask
 from schemas.rejects import Reason
 from transforms.batch import Batch, each
 from transforms.models.settings import HOSTING, Everything, Hosting, Precision
@@ -95,15 +94,10 @@ def add_everything(sam: "Sam", examples: Sequence[Example], settings: Everything
     """Segment everything in each picture; masks may overlap, as those of a wheel and its car."""
     from transforms.models.sam import segment_everything
 
+    found = segment_everything(sam, [example.pixels() for example in examples], settings)
     return [
-        replace(
-            example,
-            segments=tuple(
-                Segment("", score, Mask.from_array(mask))
-                for mask, score in segment_everything(sam, example.pixels(), settings)
-            ),
-        )
-        for example in examples
+        replace(example, segments=tuple(Segment("", score, mask) for mask, score in masks))
+        for example, masks in zip(examples, found, strict=True)
     ]
 
 

@@ -36,7 +36,7 @@ def test_a_phrase_has_its_own_tokens_though_its_words_stand_in_another_too(detec
     prompt, spans = write_prompt(phrases)
     assert prompt == "a red ball . the doggy . a ball ."
     encoded = detector.tokenizer(prompt, return_offsets_mapping=True)
-    tokens = [tokens_of(encoded["offset_mapping"], span) for span in spans]
+    tokens = [np.flatnonzero(own) for own in tokens_of(np.array(encoded["offset_mapping"]), spans)]
     words = [detector.tokenizer.convert_ids_to_tokens([encoded["input_ids"][i] for i in own]) for own in tokens]
     assert words == [["a", "red", "ball"], ["the", "dog", "##gy"], ["a", "ball"]]
     assert len({token for own in tokens for token in own}) == 8

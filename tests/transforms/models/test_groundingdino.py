@@ -8,7 +8,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import GroundingDinoImageProcessor
 
 from schemas.errors import ModelError
 from schemas.example import Example
@@ -18,7 +17,7 @@ from tests.grounding import FIXED, write_detector, write_original
 from tests.transforms.models.test_sam import SHAPE
 from transforms.batch import Batch
 from transforms.models.detector import Detections, Detector, detect_phrases, load_detector
-from transforms.models.groundingdino import find_config, read_config
+from transforms.models.groundingdino import ImageProcessor, find_config, read_config
 from transforms.models.sam import new_sam, save_sam
 from transforms.regions.ground import GroundPhrases
 
@@ -105,7 +104,7 @@ def picture(seed: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def smaller(detector: Detector) -> Detector:
-    return replace(detector, processor=GroundingDinoImageProcessor(size={"shortest_edge": 160, "longest_edge": 256}))
+    return replace(detector, processor=ImageProcessor(size={"shortest_edge": 160, "longest_edge": 256}))
 
 
 def assert_alike(detected: Detections, other: Detections) -> None:
