@@ -27,6 +27,8 @@ NAMES = (
     "speed",
     "startup",
     "contention",
+    "host",
+    "gpu",
     "matting",
     "loader",
     "localization_cost",

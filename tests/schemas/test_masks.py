@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from schemas.masks import Mask, intersection_over_union
+from schemas.boxes import window
+from schemas.masks import Mask, cut_masks, intersection_over_union
 from tests.strategies import masks
 
 
@@ -75,6 +76,18 @@ def test_area_and_box_are_those_of_the_pixels(mask: NDArray[np.bool_]) -> None:
         box = (x, y, columns.max() - x + 1, rows.max() - y + 1)
     assert encoded.area == mask.sum()
     assert encoded.bbox == box
+
+
+@given(st.lists(masks(), max_size=5), st.integers(0, 99))
+def test_pixels_inside_boxes_are_those_of_the_whole_masks(arrays: list[NDArray[np.bool_]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    boxes = []
+    for height, width in (array.shape for array in arrays):
+        x, y = int(rng.integers(width)), int(rng.integers(height))
+        boxes.append((x, y, int(rng.integers(width - x + 1)), int(rng.integers(height - y + 1))))
+    found = cut_masks([Mask.from_array(array) for array in arrays], boxes)
+    for array, box, cut in zip(arrays, boxes, found, strict=True):
+        np.testing.assert_array_equal(cut.T, array[window(box)])
 
 
 @given(masks(), st.integers(0, 99))

@@ -12,6 +12,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Proces
 
 from transforms.models.checkpoints import HubModel, device, dtype_of
 from transforms.models.settings import Precision, Wording
+from transforms.models.tensors import FILTERS, resize, upload_pictures
 
 
 @dataclass(eq=False)
@@ -47,9 +48,14 @@ def write_captions(captioner: Captioner, images: Sequence[NDArray[np.uint8]], wo
     if not images:
         return []
     prompts = [wording.prompt] * len(images) if wording.prompt else None
-    inputs = captioner.processor(images=list(images), text=prompts, return_tensors="pt").to(
-        captioner.device, captioner.model.dtype
-    )
+    how = captioner.processor.image_processor
+    size = (how.size["height"], how.size["width"])
+    pictures = [
+        resize(picture[None], size, FILTERS[how.resample])[0] for picture in upload_pictures(images, captioner.device)
+    ]
+    inputs = captioner.processor(
+        images=pictures, text=prompts, do_resize=False, input_data_format="channels_first", return_tensors="pt"
+    ).to(captioner.device, captioner.model.dtype)
     with torch.inference_mode():
         tokens = captioner.model.generate(
             **inputs, num_beams=wording.beams, max_new_tokens=wording.longest, do_sample=False

@@ -25,6 +25,9 @@ class Hosting:
 HOSTING = Hosting()
 """Each process loads its own model, and computes in what its device does best."""
 
+FILL = (122, 116, 104)
+"""RGB around a segment's crop: the mean that OpenAI's CLIP subtracts, so that the model sees zeros there."""
+
 
 @dataclass(frozen=True)
 class Wording:

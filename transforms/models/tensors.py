@@ -2,31 +2,43 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 
 Filter = Literal["bilinear", "bicubic"]
+FILTERS: dict[int, Filter] = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+"""The filters by their numbers in the configs of transformers' image processors."""
 
 
-def upload(arrays: Sequence[NDArray[np.uint8]], device: str | torch.device) -> list[torch.Tensor]:
-    """Move uint8 arrays of any shapes, as pictures [H, W, 3], to `device` in one copy; on the CPU nothing is copied.
+def upload(arrays: Sequence[NDArray[Any]], device: str | torch.device) -> list[torch.Tensor]:
+    """Move arrays of any shapes and types to `device` in one copy; on the CPU nothing is copied.
 
     The tensors are views into one buffer, and must not be written to. The copy does not wait for the device.
     """
     if torch.device(device).type == "cpu":
-        # An array that is read-only, as one on bytes, would only earn a warning.
-        return [torch.from_numpy(a if a.flags.writeable else a.copy()) for a in arrays]
-    pinned = torch.empty(sum(a.size for a in arrays), dtype=torch.uint8, pin_memory=torch.device(device).type == "cuda")
-    host = pinned.numpy()
-    ends = np.cumsum([a.size for a in arrays])
-    for array, end in zip(arrays, ends, strict=True):
-        host[end - array.size : end].reshape(array.shape)[...] = array
-    parts = pinned.to(device, non_blocking=True).split([a.size for a in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+        # torch warns of an array that is read-only, as one on bytes is.
+        return [torch.from_numpy(array if array.flags.writeable else array.copy()) for array in arrays]
+    ends = np.cumsum([_aligned(array.nbytes) for array in arrays]).tolist()
+    buffer = torch.empty(ends[-1] if ends else 0, dtype=torch.uint8, pin_memory=torch.device(device).type == "cuda")
+    places = [slice(end - _aligned(array.nbytes), None) for array, end in zip(arrays, ends, strict=True)]
+    for array, place in zip(arrays, places, strict=True):
+        np.frombuffer(buffer.numpy()[place], array.dtype, array.size).reshape(array.shape)[...] = array
+    moved = buffer.to(device, non_blocking=True)
+    return [
+        moved[place][: array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
+        for array, place in zip(arrays, places, strict=True)
+    ]
+
+
+def _aligned(count: int) -> int:
+    """Round bytes up, so that the next array begins where values of any type may."""
+    return -(-count // 16) * 16
 
 
 def upload_pictures(images: Sequence[NDArray[np.uint8]], device: str | torch.device) -> list[torch.Tensor]:
@@ -54,14 +66,49 @@ def _resize_float(images: torch.Tensor, size: tuple[int, int], how: Filter) -> t
         return images
     resized = F.interpolate(images.float(), size, mode=how, antialias=True)
     # Halves are rounded up, as Pillow does; torch.round takes them to the even neighbour.
-    return resized.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+    return resized.add_(0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def fit(images: torch.Tensor, size: tuple[int, int], mode: str, how: Filter, fill: int = 0) -> torch.Tensor:
+    """Resize pictures [N, 3, H, W] uint8 and cut or pad them to `size` (height, width), as open_clip and timm do.
+
+    Args:
+        images: of one size.
+        size: of the result, in pixels.
+        mode: "squash" changes the proportions; "shortest" fills `size` and cuts off what is beyond it; "longest" keeps
+            the whole picture and pads it with the grey level `fill`.
+        how: the filter.
+        fill: for "longest".
+    """
+    source = images.shape[-2:]
+    if mode == "squash":
+        return resize(images, size, how)
+    ratios = [side / wanted for side, wanted in zip(source, size, strict=True)]
+    if mode == "longest":
+        scaled = [round(side / max(ratios)) for side in source]
+    elif size[0] == size[1]:  # the longer side is rounded down here, as torchvision does
+        scaled = [size[0] if side == min(source) else int(size[0] * side / min(source)) for side in source]
+    else:
+        scaled = [round(side / min(ratios)) for side in source]
+    resized = resize(images, (max(1, scaled[0]), max(1, scaled[1])), how)
+    below, right = (max(0, wanted - side) for wanted, side in zip(size, resized.shape[-2:], strict=True))
+    if below or right:
+        resized = F.pad(resized, (right // 2, (right + 1) // 2, below // 2, (below + 1) // 2), value=fill)
+    top, left = (round((side - wanted) / 2) for wanted, side in zip(size, resized.shape[-2:], strict=True))
+    return resized[..., top : top + size[0], left : left + size[1]]
+
+
+@lru_cache
+def constant(values: tuple[float, ...], device: str | torch.device) -> torch.Tensor:
+    """A float32 tensor of `values`, kept on `device`: copying it there each time would wait for the device."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def normalise(
     images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Turn pictures [N, 3, H, W] uint8 into what models take: (x / 255 - mean) / std, computed in float32."""
-    middle, spread = (torch.tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
+    middle, spread = (constant(tuple(values), images.device).view(3, 1, 1) for values in (mean, std))
     return images.float().div_(255).sub_(middle).div_(spread).to(dtype)
 
 
@@ -86,14 +133,23 @@ def process_pictures(processor: Any, pictures: Sequence[torch.Tensor]) -> list[d
     return inputs
 
 
-def download(tensors: Sequence[torch.Tensor]) -> list[NDArray[np.generic]]:
-    """Move tensors of one dtype to the CPU in one copy; bfloat16 becomes float32, which NumPy has."""
+def download(tensors: Sequence[torch.Tensor]) -> list[NDArray[Any]]:
+    """Move tensors of one type to the CPU in one copy; there, floats of 16 bits become float32."""
     if not tensors:
         return []
-    flat = torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
-    flat = (flat.float() if flat.dtype == torch.bfloat16 else flat).cpu()
-    parts = flat.split([t.numel() for t in tensors])
-    return [part.view(t.shape).numpy() for part, t in zip(parts, tensors, strict=True)]
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
+    if flat.is_cuda:
+        # Waits for this copy only, not for what other threads have given the device to do since.
+        host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
+        with torch.cuda.device(flat.device):
+            copied = torch.cuda.Event()
+            copied.record()
+        copied.synchronize()
+        flat = host
+    flat = flat.cpu()
+    flat = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def groups(keys: Iterable[Hashable], at_most: int) -> list[list[int]]:

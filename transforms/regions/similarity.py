@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from schemas.boxes import box_of, window
 from schemas.example import Example, Segment
 from transforms.batch import Batch, each
-from transforms.models.settings import HOSTING, Hosting, Precision
+from transforms.models.settings import FILL, HOSTING, Hosting, Precision
 from transforms.step import Step, map_batches, run_model
 from transforms.text.labels import label_similarity
 from transforms.text.synonyms import plain_label
@@ -22,16 +22,14 @@ if TYPE_CHECKING:
 
 STAGE = "similarity"
 
-FILL = (122, 116, 104)
-"""RGB outside the mask: the mean that OpenAI's CLIP subtracts, so that the model sees zeros there."""
-
 Similarity = Literal["clip", "clip-label", "label"]
 
 
 def masked_crop(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Cut a segment out of `image` [H, W, 3] uint8: a square around `mask` [H, W] bool, filled with `FILL` outside it.
 
-    In a square, the segment keeps its proportions when CLIP's preprocessing resizes it.
+    In a square, the segment keeps its proportions when CLIP's preprocessing resizes it. CLIP's crops are made on its
+    device, by `transforms.models.clip.embed_segments`; this is what they are.
 
     Raises:
         ValueError: the mask is empty.
@@ -55,14 +53,14 @@ def add_clip_similarity(clip: "Clip", examples: Sequence[Example], with_labels: 
     with a sentence encoder, here with CLIP's own text tower). Negative cosines count as 0 in the product, so that two
     of them do not make a positive one. All crops, and all texts, go through the model in one batch.
     """
-    from transforms.models.clip import embed_images, embed_texts
+    from transforms.models.clip import embed_segments, embed_texts
 
-    crops = [masked_crop(e.pixels(), segment.mask.to_array()) for e in examples for segment in e.segments]
     phrases = [phrase.text for e in examples for phrase in e.phrases]
     labels = [_label_text(segment) for e in examples for segment in e.segments] if with_labels else []
     names = list(dict.fromkeys([*phrases, *labels]))
     place = {name: i for i, name in enumerate(names)}
-    images, texts = embed_images(clip, crops), embed_texts(clip, names)
+    masks = [[segment.mask for segment in e.segments] for e in examples]
+    images, texts = embed_segments(clip, [e.pixels() for e in examples], masks), embed_texts(clip, names)
     scored = []
     start = 0
     for example in examples:

@@ -22,7 +22,6 @@ from schemas.example import Example, Quality
 from schemas.rejects import Reason
 from transforms.batch import Batch, each
 from transforms.models.settings import HOSTING, Hosting, Precision
-from transforms.regions.similarity import masked_crop
 from transforms.step import Step, map_batches, run_model
 
 if TYPE_CHECKING:
@@ -63,13 +62,13 @@ def add_quality(clip: "Clip", examples: Sequence[Example]) -> list[Example]:
 
     All crops, and all texts, go through the model in one batch.
     """
-    from transforms.models.clip import embed_images, embed_texts
+    from transforms.models.clip import embed_segments, embed_texts
 
-    crops = [masked_crop(e.pixels(), thing.mask.to_array()) for e in examples for thing in e.objects]
     phrases = [e.phrases[thing.phrase].text for e in examples for thing in e.objects]
     names = list(dict.fromkeys(phrases))
     place = {name: i for i, name in enumerate(names)}
-    images, texts = embed_images(clip, crops), embed_texts(clip, names)
+    masks = [[thing.mask for thing in e.objects] for e in examples]
+    images, texts = embed_segments(clip, [e.pixels() for e in examples], masks), embed_texts(clip, names)
     scored = []
     start = 0
     for example in examples:

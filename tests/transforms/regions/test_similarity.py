@@ -21,8 +21,8 @@ from tests.strategies import masks
 from transforms.batch import Batch
 from transforms.models.clip import Clip, embed_images, embed_texts, load_clip
 from transforms.models.presets import PRESETS
+from transforms.models.settings import FILL
 from transforms.regions.similarity import (
-    FILL,
     ScoreSimilarity,
     Similarity,
     add_clip_similarity,
