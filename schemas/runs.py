@@ -42,9 +42,9 @@ def masks_of_labels(labels: NDArray[np.integer], regions: Sequence[Sequence[int]
     """
     width, height = labels.shape
     pixels = labels.ravel()
-    owners = np.full(max(int(pixels.max()), *map(max, regions), 0) + 1, -1)
-    for owner, members in enumerate(regions):
-        owners[list(members)] = owner
+    used = [label for members in regions for label in members]
+    owners = np.full(max(int(pixels.max()), *used, 0) + 1, -1)
+    owners[used] = np.repeat(np.arange(len(regions)), [len(members) for members in regions])
     starts = np.concatenate([[0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1])
     owner = owners[pixels[starts]]
     # Neighbours with different labels may belong to one mask.
