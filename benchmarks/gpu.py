@@ -174,7 +174,7 @@ def segmenter_step(device: str, *, small: bool) -> Step:
 def sam_steps(device: str, *, small: bool) -> Iterator[Step]:
     """SAM ViT-H: five boxes a picture, and automatic masks of a grid of prompts."""
     sam = load_sam(SAMPLE / "sam") if small else sam_model_registry["vit_h"]().eval().to(device)
-    count, points = (1, 4) if small else (8, 32)
+    count, points = (1, 2) if small else (8, 32)
     pictures = [picture(i) for i in range(count)]
 
     def cast(dtype: torch.dtype) -> None:
@@ -294,8 +294,12 @@ def steps(device: str, *, small: bool) -> Iterator[Step]:
 
 
 def rate(run: Run, count: int, device: str, threads: int = 1, seconds: float = 3.0) -> float:
-    """Return how many pictures a second `threads` threads get through, each of them calling `run` again and again."""
-    run()
+    """Return how many pictures a second `threads` threads get through, each of them calling `run` again and again.
+
+    With 0 `seconds` each calls it once, and nothing is warmed up.
+    """
+    if seconds:
+        run()
     wait_for(device)
 
     def repeat(until: float) -> int:

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -136,8 +136,16 @@ def replace_headline(front: str, text: str) -> str:
 def machine() -> str:
     """Describe this machine and the libraries in one line."""
     cores = len(os.sched_getaffinity(0))
-    libraries = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
+    libraries = ", ".join(f"{library} {version(library)}" for library in LIBRARIES if is_installed(library))
     return f"{cores} cores, {platform.machine()}; Python {platform.python_version()}, {libraries}"
+
+
+def is_installed(library: str) -> bool:
+    """Whether a library is here: benchmarks of models run without Beam."""
+    try:
+        return bool(version(library))
+    except PackageNotFoundError:
+        return False
 
 
 def _cell(text: str) -> str:
