@@ -81,9 +81,7 @@ def by_generator(sam: Sam, image: NDArray[np.uint8], settings: Everything) -> li
 class Discs(torch.nn.Module):
     """A decoder that draws three soft discs for each prompt: an untrained one draws nearly the same for all of them."""
 
-    def forward(
-        self, sparse_prompt_embeddings: torch.Tensor, **_: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, sparse_prompt_embeddings: torch.Tensor, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
         weights = torch.randn(SHAPE.prompt_width, 15, generator=torch.Generator().manual_seed(0))
         numbers = (sparse_prompt_embeddings[:, 0] @ weights).sin().unflatten(1, (3, 5, 1))
         x, y, radius, sharpness, iou = numbers.unbind(2)
@@ -92,9 +90,7 @@ class Discs(torch.nn.Module):
         return (10 + 9 * sharpness[..., None]) * (radius[..., None] - distance), iou[..., 0]
 
 
-def test_automatic_masks_are_those_of_the_generator(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_automatic_masks_are_those_of_the_generator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A few at a time, so that there are several parts.
     monkeypatch.setattr(sams, "CPU_UPSAMPLED_PIXELS", 2**15)
     monkeypatch.setattr(sams, "DECODED_AT_ONCE", 8)

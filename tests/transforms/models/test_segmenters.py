@@ -1,6 +1,7 @@
 """The segmenter's adapter with each type of model that it serves: small untrained ones, and outputs written by hand."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,11 +23,22 @@ from transformers import (
     ResNetConfig,
 )
 
+from jobs.scenes import scene_of
 from schemas.errors import ModelError
+from schemas.machine import DEVICE
+from schemas.masks import intersection_over_union
 from tests.beam import apply
 from tests.examples import make_example
 from transforms.batch import Batch
-from transforms.models.segmenter import Segmenter, fused, load_segmenter, segment_images
+from transforms.models.presets import SAMPLE
+from transforms.models.segmenter import (
+    SCORE_THRESHOLDS,
+    Segmenter,
+    claimed_pixels,
+    fused,
+    load_segmenter,
+    segment_images,
+)
 from transforms.regions.segment import SegmentPictures
 
 SIDES = {"shortest_edge": 64, "longest_edge": 128}
@@ -135,6 +147,92 @@ def test_every_type_gives_disjoint_masks_of_the_pictures_size_whatever_else_is_i
             assert np.mean(segment.mask.to_array() != other.mask.to_array()) < 0.01
 
 
+class Answering(SimpleNamespace):
+    """A model that gives the same outputs for all pictures."""
+
+    def __init__(self, config: object, classes: torch.Tensor, masks: torch.Tensor) -> None:
+        super().__init__(config=config, dtype=torch.float32, classes=classes, masks=masks)
+
+    def __call__(self, pixel_values: torch.Tensor, **_: torch.Tensor) -> SimpleNamespace:
+        rows = torch.zeros(len(pixel_values), dtype=torch.int64)
+        return SimpleNamespace(class_queries_logits=self.classes[rows], masks_queries_logits=self.masks[rows])
+
+
+@pytest.mark.parametrize(
+    ("kind", "queries"), [("eomt", 12), ("mask2former", 12), ("maskformer", 12), ("maskformer", 264)]
+)
+def test_pixels_are_assigned_as_the_processor_does(kind: str, queries: int) -> None:
+    processor = KINDS[kind][1]
+    rng = np.random.default_rng(queries)
+    # Twelve queries name a class. Each has one or two cells of a grid, and some have the same.
+    classes = torch.from_numpy(rng.normal(0, 3, (1, queries, 5)).astype(np.float32))
+    classes[0, np.arange(queries), rng.integers(0, 4, queries)] += 4
+    classes[0, np.arange(queries) % (queries // 12) != 0, 4] = 30
+    masks = torch.from_numpy(rng.normal(-5, 1, (1, queries, 20)).astype(np.float32))
+    for cell in rng.integers(0, 12, (2, queries)):
+        masks[0, np.arange(queries), cell] += 10
+    masks = masks.unflatten(2, (4, 5))
+    config = SimpleNamespace(model_type=kind, id2label={i: f"class {i}" for i in range(4)})
+    segmenter = Segmenter(Answering(config, classes, masks), processor, "cpu", frozenset())
+    images = pictures()
+    outputs = SimpleNamespace(
+        class_queries_logits=classes.expand(4, -1, -1), masks_queries_logits=masks.expand(4, -1, -1, -1)
+    )
+    threshold = SCORE_THRESHOLDS[kind]
+    sizes = [image.shape[:2] for image in images]
+    expected = processor.post_process_panoptic_segmentation(outputs, threshold=threshold, target_sizes=sizes)
+    scores, labels = classes[0].softmax(-1).max(-1)
+    is_sure = (labels != 4) & (scores > threshold)
+    dropped = 0
+    for segments, peer, size in zip(segment_images(segmenter, images), expected, sizes, strict=True):
+        is_claimed = torch.ones(size, dtype=torch.bool)
+        if kind != "eomt":
+            is_claimed = claimed_pixels(masks[0, is_sure], scores[is_sure], size)
+        theirs = [
+            (f"class {info['label_id']}", round(info["score"], 4), ((peer["segmentation"] == info["id"]) & is_claimed))
+            for info in peer["segments_info"]
+        ]
+        ours = [(segment.label, segment.score, segment.mask.to_array()) for segment in segments]
+        theirs = [their for their in theirs if their[2].any()]
+        assert [own[:2] for own in ours] == [their[:2] for their in theirs]
+        for own, their in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(own[2], their[2].numpy())
+        assert len(ours) > 1
+        dropped += int(is_sure.sum()) - len(ours)
+    assert dropped > 0
+
+
+def test_threads_share_a_segmenter(tmp_path: Path) -> None:
+    segmenter = load_segmenter(save("mask2former", tmp_path))
+    images = pictures()
+    expected = segment_images(segmenter, images)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: segment_images(segmenter, images), range(8))) == [expected] * 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_computes_in_bf16(kind: str, tmp_path: Path) -> None:
+    checkpoint = save(kind, tmp_path)
+    full, half = load_segmenter(checkpoint), load_segmenter(checkpoint, "bf16")
+    assert half.model.dtype == torch.bfloat16
+    images = pictures()
+    for image, segments in zip(images, segment_images(half, images), strict=True):
+        assert {segment.mask.size for segment in segments} <= {image.shape[:2]}
+    assert any(segment_images(full, images))
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_segments_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [scene_of(5, i).image for i in range(4)]
+    found = segment_images(load_segmenter(SAMPLE / "segmenter", "bf16"), images)
+    monkeypatch.setenv(DEVICE, "cpu")
+    for own, expected in zip(found, segment_images(load_segmenter(SAMPLE / "segmenter"), images), strict=True):
+        assert sorted(segment.label for segment in own) == sorted(segment.label for segment in expected)
+        for segment in expected:
+            same = [other.mask for other in own if other.label == segment.label]
+            assert max(intersection_over_union(segment.mask, mask) for mask in same) > 0.9
+
+
 def with_queries(queries: list[tuple[int, slice]], size: tuple[int, int] = (48, 96)) -> Segmenter:
     """A Mask2Former whose queries say: class id, columns of a picture of `size` (height, width)."""
     classes = torch.full((1, len(queries), NOTHING + 1), -9.0)
@@ -145,11 +243,9 @@ def with_queries(queries: list[tuple[int, slice]], size: tuple[int, int] = (48, 
     labels = {i: f"class {i}" for i in range(NOTHING)}
     config = SimpleNamespace(model_type="mask2former", id2label=labels)
 
-    class Model(SimpleNamespace):
-        def __call__(self, **_: torch.Tensor) -> SimpleNamespace:
-            return SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
-
-    return Segmenter(Model(config=config), Mask2FormerImageProcessor(), "cpu", frozenset(range(80, NOTHING)))
+    return Segmenter(
+        Answering(config, classes, masks), Mask2FormerImageProcessor(), "cpu", frozenset(range(80, NOTHING))
+    )
 
 
 def columns_of(segmenter: Segmenter) -> dict[str, list[int]]:
