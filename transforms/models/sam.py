@@ -143,9 +143,7 @@ def _published(checkpoint: str) -> Sam:
     return sam
 
 
-def segment_boxes(
-    sam: Sam, images: Sequence[NDArray[np.uint8]], boxes: Sequence[Sequence[BBox]]
-) -> list[list[Mask]]:
+def segment_boxes(sam: Sam, images: Sequence[NDArray[np.uint8]], boxes: Sequence[Sequence[BBox]]) -> list[list[Mask]]:
     """Segment the thing in each box; each picture is embedded once, and its boxes are decoded in one batch.
 
     Args:
@@ -246,16 +244,13 @@ def _embedded(sam: Sam, pictures: Sequence[Tensor]) -> Iterator[_Picture]:
         sizes = [(picture.shape[1], picture.shape[2]) for picture in some]
         resized = [ResizeLongestSide.get_preprocess_shape(*size, side) for size in sizes]
         squares = [
-            sam.preprocess(resize(picture[None], size, "bilinear"))
-            for picture, size in zip(some, resized, strict=True)
+            sam.preprocess(resize(picture[None], size, "bilinear")) for picture, size in zip(some, resized, strict=True)
         ]
         embeddings = sam.image_encoder(torch.cat(squares).to(dtype))
         yield from map(_Picture, embeddings.split(1), sizes, resized)
 
 
-def _decode(
-    sam: Sam, picture: _Picture, prompts: Sequence[Tensor], *, multimask: bool
-) -> tuple[Tensor, Tensor]:
+def _decode(sam: Sam, picture: _Picture, prompts: Sequence[Tensor], *, multimask: bool) -> tuple[Tensor, Tensor]:
     """Decode the embeddings of N prompts: logits [N, M, h, w] and predicted IoUs [N, M] float32 of their M masks."""
     dtype = picture.embedding.dtype
     sparse, dense = prompts

@@ -63,9 +63,7 @@ def add_objects(
     return [replace(e, objects=_objects(*own)) for e, *own in zip(examples, chosen, masks, strict=True)]
 
 
-def _objects(
-    chosen: Sequence[tuple[int, BBox, float]], masks: Sequence[Mask | None]
-) -> tuple[Object, ...]:
+def _objects(chosen: Sequence[tuple[int, BBox, float]], masks: Sequence[Mask | None]) -> tuple[Object, ...]:
     return tuple(
         Object(phrase, box, round(score, 4), mask)
         for (phrase, box, score), mask in zip(chosen, masks, strict=True)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from schemas.errors import ModelError
+from schemas.machine import DEVICE
 from tests.grounding import write_detector
 from transforms.models.detector import Detector, detect_phrases, load_detector, tokens_of, write_prompt
 
@@ -76,6 +78,48 @@ def test_pictures_of_one_size_together_give_what_each_gives(detector: Detector) 
         (alone,) = detect_phrases(detector, [image], [own])
         np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
         np.testing.assert_allclose(found.corners, alone.corners, atol=1e-2)
+
+
+def test_pictures_of_several_sizes_are_not_padded(detector: Detector) -> None:
+    """Padding would make what is found in a picture depend on the others."""
+    images = [picture(0), picture(1, 72, 48), picture(2), picture(3, 24, 36)]  # the last is resized as the first is
+    phrases = [["a red ball"], ["the dog", "a tall cup"], ["a cup"], ["a ball", "the dog", "a cup"]]
+    for image, own, found in zip(images, phrases, detect_phrases(detector, images, phrases), strict=True):
+        (alone,) = detect_phrases(detector, [image], [own])
+        assert found.scores.shape == (len(own), len(found.corners))
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+        np.testing.assert_allclose(found.corners, alone.corners, atol=1e-2)
+
+
+def test_threads_share_a_detector(folder: Path) -> None:
+    detector = load_detector(folder)  # its tokenizer has not been used
+    images, phrases = [picture(0), picture(1)], [["a red ball"], ["the dog", "a tall cup"]]
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: detect_phrases(detector, images, phrases), range(8))
+    for found in others:
+        for detected, expected in zip(found, first, strict=True):
+            np.testing.assert_array_equal(detected.corners, expected.corners)
+            np.testing.assert_array_equal(detected.scores, expected.scores)
+
+
+def test_in_bf16_boxes_are_not_rounded(folder: Path) -> None:
+    detector = load_detector(folder, "bf16")
+    (found,) = detect_phrases(detector, [picture(0, 640, 960)], [["a red ball"]])
+    # In bf16 itself there are 128 numbers between 1/2 and 1.
+    shares = found.corners[:, 2] / 960
+    inside = shares[(shares > 0.5) & (shares < 1)]
+    assert len(inside) > 3
+    assert (np.abs(inside * 256 - np.round(inside * 256)) > 1e-3).any()
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_boxes_are_those_of_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, phrases = [picture(0), picture(1, 72, 48)], [["a red ball"], ["the dog", "a tall cup"]]
+    on_cuda = detect_phrases(load_detector(folder), images, phrases)
+    monkeypatch.setenv(DEVICE, "cpu")
+    for found, expected in zip(on_cuda, detect_phrases(load_detector(folder), images, phrases), strict=True):
+        np.testing.assert_allclose(found.scores.max(1), expected.scores.max(1), atol=0.02)
+    assert detect_phrases(load_detector(folder, "bf16"), images, phrases)
 
 
 def test_a_phrase_beyond_the_longest_text_has_no_score(detector: Detector) -> None:

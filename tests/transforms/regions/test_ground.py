@@ -97,24 +97,32 @@ def test_a_mask_fills_a_box_from_an_iou_of_seven_tenths_on(
     assert len(grounded.objects) == taken
 
 
-def test_sam_is_asked_for_the_boxes_of_a_picture_without_masks_and_an_empty_answer_is_no_object(
+def test_sam_is_asked_once_for_the_boxes_of_pictures_without_masks_and_an_empty_answer_is_no_object(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     example = captioned()
-    dot = framed((4, 4, 2, 2)).to_array()
+    dot, empty = framed((4, 4, 2, 2)), framed((0, 0, 0, 0))
+    filled = replace(example, segments=(Segment("", 1.0, framed((0, 0, 9, 9))),))
     asked = []
 
-    def segment_boxes(sam: object, picture: NDArray[np.uint8], boxes: list[BBox]) -> list[NDArray[np.bool_]]:
-        asked.append((sam, picture.shape, list(boxes)))
-        return [dot, dot & False]
+    def segment_boxes(sam: object, pictures: list[NDArray[np.uint8]], boxes: list[list[BBox]]) -> list[list[Mask]]:
+        asked.append((sam, [picture.shape for picture in pictures], boxes))
+        return [[dot, empty], [dot]]
 
-    found = detections([[0.9, 0.1], [0.1, 0.8]], [(0, 0, 10, 10), (30, 0, 60, 40)])
-    monkeypatch.setattr(detectors, "detect_phrases", lambda *_: [found, detections([[0.1], [0.1]], [(0, 0, 9, 9)])])
+    first = detections([[0.9, 0.1], [0.1, 0.8]], [(0, 0, 10, 10), (30, 0, 60, 40)])
+    alone = detections([[0.7], [0.1]], [(0, 0, 9, 9)])
+    nothing = detections([[0.1], [0.1]], [(0, 0, 9, 9)])
+    monkeypatch.setattr(detectors, "detect_phrases", lambda *_: [first, nothing, alone, alone])
     monkeypatch.setattr(sams, "segment_boxes", segment_boxes)
-    first, second = add_objects(None, lambda: "SAM", [example, example], 0.25)  # type: ignore[arg-type]
-    assert first.objects == (Object(0, (0, 0, 10, 10), 0.9, framed((4, 4, 2, 2))),)
-    assert second.objects == ()
-    assert asked == [("SAM", (48, 64, 3), [(0, 0, 10, 10), (30, 0, 30, 40)])]  # not for the picture without boxes
+    grounded = add_objects(None, lambda: "SAM", [example, example, filled, example], 0.25)  # type: ignore[arg-type]
+    assert [record.objects for record in grounded] == [
+        (Object(0, (0, 0, 10, 10), 0.9, dot),),
+        (),
+        (Object(0, (0, 0, 9, 9), 0.7, filled.segments[0].mask),),
+        (Object(0, (0, 0, 9, 9), 0.7, dot),),
+    ]
+    # Neither for the picture without boxes, nor for the one with masks of its own.
+    assert asked == [("SAM", [(48, 64, 3)] * 2, [[(0, 0, 10, 10), (30, 0, 30, 40)], [(0, 0, 9, 9)]])]
 
 
 def test_detected_boxes_are_filled_by_sam_or_by_the_source_s_own_masks(tmp_path: Path) -> None:
