@@ -19,7 +19,7 @@ def masks_of_bits(bits: NDArray[np.uint8], count: int) -> list[Mask]:
         bits: [ceil(count / 8), W, H] uint8; mask `i` is bit `i % 8` (1 is the lowest) of plane `i // 8`.
         count: number of masks.
     """
-    planes, width, height = bits.shape
+    width, height = bits.shape[1:]
     pixels = bits.ravel()
     differs = np.ones(pixels.size, bool)
     np.not_equal(pixels[1:], pixels[:-1], out=differs[1:])

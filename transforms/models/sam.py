@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +30,10 @@ REFINED = 4
 """Decoded masks have this many times as many pixels per side as the embedding."""
 
 EMBEDDED_AT_ONCE, UPSAMPLED_PIXELS = 4, 2**26
-"""Pictures that go through the encoder together, at most (a published one takes 2 GB for each), and pixels of masks that
-are upsampled together."""
+"""Pictures that go through the encoder together, at most, and pixels of masks that are upsampled together.
+
+A published encoder takes some 2 GB for each picture.
+"""
 
 CPU_EMBEDDED_AT_ONCE, CPU_UPSAMPLED_PIXELS = 1, 2**20
 """The same on a CPU, which is faster with less: with what its cache holds."""
@@ -44,9 +45,10 @@ UPSAMPLED_PIXELS = 2**26
 """Pixels of the masks that are upsampled together, 256 MB."""
 
 STABILITY_OFFSET = 1.0
+"""By how much the threshold of the logits is moved for the stability score: the generator's default."""
+
 DUPLICATE = 0.7
-"""Defaults of the generator: by how much the threshold is moved for the stability score, and the IoU of two masks' boxes
-above which the one with the lower predicted IoU is left out."""
+"""IoU of two masks' boxes above which the one with the lower predicted IoU is left out: the generator's default."""
 
 
 @dataclass(frozen=True)

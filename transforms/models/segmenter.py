@@ -26,7 +26,7 @@ SCORE_THRESHOLDS = {"mask2former": 0.5, "maskformer": 0.5, "eomt": 0.8, "eomt_di
 """Supported types of model, and the class score below which a query is ignored: the defaults of their processors."""
 
 OVERLAP = 0.8
-"""Share of a query's mask that must be left to it, where masks overlap, for it to be a segment: the processors' default."""
+"""A query is a segment if more than this share of its mask is left to it by others: the processors' default."""
 
 MASK2FORMER_SIZE = (384, 384)
 """Mask2Former's processor resizes the masks of all models to this before it resizes them to the picture."""

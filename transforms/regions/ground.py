@@ -56,11 +56,11 @@ def add_objects(
     from transforms.models.detector import detect_phrases
 
     texts = [[phrase.text for phrase in example.phrases] for example in examples]
-    found = detect_phrases(detector, [example.pixels() for example in examples], texts)
-    chosen = [choose_boxes(detections, threshold) for detections in found]
+    detected = detect_phrases(detector, [example.pixels() for example in examples], texts)
+    chosen = [choose_boxes(detections, threshold) for detections in detected]
     boxes = [[box for _, box, _ in own] for own in chosen]
-    masks = _masks(examples, boxes, sam)
-    return [replace(e, objects=_objects(*own)) for e, *own in zip(examples, chosen, masks, strict=True)]
+    found = zip(examples, chosen, _masks(examples, boxes, sam), strict=True)
+    return [replace(example, objects=_objects(own, masks)) for example, own, masks in found]
 
 
 def _objects(chosen: Sequence[tuple[int, BBox, float]], masks: Sequence[Mask | None]) -> tuple[Object, ...]:
@@ -75,8 +75,8 @@ def _masks(
     examples: Sequence[Example], boxes: Sequence[Sequence[BBox]], sam: "Callable[[], Sam] | None"
 ) -> list[list[Mask | None]]:
     """The mask in each box: one of the example's own segments, SAM's where it has none; None if there is no mask."""
-    masks = [
-        _from_segments(example, own) if example.segments else [None for _ in own]
+    masks: list[list[Mask | None]] = [
+        _from_segments(example, own) if example.segments else [None] * len(own)
         for example, own in zip(examples, boxes, strict=True)
     ]
     bare = [i for i, example in enumerate(examples) if boxes[i] and not example.segments]

@@ -50,10 +50,10 @@ def test_in_bf16_the_segments_stay(segmenter: Segmenter, scenes: list[Scene]) ->
     images = [scene.image for scene in scenes]
     found = segment_images(load_segmenter(SAMPLE, "bf16"), images)
     for own, expected in zip(found, segment_images(segmenter, images), strict=True):
-        assert [segment.label for segment in own] == [segment.label for segment in expected]
-        for segment, other in zip(own, expected, strict=True):
-            assert intersection_over_union(segment.mask.to_array(), other.mask.to_array()) > 0.95
-            assert abs(segment.score - other.score) < 0.05
+        assert [region.label for region in own] == [region.label for region in expected]
+        for region, other in zip(own, expected, strict=True):
+            assert intersection_over_union(region.mask.to_array(), other.mask.to_array()) > 0.95
+            assert abs(region.score - other.score) < 0.05
 
 
 def test_a_picture_is_segmented_the_same_alone_and_among_others(segmenter: Segmenter, scenes: list[Scene]) -> None:
