@@ -80,9 +80,10 @@ setup(
         "train": [*SHARED, *TRAIN],
         # TensorBoard's event files for a training run.
         "tensorboard": TENSORBOARD,
-        # Dataflow and gs:// paths; s3:// paths.
+        # Dataflow and gs:// paths; s3:// paths; Dask.
         "gcp": ["apache-beam[gcp]>=2.77", "gcsfs>=2025.3"],
         "aws": ["apache-beam[aws]>=2.77", "s3fs>=2025.3"],
+        "dask": ["apache-beam[dask]>=2.77"],
         "dev": [
             *TENSORBOARD,
             "datasets>=5.0",

@@ -5,7 +5,6 @@ shards are made in rounds, a pipeline each: a job that is killed loses at most o
 more than that. A round that kills a process is made again by `jobs.rescue`. Other runners get one pipeline.
 """
 
-import argparse
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from rich.console import Console
 
+from jobs.engines import beam_options, check_paths, local_workers
 from jobs.likeness import check_likeness
 from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
-from jobs.run import LOCAL_RUNNER, WorkerDiedError, has_processes, is_local, quiet_stderr, run
+from jobs.run import WorkerDiedError, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
 from pipelines.recipe import BuildConfig
@@ -28,6 +28,7 @@ from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.dataset import finish_dataset, finished_shards, leave_nothing, leaving_nothing, prepare_output
+from transforms.files import use_options
 from transforms.listing import list_source
 from transforms.models.presets import Models, check_downloads, name_of, revision_of
 from transforms.models.settings import Precision
@@ -48,7 +49,8 @@ class Request:
     """Arguments of one `subjectloom build`.
 
     `debug` shows what Beam prints when a worker dies; with `doubts_preset`, small models are refused for photographs;
-    `replaced` are the kinds of models that are not the preset's own.
+    `replaced` are the kinds of models that are not the preset's own; `dataflow_preset` is one of
+    `jobs.engines.PRESETS`.
     """
 
     recipe: str
@@ -65,6 +67,7 @@ class Request:
     debug: bool = False
     doubts_preset: bool = False
     replaced: tuple[str, ...] = ()
+    dataflow_preset: str | None = None
 
 
 def build(request: Request, console: Console) -> DatasetInfo:
@@ -75,7 +78,11 @@ def build(request: Request, console: Console) -> DatasetInfo:
             balance.
     """
     recipe, models = RECIPES[request.recipe], request.models
-    options = beam_options(request.beam_options)
+    options = beam_options(request.beam_options, request.dataflow_preset)
+    given = {"--input": request.source, "--output": request.output}
+    given |= {f"--{name}": path for name in ("backgrounds",) if (path := getattr(request.config, name, None))}
+    check_paths(options, given)
+    use_options(options)
     if not is_local(options):
         logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
     with console.status(f"reading {request.source}"):
@@ -113,7 +120,8 @@ def build(request: Request, console: Console) -> DatasetInfo:
             console.print(f"models   {', '.join(small)}: {SMALL}", soft_wrap=True, markup=False, highlight=False)
             if request.doubts_preset and missing:
                 check_likeness(missing[0])
-        with progress_bar(console, missing, list(job.models)) as progress:
+        with progress_bar(console, missing, list(job.models)) as progress_file:
+            progress = progress_file if is_local(options) else ""  # other machines have no such file
             whole = BuildDataset(
                 recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress
             )
@@ -253,35 +261,6 @@ def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precis
     )
 
 
-def beam_options(arguments: Sequence[str]) -> PipelineOptions:
-    """Read the arguments after `--`; if they name no runner, choose the local one explicitly.
-
-    Beam's own default tries another engine first, a program that it downloads.
-
-    Raises:
-        ConfigError: Beam has no such option; Beam itself would ignore it.
-    """
-    if unknown := unknown_options(arguments):
-        raise ConfigError(
-            f"Beam has no option {' '.join(unknown)}: what follows -- is for Beam, as in -- --runner=NAME"
-        )
-    options = PipelineOptions([*arguments])
-    standard = options.view_as(StandardOptions)
-    if standard.runner in (None, "DirectRunner"):
-        standard.runner = LOCAL_RUNNER
-    return options
-
-
-def unknown_options(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments that no options of Beam's take; asking all of them costs a tenth of importing Beam."""
-    if not arguments:
-        return []
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
-    for group in PipelineOptions.__subclasses__():
-        group._add_argparse_args(parser)
-    return parser.parse_known_args(arguments)[1]
-
-
 def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequence[Chunk]]:
     """Split the shards into the rounds of a local job; any other runner takes all of them at once."""
     if not is_local(options):
@@ -290,11 +269,6 @@ def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequen
     size = SHARDS_PER_ROUND * local_workers(options)
     for start in range(0, len(chunks), size):
         yield chunks[start : start + size]
-
-
-def local_workers(options: PipelineOptions) -> int:
-    """The number of workers of the local runner."""
-    return max(1, options.view_as(DirectOptions).direct_num_workers)
 
 
 def _in_words(chunks: Sequence[Chunk]) -> str:

@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -14,6 +15,7 @@ from schemas.errors import InputError
 
 if TYPE_CHECKING:
     from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 
 def is_remote(path: str) -> bool:
@@ -21,11 +23,51 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def filesystems() -> "type[FileSystems]":
-    """Return Beam's filesystems."""
+NEEDS = {
+    "gs": ("google.cloud.storage", "subjectloom[gcp]"),
+    "s3": ("boto3", "subjectloom[aws]"),
+    "hdfs": ("hdfs", "apache-beam[hadoop]"),
+    "azfs": ("azure.storage.blob", "apache-beam[azure]"),
+}
+"""The module that addresses of a scheme need, and what to install for it."""
+
+
+def filesystems(address: str) -> "type[FileSystems]":
+    """Return Beam's filesystems, ready to open `address`.
+
+    Raises:
+        InputError: Beam opens no such addresses, or lacks the packages for them.
+    """
+    from apache_beam.io.filesystem import FileSystem
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    scheme = address.partition("://")[0]
+    module, requirement = NEEDS.get(scheme, ("", ""))
+    if module and not is_installed(module):
+        raise InputError(f"{address}: {scheme}:// needs {module}, which is not here: pip install '{requirement}'")
+    known = {str(other.scheme()) for other in FileSystem.get_all_subclasses()} - {"None"}
+    if scheme not in known:
+        opened = ", ".join(f"{name}://" for name in sorted(known | {*NEEDS}))
+        raise InputError(f"{address}: {scheme}:// cannot be opened, only {opened}")
+    if FileSystems._pipeline_options is None:  # no pipeline has set them yet
+        FileSystems.set_options(PipelineOptions([]))
+    return FileSystems
+
+
+def use_options(options: "PipelineOptions") -> None:
+    """Use Beam's options, as --s3_endpoint_url, for every address opened from now on."""
     from apache_beam.io.filesystems import FileSystems
 
-    return FileSystems
+    FileSystems.set_options(options)
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is missing
+        return False
 
 
 def join(folder: str, *names: str) -> str:
@@ -35,7 +77,7 @@ def join(folder: str, *names: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether there is a file at `path`."""
-    return filesystems().exists(path) if is_remote(path) else Path(path).exists()
+    return filesystems(path).exists(path) if is_remote(path) else Path(path).exists()
 
 
 def list_files(folder: str) -> list[str]:
@@ -48,7 +90,7 @@ def list_files(folder: str) -> list[str]:
         raise InputError(f"the folder {folder} has one of * ? [ in its name, which stand for patterns: rename it")
     start = join(folder, "")
     if is_remote(folder):
-        found = filesystems().match([join(folder, "**")])[0].metadata_list
+        found = filesystems(folder).match([join(folder, "**")])[0].metadata_list
         return sorted(meta.path.removeprefix(start) for meta in found)
     below = (f"{parent}/{name}" for parent, _, names in os.walk(folder.rstrip("/")) for name in names)
     return sorted(path.removeprefix(start) for path in below)
@@ -60,7 +102,7 @@ def open_file(path: str) -> BinaryIO:
         return Path(path).open("rb")
     from apache_beam.io.filesystem import CompressionTypes
 
-    return filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return filesystems(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def read_file(path: str) -> bytes:
@@ -108,18 +150,18 @@ def _create(path: str) -> BinaryIO:
         return Path(path).open("wb")
     from apache_beam.io.filesystem import CompressionTypes
 
-    return filesystems().create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return filesystems(path).create(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def _delete(path: str) -> None:
     if is_remote(path):
-        filesystems().delete([path])
+        filesystems(path).delete([path])
     else:
         Path(path).unlink()
 
 
 def _rename(source: str, destination: str) -> None:
     if is_remote(source):
-        filesystems().rename([source], [destination])
+        filesystems(source).rename([source], [destination])
     else:
         Path(source).replace(destination)

@@ -58,4 +58,5 @@ def run_model(
 
     from transforms.models.handler import StepHandler
 
-    return batches | f"{stage} model" >> RunInference(StepHandler(stage, load, step, hosting))
+    single = batches | f"{stage} batches" >> beam.Map(lambda batch: (batch,))
+    return single | f"{stage} model" >> RunInference(StepHandler(stage, load, step, hosting))

@@ -31,8 +31,8 @@ class Advancer(Generic[Model]):
 class StepHandler(ModelHandler[Batch, Batch, Advancer[Model]], Generic[Model]):
     """Runs `step` over the examples of each batch, with what `load` returns.
 
-    A `Batch` is one element to Beam, which must not form batches of its own: what goes through a model together would
-    depend on the runner.
+    Elements are 1-tuples of a `Batch`: Beam must not form batches of its own, as what goes through a model together
+    would depend on the runner, and the Dask runner loses what is left over at the end of a bundle.
 
     Args:
         stage: names the step in rejects and timings.
@@ -48,10 +48,14 @@ class StepHandler(ModelHandler[Batch, Batch, Advancer[Model]], Generic[Model]):
         step: Callable[[Model, Sequence[Example]], Sequence[Example]],
         hosting: Hosting = HOSTING,
     ) -> None:
-        super().__init__(min_batch_size=1, max_batch_size=1, large_model=hosting.large, model_copies=hosting.copies)
+        super().__init__(large_model=hosting.large, model_copies=hosting.copies)
         self._stage = stage
         self._load = load
         self._step = step
+
+    def should_skip_batching(self) -> bool:
+        """Elements are batches already."""
+        return True
 
     def load_model(self) -> Advancer[Model]:
         """Load the model, once per worker."""

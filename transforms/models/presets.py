@@ -149,7 +149,7 @@ def revision_of(checkpoint: str) -> str:
     if path.is_file():
         with path.open("rb") as stream:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
-    return _package_version(checkpoint) or _hub_commit(*_hub_file(checkpoint))
+    return _package_version(checkpoint) or _hub_commit(*hub_file(checkpoint))
 
 
 def check_downloads(checkpoints: Mapping[str, str]) -> None:
@@ -174,7 +174,7 @@ def _is_here(checkpoint: str) -> bool:
         return True
     from huggingface_hub import try_to_load_from_cache
 
-    name, file = _hub_file(checkpoint)
+    name, file = hub_file(checkpoint)
     repository, _, revision = name.partition("@")
     return "/" in repository and isinstance(try_to_load_from_cache(repository, file, revision=revision or None), str)
 
@@ -201,7 +201,7 @@ def _package_version(name: str) -> str:
         return ""
 
 
-def _hub_file(checkpoint: str) -> tuple[str, str]:
+def hub_file(checkpoint: str) -> tuple[str, str]:
     """Return the repository of a checkpoint, and a small file that it has, or the file that is the checkpoint."""
     owner, _, rest = checkpoint.partition("/")
     name, _, file = rest.partition("/")

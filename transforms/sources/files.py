@@ -133,7 +133,7 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _match(pattern: str, root: str) -> list[File]:
-    found = filesystems().match([pattern])[0].metadata_list
+    found = filesystems(pattern).match([pattern])[0].metadata_list
     prefix = root.rstrip("/") + "/"
     return [
         File(meta.path, meta.path.removeprefix(prefix), meta.size_in_bytes, meta.last_updated_in_seconds)
