@@ -16,7 +16,7 @@ from textwrap import shorten
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from rich.console import Console
 
-from jobs.engines import beam_options, check_paths, local_workers
+from jobs.engines import beam_options, check_paths, has_gpu, local_workers, precision_on
 from jobs.likeness import check_likeness
 from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
@@ -35,6 +35,7 @@ from transforms.models.settings import Precision
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 from transforms.step import Step
+from transforms.worker import Needs
 
 SHARDS_PER_ROUND = 4
 """Shards in a round, per local worker. Each round loads the models again, which takes seconds; four thousand JPEGs take
@@ -50,7 +51,7 @@ class Request:
 
     `debug` shows what Beam prints when a worker dies; with `doubts_preset`, small models are refused for photographs;
     `replaced` are the kinds of models that are not the preset's own; `dataflow_preset` is one of
-    `jobs.engines.PRESETS`.
+    `jobs.engines.PRESETS`, `accelerator` the hint of `BuildDataset`.
     """
 
     recipe: str
@@ -68,6 +69,7 @@ class Request:
     doubts_preset: bool = False
     replaced: tuple[str, ...] = ()
     dataflow_preset: str | None = None
+    accelerator: str = ""
 
 
 def build(request: Request, console: Console) -> DatasetInfo:
@@ -79,9 +81,8 @@ def build(request: Request, console: Console) -> DatasetInfo:
     """
     recipe, models = RECIPES[request.recipe], request.models
     options = beam_options(request.beam_options, request.dataflow_preset)
-    given = {"--input": request.source, "--output": request.output}
-    given |= {f"--{name}": path for name in ("backgrounds",) if (path := getattr(request.config, name, None))}
-    check_paths(options, given)
+    backgrounds = getattr(request.config, "backgrounds", "")
+    check_paths(options, {"--input": request.source, "--output": request.output, "--backgrounds": backgrounds})
     use_options(options)
     if not is_local(options):
         logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
@@ -99,7 +100,8 @@ def build(request: Request, console: Console) -> DatasetInfo:
         # How many samples the captions of a picture make is known only when they are read.
         chunks = tuple(replace(chunk, expected=None) for chunk in chunks)
     config = recipe.settle(request.config, models, listing)
-    precision = settle_precision(models.hosting.precision, recipe.steps(config, models, listing))
+    wanted = precision_on(request.dataflow_preset, models.hosting.precision)
+    precision = settle_precision(wanted, recipe.steps(config, models, listing))
     models = replace(models, hosting=replace(models.hosting, precision=precision))
     steps, cut = recipe.steps(config, models, listing), recipe.cut(config)
     job = describe_job(request.recipe, config, steps, precision)
@@ -120,11 +122,19 @@ def build(request: Request, console: Console) -> DatasetInfo:
             console.print(f"models   {', '.join(small)}: {SMALL}", soft_wrap=True, markup=False, highlight=False)
             if request.doubts_preset and missing:
                 check_likeness(missing[0])
-        with progress_bar(console, missing, list(job.models)) as progress_file:
-            progress = progress_file if is_local(options) else ""  # other machines have no such file
+        with progress_bar(console, missing, list(job.models)) if is_local(options) else nullcontext("") as progress:
             whole = BuildDataset(
-                recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress
-            )
+                recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress,
+                accelerator=request.accelerator,
+            )  # fmt: skip
+            if not is_local(options):
+                checkpoints = tuple(checkpoints_of(steps).values())
+                needs = Needs(request.output, checkpoints, cuda=has_gpu(request.dataflow_preset))
+                whole = replace(whole, needs=needs)
+                runner = options.view_as(StandardOptions).runner
+                console.print(
+                    f"{runner}: {len(missing)} shards; its own log and pages show how it goes", soft_wrap=True
+                )
             make_shards(whole.of(missing), options, console, debug=request.debug)
         if cut:
             with console.status(f"keeping the best {cut.best:,}"):

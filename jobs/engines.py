@@ -6,11 +6,12 @@ This module imports no runner: a wrong option is answered at once.
 import argparse
 from collections.abc import Mapping, Sequence
 
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
 
 from jobs.run import LOCAL_RUNNER
 from schemas.errors import ConfigError, choices
 from transforms.files import is_installed, is_remote
+from transforms.models.settings import Precision
 
 RUNNERS = {
     "DirectRunner": LOCAL_RUNNER,
@@ -45,6 +46,9 @@ PRESETS = {
 }
 """Machines of Dataflow. On those with a GPU, one process runs several threads, which share one copy of each model."""
 
+PRECISIONS: dict[str, Precision] = {"l4": "bf16", "t4": "fp32", "cpu": "fp32"}
+"""Precision of these machines' models: a T4 has no bf16."""
+
 
 def beam_options(arguments: Sequence[str], dataflow_preset: str | None = None) -> PipelineOptions:
     """Read the arguments after `--`; if they name no runner, choose the local one explicitly.
@@ -56,8 +60,8 @@ def beam_options(arguments: Sequence[str], dataflow_preset: str | None = None) -
         dataflow_preset: one of `PRESETS`.
 
     Raises:
-        ConfigError: Beam has no such option, which Beam itself would ignore; there is no such preset; or what the
-            runner needs is not installed.
+        ConfigError: Beam has no such option, which Beam itself would ignore; there is no such preset; a classic
+            template is asked for; or what the runner needs is not installed.
     """
     if unknown := unknown_options(arguments):
         raise ConfigError(
@@ -68,6 +72,11 @@ def beam_options(arguments: Sequence[str], dataflow_preset: str | None = None) -
     options = PipelineOptions([*PRESETS.get(dataflow_preset or "", ()), *arguments])
     standard = options.view_as(StandardOptions)
     name = standard.runner or "DirectRunner"
+    if options.view_as(GoogleCloudOptions).template_location:
+        raise ConfigError(
+            "--template_location: a classic template holds the list of shards of the day it was made; "
+            "`make dataflow-template` makes a flex template, which lists them at each start"
+        )
     if dataflow_preset is not None and name != "DataflowRunner":
         raise ConfigError(f"--dataflow-preset {dataflow_preset} is for -- --runner=DataflowRunner, this is {name}")
     extra, modules = EXTRAS.get(name, ("", ()))
@@ -82,7 +91,7 @@ def unknown_options(arguments: Sequence[str]) -> list[str]:
     if not arguments:
         return []
     if any(argument.startswith("--dask") or "Dask" in argument for argument in arguments) and is_installed("dask"):
-        import apache_beam.runners.dask.dask_runner  # noqa: F401 - its options are known once it is imported
+        import apache_beam.runners.dask.dask_runner  # noqa: F401, PLC0415 - its options are known then
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for group in PipelineOptions.__subclasses__():
         group._add_argparse_args(parser)
@@ -96,7 +105,7 @@ def check_paths(options: PipelineOptions, paths: Mapping[str, str]) -> None:
 
     Args:
         options: Beam's.
-        paths: path or address by what it is for, as "--input".
+        paths: path or address, or "" for none, by what it is for, as "--input".
 
     Raises:
         ConfigError: one of them is a local path.
@@ -104,8 +113,18 @@ def check_paths(options: PipelineOptions, paths: Mapping[str, str]) -> None:
     if options.view_as(StandardOptions).runner != "DataflowRunner":
         return
     for name, path in paths.items():
-        if not is_remote(path):
-            raise ConfigError(f"{name} {path}: Dataflow's workers do not see this machine's files: give a gs:// address")
+        if path and not is_remote(path):
+            raise ConfigError(f"{name} {path}: Dataflow's workers do not see the files here: give a gs:// address")
+
+
+def precision_on(dataflow_preset: str | None, precision: Precision) -> Precision:
+    """What "auto" means on the machines of a Dataflow preset; this machine's device does not count there."""
+    return PRECISIONS[dataflow_preset] if dataflow_preset and precision == "auto" else precision
+
+
+def has_gpu(dataflow_preset: str | None) -> bool:
+    """Whether the machines of a Dataflow preset have a GPU."""
+    return any("worker_accelerator" in argument for argument in PRESETS.get(dataflow_preset or "", ()))
 
 
 def local_workers(options: PipelineOptions) -> int:

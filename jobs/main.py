@@ -39,6 +39,11 @@ THREADS_HELP = "Threads of each process; by default 1 for small models, else the
 PRECISION_HELP = "Numbers the models compute with: fp32, bf16, or auto (bf16 on CUDA where it is fast, else fp32)."
 COPIES_HELP = "Copies of each model that all processes of a machine share; by default each process has its own."
 LARGE_HELP = "Load each model once per machine, for all of its processes."
+DATAFLOW_HELP = "Machines of Dataflow: l4, t4 or cpu. What stands after -- takes precedence."
+ACCELERATOR_HELP = (
+    "Resource hint of the steps that run a model, as 'type:nvidia-l4;count:1;install-nvidia-driver': other steps run "
+    "on machines without it, and pictures are shuffled between the two."
+)
 DEVICE_HELP = "Device of the models: cuda, mps or cpu; by default cuda if there is one."
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 SET_HELP = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."
@@ -133,6 +138,8 @@ def build(
     precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
     model_copies: Annotated[int | None, typer.Option(help=COPIES_HELP, min=1)] = None,
     large_model: Annotated[bool, typer.Option("--large-model", help=LARGE_HELP)] = False,
+    dataflow_preset: Annotated[str | None, typer.Option(help=DATAFLOW_HELP)] = None,
+    accelerator: Annotated[str, typer.Option(help=ACCELERATOR_HELP)] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Build only what is missing or out of date.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUTPUT.")] = False,
 ) -> None:
@@ -154,6 +161,7 @@ def build(
     request = Request(
         recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys,
         debug="--debug" in sys.argv, doubts_preset=preset is None, replaced=tuple(overrides),
+        dataflow_preset=dataflow_preset, accelerator=accelerator,
     )  # fmt: skip
     with stoppable(lambda: describe_stop(output)):
         info = run_build(request, out)

@@ -14,6 +14,7 @@ from transforms.read import ReadBatches
 from transforms.sources.records import Chunk
 from transforms.step import Step
 from transforms.work import Death
+from transforms.worker import CheckWorker, Needs
 from transforms.write import WriteDataset, settle
 
 
@@ -31,6 +32,8 @@ class BuildDataset(beam.PTransform):
         needs_captions: reject pictures without a caption.
         progress: a local file that `CountRecords` appends to; "" for none.
         deadly: records that are rejected, as they killed the process that worked on them, by their keys.
+        needs: what each worker is checked for before it begins; None for no check.
+        accelerator: what the machines of steps with a model have, as Beam's resource hints say it; "" for no hint.
     """
 
     format: SampleFormat
@@ -42,6 +45,8 @@ class BuildDataset(beam.PTransform):
     needs_captions: bool = True
     progress: str = ""
     deadly: Mapping[str, Death] = field(default_factory=dict)
+    needs: Needs | None = None
+    accelerator: str = ""
 
     def of(self, chunks: Sequence[Chunk]) -> "BuildDataset":
         """The build of some of the chunks."""
@@ -61,8 +66,13 @@ class BuildDataset(beam.PTransform):
     def through_steps(self, root: beam.Pipeline, batch_size: int) -> beam.PCollection[Batch]:
         """Read the records and put them through the recipe's steps."""
         batches = root | ReadBatches(self.chunks, batch_size, self.needs_captions, self.deadly)
+        if self.needs:
+            batches |= "check worker" >> beam.ParDo(CheckWorker(self.needs))
         for step in self.steps:
-            batches |= step
+            needs_gpu = step.checkpoints().keys() - {"parser"}
+            batches |= (
+                step.with_resource_hints(accelerator=self.accelerator) if self.accelerator and needs_gpu else step
+            )
         return batches
 
 

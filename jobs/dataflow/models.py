@@ -1,6 +1,6 @@
 """Download published models while an image is built, so that workers start without the hub.
 
-    python -m jobs.dataflow.models segmenter clip
+`python -m jobs.dataflow.models segmenter clip` downloads these two.
 """
 
 import sys

@@ -22,7 +22,8 @@ from rich.console import Console
 
 import jobs.build
 import jobs.rescue
-from jobs.build import Request, beam_options, build
+from jobs.build import Request, build
+from jobs.engines import beam_options
 from jobs.inspect import inspect
 from jobs.rescue import MOST_DEADLY, find_deadly, make_without_deadly
 from jobs.run import WorkerDiedError, run, run_in_child
@@ -213,9 +214,9 @@ def test_a_remote_runner_that_fails_is_one_line_that_names_the_shards(
     source = pictures(tmp_path / "pictures", ["a dog", "a cat", "a cow"])
     monkeypatch.setattr(jobs.build, "run", fail)
     with pytest.raises(SubjectloomError) as raised:
-        build(request(source, tmp_path / "out", 1, beam_options=("--runner=DataflowRunner",)), QUIET)
+        build(request(source, tmp_path / "out", 1, beam_options=("--runner=FlinkRunner",)), QUIET)
     assert str(raised.value).startswith(
-        "DataflowRunner failed (The worker lost contact with the service.), 2 shards (1, 2) not done: run again with "
+        "FlinkRunner failed (The worker lost contact with the service.), 2 shards (1, 2) not done: run again with "
         "--resume."
     )
 

@@ -63,6 +63,8 @@ class Ranges(Plain):
             content, status = content[int(first) : int(last) + 1 if last else None], 206
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("ETag", "e")
         self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
         self.end_headers()
         if body:
@@ -82,13 +84,14 @@ class S3(Ranges):
         bucket, prefix = Path(self.translate_path(address.path)), query.get("prefix", [""])[0]
         found = sorted(path for path in bucket.rglob("*") if path.is_file())
         names = {path.relative_to(bucket).as_posix(): path.stat().st_size for path in found}
+        names = {name: size for name, size in names.items() if name.startswith(prefix)}
         rows = "".join(
             f"<Contents><Key>{escape(name)}</Key><Size>{size}</Size><ETag>e</ETag>"
             "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
             for name, size in names.items()
-            if name.startswith(prefix)
         )
-        page = f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>".encode()
+        head = f"<IsTruncated>false</IsTruncated><KeyCount>{len(names)}</KeyCount>"
+        page = f"<ListBucketResult>{head}{rows}</ListBucketResult>".encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(page)))

@@ -111,7 +111,10 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
         list_source(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"\*\.jpg: no file matches"):
         list_source(str(tmp_path / "*.jpg"))
-    with pytest.raises(InputError, match=r"nosuchscheme://bucket/x: nosuchscheme:// cannot be opened, only azfs://, gs://, hdfs://, s3://"):
+    with pytest.raises(
+        InputError,
+        match=r"x: nosuchscheme:// cannot be opened, only azfs://, gs://, hdfs://, s3://",
+    ):
         list_source("nosuchscheme://bucket/x")
 
 

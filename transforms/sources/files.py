@@ -121,7 +121,9 @@ def _find_remote(source: str) -> list[File]:
         found = _match(source, _fixed_part(source))
     else:
         folder = source.rstrip("/")
-        found = _match(folder, posixpath.dirname(folder)) or _match(f"{folder}/**", folder)
+        is_bucket = "/" not in folder.partition("://")[2]  # Beam would ask for minutes for a file of that name
+        found = [] if is_bucket else _match(folder, posixpath.dirname(folder))
+        found = found or _match(f"{folder}/**", folder)
     if not found:
         raise InputError(f"{source}: no file is there, or matches")
     return found
