@@ -71,7 +71,7 @@ setup(
             for dots in ("", ".*")
         ]
     ),
-    package_data={"transforms": ["models/sample/**"], "jobs": ["report/templates/*"]},
+    package_data={"transforms": ["models/sample/**"], "jobs": ["report/templates/*", "dataflow/*"]},
     install_requires=[*SHARED, *BUILD, *TRAIN],
     extras_require={
         # Requirements of `subjectloom build` and of `subjectloom train` alone. A plain install has both; these are for

@@ -34,7 +34,7 @@ from training.loop import train
 from training.recipes.blip_diffusion import TRAINING as RECIPE
 from training.recipes.blip_diffusion import Config, Model, load, small, texts, view
 from training.shards import batches, batches_once, find_shards, read_texts
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 from transforms.scenes.paint import paint_background
 from transforms.scenes.truth import true_example
 

@@ -26,7 +26,7 @@ from training.adapter import Adapter, ImageProjection
 from training.checkpoint import CheckpointWriter, optimizer_tensors, save_checkpoint
 from training.lora import add_lora
 from training.recipes.fastcomposer import Config, Fuser, Model, small
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 
 REPEATS = 9
 

@@ -30,7 +30,7 @@ from schemas.example import Example, Phrase, Segment, Source
 from schemas.images import decode_image, encode_jpeg
 from schemas.masks import Mask
 from transforms.models import clip, clipseg, detector, sam, segmenter
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 from transforms.models.settings import Everything
 from transforms.regions.ground import add_objects
 from transforms.regions.heatmaps import add_heatmaps

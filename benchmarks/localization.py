@@ -39,7 +39,7 @@ from training.loop import train
 from training.recipes.fastcomposer import TRAINING as RECIPE
 from training.recipes.fastcomposer import Config, Model, load, small, texts, view
 from training.shards import batches, find_shards, read_texts
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 from transforms.scenes.truth import true_example
 
 WEIGHT = 3.0

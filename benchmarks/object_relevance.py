@@ -47,7 +47,7 @@ from training.merge import Predict, adapt, over_mean
 from training.recipes.mip_adapter import NAME_LENGTH, Config, Model, Parts, load, small, texts, view
 from training.recipes.mip_adapter import TRAINING as RECIPE
 from training.shards import batches, find_shards, read_texts, to_device
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 
 SETTINGS = {**RECIPE.presets["sample"], "batch": 8, "augment": False, "workers": 0}
 TRAINING, HELD_OUT = 4000, 4001

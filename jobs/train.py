@@ -21,7 +21,7 @@ from training.prompts import batch_of_prompts
 from training.recipe import Training
 from training.recipes import training_of
 from training.shards import Batch, Shards, batches, batches_once, find_shards, read_texts
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 
 logger = logging.getLogger(__name__)
 

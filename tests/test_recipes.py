@@ -21,7 +21,8 @@ from pipelines import RECIPES
 from schemas.samples import FORMATS
 from training.recipes import TRAININGS, training_of
 from training.shards import batches, find_shards, read_texts
-from transforms.models.presets import SAMPLE, resolve
+from transforms.models.places import SAMPLE
+from transforms.models.presets import resolve
 
 SCENES = 8
 QUIET = Console(quiet=True)

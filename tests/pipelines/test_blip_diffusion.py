@@ -25,7 +25,8 @@ from schemas.masks import Mask
 from schemas.samples.blip_diffusion import Record
 from schemas.shards import Sample
 from transforms.matting.closed_form import closed_form_alpha
-from transforms.models.presets import SAMPLE, resolve
+from transforms.models.places import SAMPLE
+from transforms.models.presets import resolve
 
 MODELS = resolve("sample", {})
 QUIET = Console(quiet=True)

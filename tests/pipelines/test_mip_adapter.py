@@ -30,7 +30,8 @@ from tests.recipes import plan
 from transforms.listing import list_source
 from transforms.models import detector
 from transforms.models.detector import Detections
-from transforms.models.presets import SAMPLE, resolve
+from transforms.models.places import SAMPLE
+from transforms.models.presets import resolve
 from transforms.scenes import Scene
 
 MODELS = resolve("sample", {})

@@ -13,7 +13,7 @@ from schemas.samples import FORMATS
 from training.geometry import draw_mirrored
 from training.recipes import training_of
 from training.shards import Batch, make_batch, to_floats
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 from transforms.scenes.truth import true_example
 
 DRAWS = 200

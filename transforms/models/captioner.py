@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
 from transforms.models.checkpoints import HubModel, device, dtype_of
+from transforms.models.places import located
 from transforms.models.settings import Precision, Wording
 from transforms.models.tensors import FILTERS, resize, upload_pictures
 
@@ -30,6 +31,7 @@ def load_captioner(checkpoint: str | Path, precision: Precision = "fp32") -> Cap
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
+    checkpoint = located(checkpoint)
     hub = HubModel("captioner", "BLIP-2", str(checkpoint))
     with hub.loading() as place:
         hub.check_type(Blip2Config.get_config_dict(**place)[0].get("model_type"), ["blip-2"])

@@ -17,6 +17,7 @@ from open_clip.transform import PreprocessCfg
 from schemas.boxes import BBox, window
 from schemas.masks import Mask, cut_masks
 from transforms.models.checkpoints import device, dtype_of, explaining
+from transforms.models.places import located
 from transforms.models.settings import FILL, Precision
 from transforms.models.tensors import constant, download, fit, groups, normalise, upload, upload_pictures
 
@@ -44,6 +45,7 @@ def load_clip(checkpoint: str | Path, precision: Precision = "fp32") -> Clip:
     Raises:
         ModelError: there is no such checkpoint, or it cannot be loaded.
     """
+    checkpoint = located(checkpoint)
     target = device()
     name, tag = _open_clip_name(checkpoint)
     # Some weights were trained with another activation than open_clip gives their architecture by default.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProcessor
 
 from transforms.models.checkpoints import HubModel, device, dtype_of
+from transforms.models.places import located
 from transforms.models.settings import Precision
 from transforms.models.tensors import download, upload
 
@@ -33,6 +34,7 @@ def load_clipseg(checkpoint: str | Path, precision: Precision = "fp32") -> ClipS
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
+    checkpoint = located(checkpoint)
     hub = HubModel("clipseg", "CLIPSeg", str(checkpoint))
     with hub.loading() as place:
         hub.check_type(CLIPSegConfig.get_config_dict(**place)[0].get("model_type"), ["clipseg"])

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, GroundingDinoConfig, GroundingDinoForObj
 
 from transforms.models.checkpoints import HubModel, device, dtype_of
 from transforms.models.groundingdino import ImageProcessor, load_original
+from transforms.models.places import located
 from transforms.models.settings import Precision
 from transforms.models.tensors import download, groups, process_pictures, upload_pictures
 
@@ -48,6 +49,7 @@ def load_detector(checkpoint: str | Path, precision: Precision = "fp32") -> Dete
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
+    checkpoint = located(checkpoint)
     target = device()
     if str(checkpoint).endswith(".pth"):
         original, own_tokenizer = load_original(str(checkpoint))

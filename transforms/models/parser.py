@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.errors import ModelError
+from transforms.models.places import located
 from transforms.text.inflection import singular
 from transforms.text.markup import readable
 from transforms.text.parses import Parse, Token
@@ -48,6 +49,7 @@ def load_parser(checkpoint: str | Path) -> Parser:
     Raises:
         ModelError: there is no such pipeline, or it has no parser.
     """
+    checkpoint = located(checkpoint)
     with _without_torch(str(checkpoint)):
         import spacy
     try:

@@ -14,10 +14,8 @@ from urllib.request import Request, urlopen
 
 from schemas.errors import ConfigError, ModelError, choices
 from transforms.models.parser import package_of
+from transforms.models.places import SAMPLE, located
 from transforms.models.settings import HOSTING, Everything, Hosting, Precision
-
-SAMPLE = Path(__file__).parent / "sample"
-"""Models trained by this project on its own scenes (`jobs.sample_models`); only the parser serves real captions."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +26,19 @@ class Models:
     hub may be NAME@REVISION.
     """
 
-    parser: str = field(metadata={"sample": str(SAMPLE / "parser"), "hub": "en_core_web_sm"})
+    parser: str = field(metadata={"sample": "sample/parser", "hub": "en_core_web_sm"})
     # None: the source's own annotations are the segments.
     segmenter: str | None = field(
-        metadata={"sample": str(SAMPLE / "segmenter"), "hub": "facebook/mask2former-swin-large-coco-panoptic"}
+        metadata={"sample": "sample/segmenter", "hub": "facebook/mask2former-swin-large-coco-panoptic"}
     )
-    clip: str = field(metadata={"sample": str(SAMPLE / "clip"), "hub": "ViT-L-14/openai"})
-    clipseg: str = field(metadata={"sample": str(SAMPLE / "clipseg"), "hub": "CIDAS/clipseg-rd64-refined"})
+    clip: str = field(metadata={"sample": "sample/clip", "hub": "ViT-L-14/openai"})
+    clipseg: str = field(metadata={"sample": "sample/clipseg", "hub": "CIDAS/clipseg-rd64-refined"})
     # None: pictures without a caption are rejected.
     captioner: str | None = field(metadata={"sample": None, "hub": "Salesforce/blip2-opt-6.7b"})
     # None: phrases are grounded by SAM's masks and CLIP. A .pth is run by groundingdino-py.
     detector: str | None = field(metadata={"sample": None, "hub": "IDEA-Research/grounding-dino-base"})
     sam: str = field(
-        metadata={"sample": str(SAMPLE / "sam"), "hub": "ybelkada/segment-anything/checkpoints/sam_vit_h_4b8939.pth"}
+        metadata={"sample": "sample/sam", "hub": "ybelkada/segment-anything/checkpoints/sam_vit_h_4b8939.pth"}
     )
 
     everything: Everything
@@ -130,7 +128,7 @@ def host(models: Models, precision: str = "auto", copies: int | None = None, *, 
 
 def name_of(checkpoint: str) -> str:
     """The name of a checkpoint in `dataset.json`: "sample/KIND" for one of the sample preset, wherever it is."""
-    path = Path(checkpoint)
+    path = Path(located(checkpoint))
     return f"sample/{path.name}" if path.parent == SAMPLE else checkpoint
 
 
@@ -143,7 +141,7 @@ def revision_of(checkpoint: str) -> str:
     - A repository on the Hugging Face hub: the commit of its main branch, or of the revision in NAME@REVISION; offline,
       the commit that was downloaded last.
     """
-    path = Path(checkpoint)
+    path = Path(located(checkpoint))
     if path.is_dir():
         return f"sha256:{_digest(path)}"
     if path.is_file():
@@ -170,7 +168,7 @@ def check_downloads(checkpoints: Mapping[str, str]) -> None:
 
 def _is_here(checkpoint: str) -> bool:
     """Whether a checkpoint is a path, whose loader says what is wrong with it, a package, or was downloaded."""
-    if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).exists() or _package_version(checkpoint):
+    if checkpoint.startswith(("/", ".", "~")) or Path(located(checkpoint)).exists() or _package_version(checkpoint):
         return True
     from huggingface_hub import try_to_load_from_cache
 

@@ -22,6 +22,7 @@ from schemas.boxes import BBox, to_corners
 from schemas.masks import Mask
 from schemas.runs import masks_of_bits
 from transforms.models.checkpoints import device, dtype_of, explaining
+from transforms.models.places import located
 from transforms.models.pth import find_file, read_weights
 from transforms.models.settings import Everything, Precision
 from transforms.models.tensors import download, resize, upload_pictures
@@ -112,6 +113,7 @@ def load_sam(checkpoint: str | Path, precision: Precision = "fp32") -> Sam:
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
+    checkpoint = located(checkpoint)
     problem = (
         f"no SAM {checkpoint}: looked for a folder with config.json and model.safetensors, and for a published file "
         "named sam_vit_h*, sam_vit_l* or sam_vit_b*"

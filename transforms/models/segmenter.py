@@ -16,6 +16,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from schemas.example import Segment
 from schemas.runs import masks_of_labels
 from transforms.models.checkpoints import HubModel, device, dtype_of
+from transforms.models.places import located
 from transforms.models.settings import Precision
 from transforms.models.tensors import download, groups, process_pictures, upload_pictures
 
@@ -61,6 +62,7 @@ def load_segmenter(checkpoint: str | Path, precision: Precision = "fp32") -> Seg
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
+    checkpoint = located(checkpoint)
     hub = HubModel("segmenter", "segmenter", str(checkpoint))
     with hub.loading() as place:
         hub.check_type(AutoConfig.from_pretrained(**place).model_type, list(SCORE_THRESHOLDS))

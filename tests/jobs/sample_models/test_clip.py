@@ -2,7 +2,7 @@ import numpy as np
 import open_clip
 
 from jobs.sample_models.clip import CONFIG, NOTHING, new_tokenizer, read
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 from transforms.scenes import make_scene
 
 

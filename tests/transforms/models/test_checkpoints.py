@@ -10,7 +10,7 @@ from schemas.errors import ModelError
 from tests.paths import ROOT
 from transforms.models.checkpoints import HubModel, check_weights, explaining
 from transforms.models.parser import _uses_torch
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 
 
 def test_a_name_may_carry_a_revision_and_a_folder_never_does(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 import hashlib
+import pickle
 from pathlib import Path
 
 import pytest
 import spacy
 from huggingface_hub import constants
 
+from pipelines import RECIPES
 from schemas.errors import ConfigError, ModelError
+from transforms.listing import Listing
+from transforms.models.places import SAMPLE, located
 from transforms.models.presets import PRESETS, check_downloads, name_of, resolve, revision_of
 
 
@@ -102,3 +106,14 @@ def test_offline_all_models_that_are_missing_are_named_at_once(hub: Path) -> Non
     assert f"these models are not on this machine: {names}" in str(caught.value)
     cache(hub, "ybelkada/segment-anything", "checkpoints/sam_vit_h_4b8939.pth", "2" * 40)
     check_downloads({"sam": PRESETS["hub"].sam})
+
+
+def test_a_job_names_sample_models_so_that_each_machine_finds_its_own() -> None:
+    models, recipe, listing = resolve("sample", {}), RECIPES["fastcomposer"], Listing("folder", ())
+    config = recipe.settle(recipe.config(), models, listing)
+    steps = pickle.dumps(recipe.steps(config, models, listing))
+    assert str(SAMPLE).encode() not in steps
+    assert b"sample/segmenter" in steps
+    assert located(models.clip) == str(SAMPLE / "clip")
+    for other in ("sample/none", "owner/name", "/a/path"):
+        assert located(other) == other
