@@ -28,7 +28,7 @@ from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.dataset import finish_dataset, finished_shards, leave_nothing, leaving_nothing, prepare_output
-from transforms.files import use_options
+from transforms.files import is_remote, use_options
 from transforms.listing import list_source
 from transforms.models.presets import Models, check_downloads, name_of, revision_of
 from transforms.models.settings import Precision
@@ -83,6 +83,8 @@ def build(request: Request, console: Console) -> DatasetInfo:
     options = beam_options(request.beam_options, request.dataflow_preset)
     backgrounds = getattr(request.config, "backgrounds", "")
     check_paths(options, {"--input": request.source, "--output": request.output, "--backgrounds": backgrounds})
+    if not is_local(options):
+        request = with_absolute_paths(request)
     use_options(options)
     if not is_local(options):
         logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
@@ -140,6 +142,17 @@ def build(request: Request, console: Console) -> DatasetInfo:
             with console.status(f"keeping the best {cut.best:,}"):
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
     return finish_dataset(request.output, job, final, recipe.format)
+
+
+def with_absolute_paths(request: Request) -> Request:
+    """The same request for workers that start in another folder than this process."""
+
+    def absolute(path: str) -> str:
+        return path if is_remote(path) or not path else os.path.abspath(path)  # noqa: PTH100 - it may be a glob
+
+    backgrounds = getattr(request.config, "backgrounds", "")
+    config = request.config.model_copy(update={"backgrounds": absolute(backgrounds)} if backgrounds else {})
+    return replace(request, source=absolute(request.source), output=absolute(request.output), config=config)
 
 
 def describe_stop(output: str) -> str:
