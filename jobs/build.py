@@ -8,7 +8,7 @@ more than that. A round that kills a process is made again by `jobs.rescue`. Oth
 import argparse
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from rich.console import Console
 
 from jobs.likeness import check_likeness
+from jobs.names import check_names, check_names_afterwards
 from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import LOCAL_RUNNER, WorkerDiedError, has_processes, is_local, quiet_stderr, run
@@ -96,6 +97,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
     if unused := [kind for kind in request.replaced if kind not in job.models]:
         used = ", ".join(job.models) or "none"
         raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
+    print_lines(console, check_names(job, str(models.segmenter)))
     stamps = "".join(step.stamp() for step in steps)
     fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, job) for chunk in chunks}
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
@@ -107,9 +109,10 @@ def build(request: Request, console: Console) -> DatasetInfo:
         if len(missing) < len(chunks):
             console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
         if small := job.small_models():
-            console.print(f"models   {', '.join(small)}: {SMALL}", soft_wrap=True, markup=False, highlight=False)
+            print_lines(console, [f"models   {', '.join(small)}: {SMALL}"])
             if request.doubts_preset and missing:
                 check_likeness(missing[0])
+        compile_code(steps if missing and is_local(options) else (), console)
         with progress_bar(console, missing, list(job.models)) as progress:
             whole = BuildDataset(
                 recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress
@@ -118,7 +121,26 @@ def build(request: Request, console: Console) -> DatasetInfo:
         if cut:
             with console.status(f"keeping the best {cut.best:,}"):
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
-    return finish_dataset(request.output, job, final, recipe.format)
+    info = finish_dataset(request.output, job, final, recipe.format)
+    print_lines(console, check_names_afterwards(job, request.output))
+    return info
+
+
+def compile_code(steps: Sequence[Step], console: Console) -> None:
+    """Compile what the steps run that is compiled; the result stays on this machine's disk, where workers find it."""
+    for step in steps:
+        if compiler := step.compiler():
+            message = f"compiling the {compiler.name} (a minute the first time on a machine, then a second)"
+            if not console.is_terminal:
+                print_lines(console, [message])
+            with console.status(message):
+                compiler.run()
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print plain lines, unwrapped."""
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def describe_stop(output: str) -> str:

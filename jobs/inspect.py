@@ -92,7 +92,9 @@ def show(inspection: Inspection, console: Console) -> None:
 def _numbers(inspection: Inspection) -> Iterator[tuple[str, str]]:
     info, counts = inspection.info, inspection.info.counts
     yield "read", f"{counts.read:,}"
-    samples, shards = (f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((counts.written, "sample"), (counts.shards, "shard")))
+    samples, shards = (
+        f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((counts.written, "sample"), (counts.shards, "shard"))
+    )
     yield "written", f"{samples} in {shards}, {inspection.size / 1e6:,.1f} MB"
     yield "rejected", f"{counts.rejected:,}"
     for stage, reasons in counts.rejects.items():

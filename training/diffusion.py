@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
 from schemas.errors import ModelError
+from schemas.folders import describe_folder
 from schemas.keys import rng_of
 from training import drops
 from training.drops import DropTable
@@ -357,7 +358,9 @@ def loading(folder: str | Path, layout: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"no model in {folder}: {shorten(str(error), 200)}. {advice}") from error
+        is_part = Path(folder).is_dir() and not any((Path(folder) / part).is_dir() for part in ("unet", "qformer"))
+        reason = describe_folder(folder) if is_part else shorten(str(error), 200)
+        raise ModelError(f"no model in {folder}: {reason}. {advice}") from error
 
 
 def latent_shape(pixels: Tensor, vae: AutoencoderKL) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from transforms.models.checkpoints import device, explaining
+from transforms.models.checkpoints import check_folder, device, explaining
 
 
 @dataclass(eq=False)
@@ -38,6 +38,7 @@ def load_clip(checkpoint: str | Path) -> Clip:
         ModelError: there is no such checkpoint, or it cannot be loaded.
     """
     target = device()
+    check_folder("clip", "CLIP", checkpoint, "open_clip_config.json")
     name, tag = _open_clip_name(checkpoint)
     # Some weights were trained with another activation than open_clip gives their architecture by default.
     quick_gelu = bool(tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))

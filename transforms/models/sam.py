@@ -15,7 +15,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from schemas.boxes import BBox, to_corners
-from transforms.models.checkpoints import device, explaining
+from transforms.models.checkpoints import check_folder, device, explaining
 from transforms.models.pth import find_file, read_weights
 from transforms.models.settings import Everything
 
@@ -84,6 +84,7 @@ def load_sam(checkpoint: str | Path) -> Sam:
     Raises:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
+    check_folder("sam", "SAM", checkpoint, "config.json")
     problem = (
         f"no SAM {checkpoint}: looked for a folder with config.json and model.safetensors, and for a published file "
         "named sam_vit_h*, sam_vit_l* or sam_vit_b*"
@@ -95,8 +96,8 @@ def load_sam(checkpoint: str | Path) -> Sam:
 
 def _from_folder(folder: Path) -> Sam:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.pop("model_type", "") != "segment-anything":
-        raise ValueError("its config.json is not a SAM's")
+    if (kind := config.pop("model_type", "")) != "segment-anything":
+        raise ValueError(f"it is a model of type {kind}, not segment-anything")
     sam = new_sam(SamShape(**config))
     sam.load_state_dict(load_file(folder / "model.safetensors"))
     return sam

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, PretrainedConfig
 
 from schemas.example import Segment
 from schemas.masks import Mask
@@ -51,7 +51,7 @@ def load_segmenter(checkpoint: str | Path) -> Segmenter:
     """
     hub = HubModel("segmenter", "segmenter", str(checkpoint))
     with hub.loading() as place:
-        hub.check_type(AutoConfig.from_pretrained(**place).model_type, list(SCORE_THRESHOLDS))
+        hub.check_type(PretrainedConfig.get_config_dict(**place)[0].get("model_type"), list(SCORE_THRESHOLDS))
         processor = AutoImageProcessor.from_pretrained(**place)
         # Weights may be stored in half precision; a CPU computes in single.
         model, loaded = AutoModelForUniversalSegmentation.from_pretrained(

@@ -27,7 +27,8 @@ SAMPLES: dict[str, Sequence[Example]] = {
 
 # Lines may break at spaces and after slashes, colons and hyphens.
 FAULTS = """() => {
-  const lines = (range) => new Set([...range.getClientRects()].filter(r => r.width).map(r => Math.round(r.bottom))).size;
+  const bottoms = (range) => [...range.getClientRects()].filter(r => r.width).map(r => Math.round(r.bottom));
+  const lines = (range) => new Set(bottoms(range)).size;
   const faults = [];
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node; (node = texts.nextNode()); ) {
