@@ -262,7 +262,10 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     Raises:
         ConfigError: Beam has no such option; Beam itself would ignore it.
     """
-    if unknown := unknown_options(arguments):
+    unknown = unknown_options(arguments)
+    if unknown and not unknown[0].startswith("-"):
+        raise ConfigError(f"after --, options of Beam are expected, as --runner=NAME: {unknown[0]!r} is none")
+    if unknown:
         raise ConfigError(
             f"Beam has no option {' '.join(unknown)}: what follows -- is for Beam, as in -- --runner=NAME"
         )

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 CONTENTS = {
-    "model_index.json": "a diffusers pipeline",
-    "unet": "a Stable Diffusion",
     "meta.json": "a spaCy pipeline",
     "open_clip_config.json": "a CLIP of open_clip",
     "dataset.json": "a dataset of Subjectloom",
@@ -21,6 +19,9 @@ SHOWN = 3
 def describe_folder(folder: str | Path) -> str:
     """Say what a folder holds, as "it holds a spaCy pipeline" or "it is empty"."""
     names = sorted(path.name for path in Path(folder).iterdir())
+    if "unet" in names:
+        parts = [name for name in names if (Path(folder) / name).is_dir()]
+        return f"it holds a diffusion model of {', '.join(parts)}"
     for name, content in CONTENTS.items():
         if name in names:
             return f"it holds {content}"

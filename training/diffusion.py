@@ -358,8 +358,10 @@ def loading(folder: str | Path, layout: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
-        is_part = Path(folder).is_dir() and not any((Path(folder) / part).is_dir() for part in ("unet", "qformer"))
-        reason = describe_folder(folder) if is_part else shorten(str(error), 200)
+        reason = shorten(str(error), 200)
+        if Path(folder).is_dir():
+            is_model = any((Path(folder) / part).is_dir() for part in ("unet", "qformer"))
+            reason = describe_folder(folder) + (f" ({shorten(str(error), 120)})" if is_model else "")
         raise ModelError(f"no model in {folder}: {reason}. {advice}") from error
 
 

@@ -30,6 +30,13 @@ def test_a_folder_is_described_by_its_files(tmp_path: Path, names: list[str], se
     assert describe_folder(tmp_path) == sentence
 
 
+def test_a_diffusion_model_is_described_by_its_parts(tmp_path: Path) -> None:
+    for name in ("unet", "vae", "fuser"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model_index.json").touch()
+    assert describe_folder(tmp_path) == "it holds a diffusion model of fuser, unet, vae"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
