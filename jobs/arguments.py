@@ -38,6 +38,23 @@ def expand_arguments(arguments: Sequence[str], group: TyperGroup) -> list[str]:
     return expand_field_options(arguments, [*options, "--help"], known, owners)
 
 
+def move_to_front(arguments: Sequence[str], group: TyperGroup) -> list[str]:
+    """Move the options of the program itself, as `--quiet`, before the command's name: users write them anywhere."""
+    flags = {option: getattr(p, "is_flag", False) for p in group.params for option in p.opts if option != "--help"}
+    front: list[str] = []
+    rest: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        option, equals, _ = argument.partition("=")
+        if option not in flags:
+            rest.append(argument)
+        else:
+            front += [argument, *([] if flags[option] or equals else remaining[:1])]
+            remaining = remaining if flags[option] or equals else remaining[1:]
+    return [*front, *rest]
+
+
 def parse_overrides(pairs: list[str]) -> dict[str, str]:
     """Read `--model KIND=PATH_OR_NAME` options.
 

@@ -7,7 +7,7 @@ more than that. A round that kills a process is made again by `jobs.rescue`. Oth
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from jobs.engines import beam_options, check_paths, has_gpu, local_workers, precision_on
 from jobs.likeness import check_likeness
+from jobs.names import check_names, check_names_afterwards
 from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import WorkerDiedError, has_processes, is_local, quiet_stderr, run
@@ -81,13 +82,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
     """
     recipe, models = RECIPES[request.recipe], request.models
     options = beam_options(request.beam_options, request.dataflow_preset)
-    backgrounds = getattr(request.config, "backgrounds", "")
-    check_paths(options, {"--input": request.source, "--output": request.output, "--backgrounds": backgrounds})
-    if not is_local(options):
-        request = with_absolute_paths(request)
-    use_options(options)
-    if not is_local(options):
-        logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
+    request = for_engine(request, options)
     with console.status(f"reading {request.source}"):
         listing = list_source(
             request.source,
@@ -110,6 +105,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
     if unused := [kind for kind in request.replaced if kind not in job.models]:
         used = ", ".join(job.models) or "none"
         raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
+    print_lines(console, check_names(job, str(models.segmenter)))
     stamps = "".join(step.stamp() for step in steps)
     fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, job) for chunk in chunks}
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
@@ -121,36 +117,61 @@ def build(request: Request, console: Console) -> DatasetInfo:
         if len(missing) < len(chunks):
             console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
         if small := job.small_models():
-            console.print(f"models   {', '.join(small)}: {SMALL}", soft_wrap=True, markup=False, highlight=False)
+            print_lines(console, [f"models   {', '.join(small)}: {SMALL}"])
             if request.doubts_preset and missing:
                 check_likeness(missing[0])
+        compile_code(steps if missing and is_local(options) else (), console)
         with progress_bar(console, missing, list(job.models)) if is_local(options) else nullcontext("") as progress:
             whole = BuildDataset(
                 recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress,
                 accelerator=request.accelerator,
             )  # fmt: skip
             if not is_local(options):
-                checkpoints = tuple(checkpoints_of(steps).values())
-                needs = Needs(request.output, checkpoints, cuda=has_gpu(request.dataflow_preset))
+                needs = Needs(request.output, [*checkpoints_of(steps).values()], cuda=has_gpu(request.dataflow_preset))
                 whole = replace(whole, needs=needs)
-                runner = options.view_as(StandardOptions).runner
-                console.print(
-                    f"{runner}: {len(missing)} shards; its own log and pages show how it goes", soft_wrap=True
-                )
+                print_lines(console, [f"{len(missing)} shards: the runner's own log and pages show how it goes"])
             make_shards(whole.of(missing), options, console, debug=request.debug)
         if cut:
             with console.status(f"keeping the best {cut.best:,}"):
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
-    return finish_dataset(request.output, job, final, recipe.format)
+    info = finish_dataset(request.output, job, final, recipe.format)
+    print_lines(console, check_names_afterwards(job, request.output))
+    return info
 
 
-def with_absolute_paths(request: Request) -> Request:
-    """The same request for workers that start in another folder than this process."""
+def compile_code(steps: Sequence[Step], console: Console) -> None:
+    """Compile what the steps run that is compiled; the result stays on this machine's disk, where workers find it."""
+    for step in steps:
+        if compiler := step.compiler():
+            message = f"compiling the {compiler.name} (a minute the first time on a machine, then a second)"
+            if not console.is_terminal:
+                print_lines(console, [message])
+            with console.status(message):
+                compiler.run()
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print plain lines, unwrapped."""
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def for_engine(request: Request, options: PipelineOptions) -> Request:
+    """Prepare files and log for an engine; return the request with absolute paths for workers that start elsewhere.
+
+    Raises:
+        ConfigError: the engine's workers do not see one of the paths.
+    """
+    use_options(options)
+    backgrounds = getattr(request.config, "backgrounds", "")
+    check_paths(options, {"--input": request.source, "--output": request.output, "--backgrounds": backgrounds})
+    if is_local(options):
+        return request
+    logging.disable(logging.NOTSET)  # a remote runner reports how the job goes through the log
 
     def absolute(path: str) -> str:
         return path if is_remote(path) or not path else os.path.abspath(path)  # noqa: PTH100 - it may be a glob
 
-    backgrounds = getattr(request.config, "backgrounds", "")
     config = request.config.model_copy(update={"backgrounds": absolute(backgrounds)} if backgrounds else {})
     return replace(request, source=absolute(request.source), output=absolute(request.output), config=config)
 

@@ -63,7 +63,10 @@ def beam_options(arguments: Sequence[str], dataflow_preset: str | None = None) -
         ConfigError: Beam has no such option, which Beam itself would ignore; there is no such preset; a classic
             template is asked for; or what the runner needs is not installed.
     """
-    if unknown := unknown_options(arguments):
+    unknown = unknown_options(arguments)
+    if unknown and not unknown[0].startswith("-"):
+        raise ConfigError(f"after --, options of Beam are expected, as --runner=NAME: {unknown[0]!r} is none")
+    if unknown:
         raise ConfigError(
             f"Beam has no option {' '.join(unknown)}: what follows -- is for Beam, as in -- --runner=NAME"
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 from rich.console import Console
-from rich.table import Table
 
 from schemas.dataset import REJECT_COLUMNS, DatasetInfo, Row
 from schemas.samples import format_of
@@ -75,11 +74,11 @@ def inspect(output: str) -> Inspection:
 
 def show(inspection: Inspection, console: Console) -> None:
     """Print the numbers of a dataset, and a line per problem."""
-    info = inspection.info
-    table = Table(title=f"{info.recipe} dataset", show_header=False, title_justify="left")
-    for name, value in _numbers(inspection):
-        table.add_row(name, value)
-    console.print(table)
+    console.print(f"{inspection.info.recipe} dataset", style="bold", highlight=False)
+    numbers = list(_numbers(inspection))
+    width = max(len(name) for name, _ in numbers)
+    for name, value in numbers:  # names of checkpoints and licences have any length: a table would cut them
+        console.print(f"{name:{width}}  {value}", soft_wrap=True, markup=False, highlight=False)
     for problem in inspection.problems[:SHOWN]:
         console.print(str(problem), style="red", markup=False, highlight=False, soft_wrap=True)
     hidden = len(inspection.problems) - SHOWN
@@ -93,7 +92,10 @@ def show(inspection: Inspection, console: Console) -> None:
 def _numbers(inspection: Inspection) -> Iterator[tuple[str, str]]:
     info, counts = inspection.info, inspection.info.counts
     yield "read", f"{counts.read:,}"
-    yield "written", f"{counts.written:,} samples in {counts.shards:,} shards, {inspection.size / 1e6:,.1f} MB"
+    samples, shards = (
+        f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((counts.written, "sample"), (counts.shards, "shard"))
+    )
+    yield "written", f"{samples} in {shards}, {inspection.size / 1e6:,.1f} MB"
     yield "rejected", f"{counts.rejected:,}"
     for stage, reasons in counts.rejects.items():
         for reason, count in reasons.items():
@@ -101,7 +103,7 @@ def _numbers(inspection: Inspection) -> Iterator[tuple[str, str]]:
     for stage, seconds in info.seconds.items():
         yield f"seconds, {stage}", f"{seconds:,.1f}"
     for license_, count in info.licenses.items():
-        yield f"license, {license_ or 'not stated'}", f"{count:,}"
+        yield "licence", f"{count:,} × {license_ or 'not stated'}"
     for kind, model in info.models.items():
         yield f"model, {kind}", f"{model.name} {model.revision}"
     yield "seed", str(info.seed)

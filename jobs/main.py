@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.main import get_group
 
-from jobs.arguments import expand_arguments, parse_overrides, split_arguments, workers_of
+from jobs.arguments import expand_arguments, move_to_front, parse_overrides, split_arguments, workers_of
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.settings import read_config
 from jobs.stop import INTERRUPTED, stoppable
@@ -402,7 +402,8 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     try:
         arguments, beam = split_arguments(sys.argv[1:])
-        app(expand_arguments(arguments, get_group(app)), obj=beam)
+        group = get_group(app)
+        app(move_to_front(expand_arguments(arguments, group), group), obj=beam)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             err.print("stopped")

@@ -49,7 +49,8 @@ def progress_bar(console: Console, chunks: Sequence[Chunk], models: Sequence[str
                 if console.is_terminal and count:
                     bar.update(task, completed=count, rate=rate, description="pictures")
                 elif not console.is_terminal and not last:
-                    console.print(f"{count:,} of {total or '?'} pictures, {rate}", soft_wrap=True, highlight=False)
+                    speed = f", {rate}" if count else ""
+                    console.print(f"{count:,} of {total or '?'} pictures{speed}", soft_wrap=True, highlight=False)
 
         watcher = threading.Thread(target=show, daemon=True)
         watcher.start()

@@ -8,7 +8,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from pipelines import RECIPES
 
@@ -29,13 +31,11 @@ def show_fields(
     recipe = RECIPES[name]
     console.print(f"{name}: {summary(sys.modules[recipe.steps.__module__].__doc__)}", soft_wrap=True)
     for title, config, changes in (("build", recipe.config, {}), ("train", training, presets)):
-        table = Table(title=f"subjectloom {title} {name} --set FIELD=VALUE", title_justify="left", box=None)
-        table.add_column("field", no_wrap=True)
-        for column in ("default", "values", "meaning"):
-            table.add_column(column, overflow="fold")
-        for row in fields_of(config, changes):
-            table.add_row(*row)
-        console.print(table, markup=False)
+        console.print(f"\nsubjectloom {title} {name} --set FIELD=VALUE", style="bold", highlight=False)
+        for field, default, values, meaning in fields_of(config, changes):
+            head = Text.assemble((f"{field} = {default}", "bold"), f"   {values}")
+            console.print(Padding(head, (0, 0, 0, 2), expand=False))
+            console.print(Padding(Text(meaning), (0, 0, 0, 6), expand=False))
 
 
 def fields_of(config: type[BaseModel], presets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
@@ -44,28 +44,37 @@ def fields_of(config: type[BaseModel], presets: Mapping[str, Mapping[str, Any]])
     The default is followed by those of the presets that have another.
     """
     for name, field in config.model_fields.items():
-        default = "none" if field.default in (None, ()) else str(field.default) or '""'
-        changed = [f"{preset}: {fields[name]}" for preset, fields in presets.items() if name in fields]
-        yield name, "; ".join([default, *changed]), values_of(field), field.description or ""
+        changed = [f"{preset}: {written(fields[name])}" for preset, fields in presets.items() if name in fields]
+        yield name, "; ".join([written(field.default), *changed]), values_of(field), field.description or ""
+
+
+def written(value: Any) -> str:  # noqa: ANN401 - of any field
+    """Return a value as the command line takes it."""
+    if value in (None, ()):
+        return "none"
+    if isinstance(value, tuple):
+        return ",".join(map(written, value))
+    return str(value).lower() if isinstance(value, bool) else str(value) or '""'
 
 
 def values_of(field: FieldInfo) -> str:
     """Return the choices of a field, or its type with its bounds; that it may be none shows in its meaning."""
-    kinds = [kind for kind in _alternatives(field.annotation) if kind is not type(None)]
-    names = [
-        " | ".join(map(str, get_args(kind)))
-        if get_origin(kind) is Literal
-        else str(kind)
-        if get_origin(kind)
-        else getattr(kind, "__name__", str(kind))
-        for kind in kinds
-    ]
     bounds = " and ".join(f"{sign} {value:g}" for sign, value in _bounds(field.metadata))
-    return f"{' | '.join(names)} {bounds}".strip()
+    return f"{type_in_words(field.annotation)} {bounds}".strip()
 
 
-def _alternatives(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401 - of any field
-    return get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
+def type_in_words(kind: Any) -> str:  # noqa: ANN401 - of any field
+    """Describe a type of values: "int", "a | b" of a literal, "float,float" of a pair, "list of str"."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (UnionType, Union):
+        return " | ".join(type_in_words(part) for part in parts if part is not type(None))
+    if origin is tuple and parts[1:] == (...,):
+        return f"list of {type_in_words(parts[0])}"
+    if origin is tuple:
+        return ",".join(map(type_in_words, parts))
+    return "true | false" if kind is bool else kind.__name__
 
 
 def _bounds(metadata: list[Any]) -> Iterator[tuple[str, float]]:

@@ -36,10 +36,10 @@ class FastComposerConfig(BuildConfig):
         description="of a phrase and a segment: clip (phrase and crop), clip-label (the paper's product of that and "
         "of phrase and class name), label (head noun and class name, no model)",
     )
-    segmenter: Literal["panoptic", "sam"] = Field(
-        default="panoptic",
-        description="what finds the segments: a panoptic model (section 5.1), or SAM's automatic masks, which have no "
-        "class names",
+    segmenter: Literal["panoptic", "sam", "annotations"] | None = Field(
+        default=None,
+        description="where segments come from: panoptic (a model, section 5.1), sam (SAM's automatic masks, which have "
+        "no class names) or the source's annotations; none: those where there are any, else panoptic",
     )
     plurals: Literal["union", "one", "leave-out"] = Field(
         default="union",
@@ -64,15 +64,23 @@ class FastComposerConfig(BuildConfig):
 
 
 def settle(config: FastComposerConfig, models: "Models", listing: "Listing") -> FastComposerConfig:
-    """Fill in the preset's threshold; refuse to segment what is annotated, and to compare class names that are not."""
-    if listing.has_segments and config.segmenter == "sam":
-        raise ConfigError(f"{listing.kind} has masks of its own, which are the segments: leave out --segmenter sam")
-    is_named = listing.has_labels if listing.has_segments else config.segmenter == "panoptic"
+    """Fill in the preset's threshold and where segments come from.
+
+    Refuses to segment what is annotated, and to compare class names that are not.
+    """
+    segmenter = config.segmenter or ("annotations" if listing.has_segments else "panoptic")
+    if listing.has_segments and segmenter != "annotations":
+        raise ConfigError(
+            f"{listing.kind} has masks of its own, which are the segments: leave out --segmenter {segmenter}"
+        )
+    if segmenter == "annotations" and not listing.has_segments:
+        raise ConfigError(f"{listing.kind} has no masks of its own: choose --segmenter panoptic or sam")
+    is_named = listing.has_labels if listing.has_segments else segmenter == "panoptic"
     check_similarity(config.similarity, listing, is_named=is_named)
     threshold = models.thresholds[config.similarity] if config.threshold is None else config.threshold
     # Without class names, the others of a group are not known.
     plurals = "one" if config.plurals == "union" and not is_named else config.plurals
-    return config.model_copy(update={"threshold": threshold, "plurals": plurals})
+    return config.model_copy(update={"segmenter": segmenter, "threshold": threshold, "plurals": plurals})
 
 
 def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "Sequence[Step]":

@@ -89,9 +89,10 @@ def write_dataset(
     *,
     overwrite: bool = False,
     sample_format: SampleFormat = fastcomposer.FORMAT,
+    job: Job = JOB,
 ) -> DatasetInfo:
     """Write a finished dataset, a shard for each sequence of records, without a pipeline."""
-    job = JOB.model_copy(update={"recipe": sample_format.recipe})
+    job = job.model_copy(update={"recipe": sample_format.recipe})
     prepare_output(str(output), job, overwrite=overwrite)
     for shard, records in enumerate(shards):
         settled = settle(Batch(shard, tuple(records), (("segment", 1.5),)), sample_format)

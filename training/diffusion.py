@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
 from schemas.errors import ModelError
+from schemas.folders import describe_folder
 from schemas.keys import rng_of
 from training import drops
 from training.drops import DropTable
@@ -357,7 +358,11 @@ def loading(folder: str | Path, layout: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"no model in {folder}: {shorten(str(error), 200)}. {advice}") from error
+        reason = shorten(str(error), 200)
+        if Path(folder).is_dir():
+            is_model = any((Path(folder) / part).is_dir() for part in ("unet", "qformer"))
+            reason = describe_folder(folder) + (f" ({shorten(str(error), 120)})" if is_model else "")
+        raise ModelError(f"no model in {folder}: {reason}. {advice}") from error
 
 
 def latent_shape(pixels: Tensor, vae: AutoencoderKL) -> tuple[int, int, int, int]:

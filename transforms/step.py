@@ -1,6 +1,7 @@
 """What a recipe's steps have in common: batches in, batches out, and what `dataset.json` says of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import apache_beam as beam
@@ -10,6 +11,14 @@ from transforms.batch import Batch, advance
 from transforms.models.settings import HOSTING, Hosting
 
 Model = TypeVar("Model")
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """Compiles code to a cache on disk: `name` says for people what, `run` does it."""
+
+    name: str
+    run: Callable[[], None]
 
 
 class Step(beam.PTransform):
@@ -25,6 +34,10 @@ class Step(beam.PTransform):
     def stamp(self) -> str:
         """A text that changes when an input beside source, config and checkpoints does, as a folder of backgrounds."""
         return ""
+
+    def compiler(self) -> Compiler | None:
+        """What compiles the code that this step runs, where that takes long the first time on a machine."""
+        return None
 
 
 def map_batches(

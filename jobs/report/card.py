@@ -53,6 +53,7 @@ class Card:
     Attributes:
         title: The recipe's name for people.
         lead: A sentence above the samples, or "".
+        origin: Returns a sentence on where the masks came from, or "".
         template: The template of one sample.
         fill: Returns what the template shows of a sample. `width` and `height` are those of its picture.
         sections: Returns the sections on the whole dataset.
@@ -73,6 +74,7 @@ class Card:
     groups: Mapping[str, str]
     layers: tuple[str, ...] = ()
     wide: bool = False
+    origin: Callable[[DatasetInfo], str] = lambda _: ""
 
 
 def default_card(sample_format: SampleFormat) -> Card:

@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, islice, pairwise
@@ -271,7 +272,7 @@ def stage_bars(info: DatasetInfo) -> list[Figure]:
         {
             "name": stage,
             "value": f"{significant(seconds)} s",
-            "extra": f"{significant(1000 * seconds / max(stages[stage][0], 1))} ms a record",
+            "extra": f"{significant(1000 * seconds / max(stages[stage][0], 1))} ms",
             "share": percent(seconds, longest),
         }
         for stage, seconds in info.seconds.items()
@@ -279,16 +280,39 @@ def stage_bars(info: DatasetInfo) -> list[Figure]:
 
 
 def provenance(info: DatasetInfo) -> list[Figure]:
-    """Return the dataset's config, models, library versions and licences as rows of text."""
+    """Return the dataset's config, models, library versions and licences as rows of text.
+
+    Hashes are shortened: `dataset.json` has them in full.
+    """
+    models = [(kind, model.name, shortened(model.revision)) for kind, model in info.models.items()]
+    licences = [(name or "none stated", f"{n:,}") for name, n in info.licenses.items()]
     return [
-        {"name": "Configuration", "rows": [*flat(info.config)]},
-        {"name": "Models", "rows": [(part, model.name, model.revision) for part, model in info.models.items()]},
-        {"name": "Library versions", "rows": list(info.libraries.items())},
-        {
-            "name": "Licences of the sources",
-            "rows": [(name or "none stated", f"{n:,}") for name, n in info.licenses.items()],
-        },
+        {"name": "Configuration", "rows": [*flat(info.config)], "long_names": False},
+        {"name": "Models", "rows": models, "long_names": False},
+        {"name": "Library versions", "rows": list(info.libraries.items()), "long_names": False},
+        {"name": "Licences of the sources", "rows": licences, "long_names": True},
     ]
+
+
+def origin_of_masks(info: DatasetInfo) -> str:
+    """Return a sentence that says, by the models that ran, where the masks of phrases came from."""
+    names = {kind: model.name for kind, model in info.models.items()}
+    if "segmenter" in names:
+        return f"The segmenter {names['segmenter']} drew the masks."
+    masks = f"SAM ({names['sam']}) drew the masks" if "sam" in names else "The masks are the source's annotations"
+    return f"{masks}, in the boxes of the detector {names['detector']}." if "detector" in names else f"{masks}."
+
+
+def origin_of_mattes(info: DatasetInfo) -> str:
+    """Return a sentence that says, by the models that ran, what the subjects were cut out by."""
+    if clipseg := info.models.get("clipseg"):
+        return f"CLIPSeg ({clipseg.name}) found the subjects."
+    return "The subjects are masks of the source's annotations."
+
+
+def shortened(revision: str) -> str:
+    """Return a revision with the first twelve digits of a hash; a version or a branch stays as it is."""
+    return re.sub(r"([0-9a-f]{12})[0-9a-f]{28,}", r"\1…", revision)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -297,7 +321,8 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{name}", "none" if text in ("", "null", "[]", "{}") else text
 
 
 def percent(part: float, whole: float) -> float:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from jobs.report import figures
@@ -84,6 +86,7 @@ def render(
         .get_template("report.html.j2")
         .render(
             card=card,
+            info=info,
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             figures=figures.headline(info, _counts(index, card), words(card.count)),
             balance=figures.balance(info, len(index), len(rejects)),
@@ -113,7 +116,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["count"] = "{:,}".format
+    environment.filters["breakable"] = breakable
     return environment
+
+
+def breakable(text: object) -> Markup:
+    """Escape a text, such as an address or a checkpoint's name, and let lines break after its slashes and colons."""
+    return Markup(re.sub("([/:])(?=[^/])", r"\1<wbr>", str(escape(text))))  # noqa: S704 - escaped before
 
 
 def _groups(samples: Sequence[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -205,7 +205,13 @@ def printed(inspection: Inspection) -> str:
 
 def test_the_numbers_are_printed(output: Path) -> None:
     text = printed(inspect(str(output)))
-    for words in ("3 samples in 2 shards", "1 no-match", "seconds, segment", "license, CC0", "no problem found"):
+    for words in (
+        "3 samples in 2 shards",
+        "1 no-match",
+        "seconds, segment",
+        "licence           3 × CC0",
+        "no problem found",
+    ):
         assert words in text
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.main import get_group
 
-from jobs.arguments import expand_arguments
+from jobs.arguments import expand_arguments, move_to_front
 from jobs.main import app, out
 from schemas.masks import Mask
 from tests.jobs.conftest import Run
@@ -57,6 +57,7 @@ def test_annotated_pictures_become_samples_whose_masks_are_the_truth(run: Run, a
     status, printed = build(run, annotated, output)
     assert status == 0, printed
     assert "written 1" in " ".join(printed.split())
+    assert json.loads((output / "dataset.json").read_text())["config"]["segmenter"] == "annotations"
     assert (output / "report.html").exists()
     tar = (output / "fastcomposer-000000.tar").read_bytes()
     record = json.loads(tar[tar.index(b'{"') : tar.rindex(b"}") + 1])
@@ -137,6 +138,23 @@ def test_a_misspelt_field_of_the_config_gets_a_suggestion(run: Run, tmp_path: Pa
     assert "the config has no field 'treshold', did you mean 'threshold'" in " ".join(printed.split())
 
 
+def test_options_of_the_program_may_follow_the_command() -> None:
+    group = get_group(app)
+    given = ["weights", "export", "RUN", "-q", "OUT", "--log-file", "F", "--step", "2", "--debug", "--log-file=G"]
+    front = ["-q", "--log-file", "F", "--debug", "--log-file=G"]
+    assert move_to_front(given, group) == [*front, "weights", "export", "RUN", "OUT", "--step", "2"]
+    assert move_to_front(["build", "--help"], group) == ["build", "--help"]
+    assert move_to_front(["report", "--log-file"], group) == ["--log-file", "report"]
+
+
+def test_quiet_prints_errors_only(run: Run, tmp_path: Path) -> None:
+    for arguments in (("scenes", tmp_path / "a", "--quiet"), ("--quiet", "scenes", tmp_path / "b")):
+        assert run(*arguments, "--count", "1", "--size", "64") == (0, "")
+    status, printed = run("report", tmp_path, "-q")
+    assert status == 1
+    assert printed.startswith("error: ")
+
+
 def test_a_wrong_option_is_not_blamed_on_the_file(run: Run, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("min_area: 0.01\n")
@@ -149,9 +167,14 @@ def test_a_wrong_option_is_not_blamed_on_the_file(run: Run, tmp_path: Path) -> N
 
 
 def test_sources_with_masks_of_their_own_need_no_segmenter(run: Run, annotated: Path, tmp_path: Path) -> None:
-    status, printed = build(run, annotated, tmp_path / "out", "--segmenter", "sam")
+    for segmenter in ("sam", "panoptic"):
+        status, printed = build(run, annotated, tmp_path / "out", "--segmenter", segmenter)
+        assert status == 1
+        assert "coco-panoptic has masks of its own" in printed
+    kind = ("--source", "folder", "--segmenter", "annotations")
+    status, printed = run("build", "fastcomposer", "--input", annotated, "--output", tmp_path / "out", *kind)
     assert status == 1
-    assert "coco-panoptic has masks of its own" in printed
+    assert "folder has no masks of its own" in printed
     assert not (tmp_path / "out").exists()
 
 

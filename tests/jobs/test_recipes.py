@@ -17,6 +17,9 @@ class Config(BaseModel):
     mode: Literal["a", "b"] | None = "a"
     scale: tuple[float, float] = (1.0, 2.0)
     folder: str = ""
+    names: tuple[str, ...] = ("a", "b")
+    flags: tuple[Literal["a", "b"], ...] | None = None
+    fast: bool = True
 
 
 def test_a_field_has_a_default_its_values_and_a_meaning() -> None:
@@ -24,8 +27,11 @@ def test_a_field_has_a_default_its_values_and_a_meaning() -> None:
         ("count", "3; sample: 1", "int >= 1 and <= 9", "of things"),
         ("share", "none", "float > 0.5", "none: the preset's"),
         ("mode", "a; hub: b", "a | b", ""),
-        ("scale", "(1.0, 2.0)", "tuple[float, float]", ""),
+        ("scale", "1.0,2.0", "float,float", ""),
         ("folder", '""', "str", ""),
+        ("names", "a,b", "list of str", ""),
+        ("flags", "none", "list of a | b", ""),
+        ("fast", "true", "true | false", ""),
     ]
 
 
@@ -44,6 +50,7 @@ def test_all_recipes_are_listed(run: Run) -> None:
 def test_the_fields_of_a_recipe_are_listed_with_their_meaning(run: Run, name: str) -> None:
     status, printed = run("recipes", name)
     assert status == 0
+    assert max(map(len, printed.splitlines()[1:])) <= 80
     words = set(printed.split())
     for config in (RECIPES[name].config, training_of(name).config):
         assert set(config.model_fields) <= words

@@ -251,7 +251,11 @@ def load(folder: str | Path = STABLE_DIFFUSION_XL, ip_adapter: str | Path = IP_A
     weights = weights_file(base["unet"])
     source = folder if (Path(folder) / weights).is_file() else ip_adapter
     inner = "" if (Path(source) / weights).is_file() else "sdxl_models" if weights == XL_WEIGHTS else "models"
-    with loading(folder, f"{XL_LAYOUT}, with IP-Adapter's {weights} and {IMAGE_ENCODER}/ in it or in {ip_adapter}"):
+    parts = f"IP-Adapter's {weights} and {IMAGE_ENCODER}/"
+    layout = (
+        f"{XL_LAYOUT}, with {parts}" if source == folder else f"the layout of {parts}, which {folder} does not hold"
+    )
+    with loading(source, layout):
         return Parts(
             **base,
             image_encoder=CLIPVisionModelWithProjection.from_pretrained(

@@ -14,7 +14,7 @@ from schemas.rejects import Reason
 from transforms.batch import Batch, advance, each
 from transforms.matting.closed_form import closed_form_alpha, compile_matting
 from transforms.matting.trimap import trimap_of_heatmap, trimap_of_mask
-from transforms.step import Step, map_batches
+from transforms.step import Compiler, Step, map_batches
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class DrawTrimaps(Step):
 @dataclass(eq=False)
 class SolveMattes(Step):
     """Fill `alpha`."""
+
+    def compiler(self) -> Compiler:
+        """PyMatting and the solver of `transforms.matting.laplacian`, by numba."""
+        return Compiler("matting", compile_matting)
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Solve each example's."""

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from schemas.errors import ModelError
+from schemas.folders import describe_folder
 from schemas.machine import DEVICE
 from transforms.models.settings import Precision
 
@@ -80,6 +81,16 @@ def explaining(problem: str, remedy: str, faults: tuple[type[Exception], ...] = 
         raise ModelError(f"{problem} ({reason}). {remedy}") from error
 
 
+def check_folder(kind: str, what: str, checkpoint: str | Path, file: str) -> None:
+    """Raise a ModelError if `checkpoint` is a folder without `file`: it holds something else than `what`."""
+    folder = Path(checkpoint)
+    if folder.is_dir() and not (folder / file).is_file():
+        raise ModelError(
+            f"the folder {checkpoint} is no {what} that can be loaded: {describe_folder(folder)}. Give --model "
+            f"{kind}=FOLDER, one with {file}"
+        )
+
+
 @dataclass(frozen=True)
 class HubModel:
     """A model of transformers: a folder, or a repository on the Hugging Face hub as NAME or NAME@REVISION.
@@ -113,6 +124,7 @@ class HubModel:
         from transformers.utils import logging
 
         logging.set_verbosity_error()
+        check_folder(self.kind, self.what, self.checkpoint, "config.json")
         if self.is_folder:
             logging.disable_progress_bar()  # a download takes minutes and shows its bar, a folder seconds
         if self.is_folder:

@@ -16,7 +16,7 @@ from open_clip.transform import PreprocessCfg
 
 from schemas.boxes import BBox, window
 from schemas.masks import Mask, cut_masks
-from transforms.models.checkpoints import device, dtype_of, explaining
+from transforms.models.checkpoints import check_folder, device, dtype_of, explaining
 from transforms.models.places import located
 from transforms.models.settings import FILL, Precision
 from transforms.models.tensors import constant, download, fit, groups, normalise, upload, upload_pictures
@@ -47,6 +47,7 @@ def load_clip(checkpoint: str | Path, precision: Precision = "fp32") -> Clip:
     """
     checkpoint = located(checkpoint)
     target = device()
+    check_folder("clip", "CLIP", checkpoint, "open_clip_config.json")
     name, tag = _open_clip_name(checkpoint)
     # Some weights were trained with another activation than open_clip gives their architecture by default.
     quick_gelu = bool(tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))

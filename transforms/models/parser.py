@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.errors import ModelError
+from schemas.folders import describe_folder
 from transforms.models.places import located
 from transforms.text.inflection import singular
 from transforms.text.markup import readable
@@ -77,8 +78,12 @@ def _find(package: str) -> ModuleSpec | None:
 
 def _missing(checkpoint: str, error: Exception) -> str:
     if Path(checkpoint).is_dir():
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"the folder {checkpoint} is not a spaCy pipeline that can be loaded: {reason}"
+        is_one = (Path(checkpoint) / "meta.json").is_file()
+        reason = (str(error).splitlines() or [type(error).__name__])[0] if is_one else describe_folder(checkpoint)
+        return (
+            f"the folder {checkpoint} is not a spaCy pipeline that can be loaded: {reason}. Give --model "
+            "parser=FOLDER, one with meta.json"
+        )
     get = (
         f"python -m spacy download {checkpoint}" if checkpoint.isidentifier() else "give the folder of a spaCy pipeline"
     )

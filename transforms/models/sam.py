@@ -21,7 +21,7 @@ from torchvision.ops import nms
 from schemas.boxes import BBox, to_corners
 from schemas.masks import Mask
 from schemas.runs import masks_of_bits
-from transforms.models.checkpoints import device, dtype_of, explaining
+from transforms.models.checkpoints import check_folder, device, dtype_of, explaining
 from transforms.models.places import located
 from transforms.models.pth import find_file, read_weights
 from transforms.models.settings import Everything, Precision
@@ -114,6 +114,7 @@ def load_sam(checkpoint: str | Path, precision: Precision = "fp32") -> Sam:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
     checkpoint = located(checkpoint)
+    check_folder("sam", "SAM", checkpoint, "config.json")
     problem = (
         f"no SAM {checkpoint}: looked for a folder with config.json and model.safetensors, and for a published file "
         "named sam_vit_h*, sam_vit_l* or sam_vit_b*"
@@ -129,8 +130,8 @@ def load_sam(checkpoint: str | Path, precision: Precision = "fp32") -> Sam:
 
 def _from_folder(folder: Path) -> Sam:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.pop("model_type", "") != "segment-anything":
-        raise ValueError("its config.json is not a SAM's")
+    if (kind := config.pop("model_type", "")) != "segment-anything":
+        raise ValueError(f"it is a model of type {kind}, not segment-anything")
     sam = new_sam(SamShape(**config))
     sam.load_state_dict(load_file(folder / "model.safetensors"))
     return sam

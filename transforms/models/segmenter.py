@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, PretrainedConfig
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from schemas.example import Segment
@@ -65,7 +65,7 @@ def load_segmenter(checkpoint: str | Path, precision: Precision = "fp32") -> Seg
     checkpoint = located(checkpoint)
     hub = HubModel("segmenter", "segmenter", str(checkpoint))
     with hub.loading() as place:
-        hub.check_type(AutoConfig.from_pretrained(**place).model_type, list(SCORE_THRESHOLDS))
+        hub.check_type(PretrainedConfig.get_config_dict(**place)[0].get("model_type"), list(SCORE_THRESHOLDS))
         processor = AutoImageProcessor.from_pretrained(**place)
         model, loaded = AutoModelForUniversalSegmentation.from_pretrained(
             **place, dtype=dtype_of(precision), output_loading_info=True

@@ -114,6 +114,8 @@ def match_phrases(
         matches = with_all_things(matches, example.phrases, example.segments, similarity)
         matches = tuple(m for m in matches if areas[[m.segment, *m.others]].sum() >= smallest)
     if not matches:
+        if names != Names() and not np.any(allowed):
+            raise RecordError(Reason.NO_MATCH, "no phrase and segment have a name that only and never allow")
         best = np.nanmax(similarity, initial=-np.inf)
         raise RecordError(Reason.NO_MATCH, f"the best similarity is {best:.3f}, the threshold {threshold:.3f}")
     return replace(example, matches=matches)

@@ -133,6 +133,7 @@ CARD = replace(
     template="blip_diffusion.html.j2",
     fill=fill,
     sections=sections,
+    origin=figures.origin_of_mattes,
     score="unknown_fraction",
     groups={"low": "Least unknown", "high": "Most unknown"},
 )

@@ -69,6 +69,7 @@ CARD = replace(
     template="fastcomposer.html.j2",
     fill=fill,
     sections=sections,
+    origin=figures.origin_of_masks,
     score="score_min",
     count="subjects",
     groups={"low": "Lowest scores", "high": "Highest scores", "many": "Most subjects"},

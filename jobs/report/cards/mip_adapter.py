@@ -86,6 +86,7 @@ CARD = replace(
     template="mip_adapter.html.j2",
     fill=fill,
     sections=sections,
+    origin=figures.origin_of_masks,
     score="quality",
     count="objects",
     groups={"low": "Lowest quality", "high": "Highest quality", "many": "Most objects"},

@@ -101,11 +101,6 @@ def test_a_sample_opens_large_with_the_keyboard(folder: Path, open_page: OpenPag
         assert page.locator("dialog[open]").count() == 0
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(folder: Path, open_page: OpenPage) -> None:
-    with open_page(folder / "report.html", viewport={"width": 390, "height": 800}) as page:
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
 def test_enlarged_parts_are_pixelated_and_framed_in_their_pictures(folder: Path, open_page: OpenPage) -> None:
     with open_page(folder / "report.html", viewport={"width": 1200, "height": 900}) as page:
         card = page.locator(".gallery .card").first

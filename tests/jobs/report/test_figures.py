@@ -1,5 +1,6 @@
 """The figures of the report, by hand."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from jobs.report.figures import (
     funnel,
     headline,
     label_bars,
+    origin_of_masks,
+    origin_of_mattes,
     percent,
     provenance,
     rank,
     reject_groups,
     score_histogram,
+    shortened,
     significant,
     stage_bars,
 )
@@ -208,9 +212,9 @@ def test_bars_of_stages_have_seconds_and_milliseconds_per_record_that_came_to_th
     rejects = {"read": {"empty-image": 500}, "match": {"no-match": 400}}
     bars = stage_bars(info(read=1000, written=100, rejects=rejects, seconds={"read": 2.5, "match": 1250.0, "write": 1}))
     assert bars == [
-        {"name": "read", "value": "2.5 s", "extra": "2.5 ms a record", "share": 0.2},
-        {"name": "match", "value": "1,250 s", "extra": "2,500 ms a record", "share": 100},
-        {"name": "write", "value": "1 s", "extra": "10 ms a record", "share": 0.08},
+        {"name": "read", "value": "2.5 s", "extra": "2.5 ms", "share": 0.2},
+        {"name": "match", "value": "1,250 s", "extra": "2,500 ms", "share": 100},
+        {"name": "write", "value": "1 s", "extra": "10 ms", "share": 0.08},
     ]
     assert stage_bars(info()) == []
 
@@ -227,7 +231,40 @@ def test_provenance_is_rows_of_text() -> None:
 
 def test_a_nested_config_is_flattened() -> None:
     config = {"a": {"b": {"c": None}, "d": [1, "é"]}, "empty": {}, "text": "1"}
-    assert list(flat(config)) == [("a.b.c", "null"), ("a.d", '[1, "é"]'), ("empty", "{}"), ("text", "1")]
+    assert list(flat(config)) == [("a.b.c", "none"), ("a.d", '[1, "é"]'), ("empty", "none"), ("text", "1")]
+
+
+def test_only_the_digits_of_a_hash_are_shortened() -> None:
+    assert shortened(f"sha256:{'0123456789abcdef' * 4}") == "sha256:0123456789ab…"
+    assert shortened("0123456789abcdef0123456789abcdef01234567") == "0123456789ab…"  # a commit
+    assert [shortened(revision) for revision in ("3.8.0", "", "main")] == ["3.8.0", "", "main"]
+
+
+@pytest.mark.parametrize(
+    ("recipe_origin", "models", "sentence"),
+    [
+        (origin_of_masks, ["parser", "segmenter", "clip"], "The segmenter my/segmenter drew the masks."),
+        (origin_of_masks, ["parser", "clip"], "The masks are the source's annotations."),
+        (origin_of_masks, ["sam", "clip"], "SAM (my/sam) drew the masks."),
+        (
+            origin_of_masks,
+            ["detector", "sam"],
+            "SAM (my/sam) drew the masks, in the boxes of the detector my/detector.",
+        ),
+        (
+            origin_of_masks,
+            ["detector"],
+            "The masks are the source's annotations, in the boxes of the detector my/detector.",
+        ),
+        (origin_of_mattes, ["parser", "clipseg"], "CLIPSeg (my/clipseg) found the subjects."),
+        (origin_of_mattes, [], "The subjects are masks of the source's annotations."),
+    ],
+)
+def test_the_report_says_where_masks_came_from(
+    recipe_origin: Callable[[DatasetInfo], str], models: list[str], sentence: str
+) -> None:
+    names = {kind: ModelName(name=f"my/{kind}", revision="1") for kind in models}
+    assert recipe_origin(info().model_copy(update={"models": names})) == sentence
 
 
 @pytest.mark.parametrize(("part", "whole", "share"), [(1, 3, 33.33), (2, 3, 66.67), (5, 0, 0), (0, 7, 0), (7, 7, 100)])

@@ -66,7 +66,7 @@ def test_the_page_loads_nothing_and_shows_the_counts(page: str) -> None:
 
 def test_text_from_sources_cannot_become_markup(page: str) -> None:
     assert "<script>alert" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
+    assert page.count("&lt;script&gt;alert(1)&lt;/") >= 3
 
 
 def test_rejects_are_listed_by_reason_with_examples(page: str) -> None:

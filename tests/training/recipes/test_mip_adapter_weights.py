@@ -174,7 +174,7 @@ def test_damaged_and_missing_weights_are_reported(parts: Parts, tmp_path: Path) 
     with pytest.raises(ModelError, match=f"{WEIGHTS} cannot be read"):
         load(tmp_path)
     (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(ModelError, match=rf"with IP-Adapter's {WEIGHTS} and image_encoder/ in it or in {tmp_path}"):
+    with pytest.raises(ModelError, match=rf"with IP-Adapter's {WEIGHTS} and image_encoder/"):
         load(tmp_path, tmp_path)
 
 

@@ -31,6 +31,7 @@ def test_a_fault_becomes_one_line_with_what_where_and_how(tmp_path: Path) -> Non
     ):
         raise OSError("two\nlines")
     assert "Give --model clipseg=FOLDER, or go online once" in str(caught.value)
+    (tmp_path / "config.json").touch()
     with (
         pytest.raises(ModelError, match=r"^the folder .* is no CLIPSeg that can be loaded \(KeyError: 'x'\)\. Give "),
         HubModel("clipseg", "CLIPSeg", str(tmp_path)).loading(),

@@ -30,7 +30,7 @@ from schemas.masks import intersection_over_union
 from tests.beam import apply
 from tests.examples import make_example
 from transforms.batch import Batch
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 from transforms.models.segmenter import (
     SCORE_THRESHOLDS,
     Segmenter,
