@@ -1,15 +1,32 @@
 """The fields of a training run that all recipes have in common."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from schemas.strict import StrictModel
-from training.shards import LoadConfig
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 OptimizerName = Literal["adamw", "adamw_fused", "adamw_8bit"]
 Tracker = Literal["tensorboard", "wandb", "comet_ml", "aim", "clearml", "mlflow", "dvclive", "swanlab", "trackio"]
+
+SMALL_SIDE = 64
+"""Side of the pictures of small models, in pixels."""
+SAMPLE_RUN: Mapping[str, Any] = {
+    "resolution": SMALL_SIDE,
+    "reference": SMALL_SIDE,
+    "steps": 400,
+    "learning_rate": 1e-3,
+    "warmup": 50,
+    "average": 0.99,
+    "train_encoders": True,
+    "checkpoint_every": 100,
+    "sample_every": 100,
+}
+"""Config fields of a preset `sample`: a small model from random weights, minutes on a CPU."""
+HUB_RUN: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True, "moments_every": 4}
+"""Config fields of a preset `hub`: the published run, adjusted to fit on one large GPU."""
 
 
 class Prompt(StrictModel):
@@ -24,6 +41,21 @@ class Prompt(StrictModel):
     prompt: str
     sample: str
     dataset: str | None = None
+
+
+class LoadConfig(StrictModel):
+    """Fields that the batches of every recipe have in common."""
+
+    resolution: int = Field(default=512, gt=0, multiple_of=8, description="side of the pictures, in pixels")
+    reference: int = Field(default=224, gt=0, description="side of what an image encoder is shown, in pixels")
+    batch: int = Field(default=16, gt=0, description="samples per process and micro-batch")
+    workers: int = Field(default=2, ge=0, description="processes that load for each process that trains")
+    shuffle_buffer: int = Field(default=10_000, gt=0, description="samples that are mixed at a time; takes no memory")
+    seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
+
+    def plain(self) -> Self:
+        """A copy of this config under which a view draws nothing at random, for measuring and for sample pictures."""
+        return self
 
 
 class RunConfig(LoadConfig):

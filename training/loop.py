@@ -17,7 +17,6 @@ moments and the scale of fp16's losses are the only state.
 """
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -36,35 +35,21 @@ from training.diffusion import Batch
 from training.log import Log, Metrics, installed
 from training.lora import has_lora, lora_merged, save_lora
 from training.optimize import averaged
-from training.resume import describe_change, samples_per_step, samples_read
+from training.resume import (
+    check_run,
+    defaults_of,
+    describe_change,
+    read_note,
+    samples_per_step,
+    samples_read,
+    write_note,
+)
 from training.setup import set_up
 from training.trainer import Trainable, Trainer
 
 Batches = Callable[[int], Iterator[Batch]]
 """Called with the number of samples that all processes have read so far; yields the next batches of this process,
 without end."""
-
-NOTE = "config.json"
-"""File of the run's config."""
-
-MAY_CHANGE = {
-    "steps",
-    "held_out_every",
-    "checkpoint_every",
-    "moments_every",
-    "keep",
-    "sample_every",
-    "prompts",
-    "trackers",
-    "data_path",
-    "workers",
-    "gradient_checkpointing",
-}
-"""Config fields that may differ when a run is resumed: they change no number."""
-
-LAYOUT = {"processes", "batch", "accumulation"}
-"""Those that may differ too, but change how many samples a step reads: the samples follow on those before."""
-
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +94,7 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
     installed(config.trackers)
     before = read_note(output)
     if accelerator.is_main_process:
-        check_run(output, note, resume)
+        check_run(output, note, resume, defaults_of(config))
     accelerator.wait_for_everyone()
     set_up(model, config)
     trainer = Trainer.of(model, config, accelerator)
@@ -121,7 +106,7 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
     with contextlib.ExitStack() as stack:
         log = writer = None
         if accelerator.is_main_process:
-            _write_note(output, {**note, "samples_per_step": per_step})
+            write_note(output, {**note, "samples_per_step": per_step})
             if change := describe_change(per_step, start, accelerator.num_processes):
                 report(change)
             log = stack.enter_context(Log(output, start, config.trackers, note))
@@ -172,43 +157,6 @@ def new_accelerator(config: RunConfig) -> Accelerator:
     if on_cpu and config.precision == "fp16":
         raise ConfigError("precision fp16 needs a GPU: set precision to bf16, or to no")
     return Accelerator(mixed_precision=config.precision, cpu=on_cpu)
-
-
-def read_note(output: Path) -> dict[str, Any]:
-    """Read the config that a run was started with; empty if there is no run."""
-    note = output / NOTE
-    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-
-
-def _write_note(output: Path, note: Mapping[str, Any]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    (output / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-
-
-def check_run(output: Path, intended: Mapping[str, Any], resume: bool) -> None:
-    """Check that a run with the note `intended` may write to `output`.
-
-    Raises:
-        InputError: the folder holds another run, or other files.
-    """
-    before = read_note(output)
-    if before:
-        if not resume:
-            raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
-        free = MAY_CHANGE | LAYOUT
-        if intended.get("schedule", "constant") != "constant":  # the other rates depend on the number of steps
-            free = free - {"steps"}
-        changed = sorted(name for name in intended if before.get(name) != intended[name] and name not in free)
-        if "recipe" in changed:
-            changed = ["recipe"]
-        if changed:
-            difference = ", ".join(f"{name} was {before.get(name)}, now {intended[name]}" for name in changed)
-            raise InputError(f"{output} cannot be resumed as another run: {difference}")
-    elif output.exists() and (found := min(output.iterdir(), default=None)):
-        raise InputError(
-            f"{output} holds files that do not belong to a training run, such as {found.name}: "
-            "name a new or an empty folder"
-        )
 
 
 def save_model(model: Trainable, folder: Path) -> None:

@@ -21,7 +21,6 @@ from torchvision.utils import make_grid
 from schemas.errors import ModelError
 from training.checkpoint import (
     CheckpointWriter,
-    complete_checkpoints,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -31,6 +30,7 @@ from training.config import RunConfig
 from training.diffusion import Batch, Draws
 from training.log import Metrics, note_skipped
 from training.optimize import averaged, learning_rates, new_optimizer
+from training.resume import complete_checkpoints
 from training.shards import to_device
 
 
