@@ -103,6 +103,12 @@ class RunConfig(LoadConfig):
     gradient_checkpointing: bool = Field(
         default=False, description="save memory by running the U-Net's forward pass twice"
     )
+    latent_cache: str | None = Field(
+        default=None,
+        description="folder that keeps the autoencoder's outputs, so that a picture is encoded once; `run`: latents/ "
+        "in the run's folder; none: they are not kept",
+    )
+    latent_cache_gb: float = Field(default=50.0, gt=0, description="GB (10^9 bytes) that this folder may hold at most")
     held_out: int = Field(
         default=0, ge=0, description="samples that are not trained on, and whose loss is measured at fixed noise"
     )

@@ -32,6 +32,7 @@ from schemas.machine import DEVICE
 from training.checkpoint import CheckpointWriter
 from training.config import RunConfig
 from training.diffusion import Batch
+from training.latents import LatentCache
 from training.log import Log, Metrics, installed
 from training.lora import has_lora, lora_merged, save_lora
 from training.optimize import averaged
@@ -63,6 +64,7 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
     resume: bool = False,
     show: Batch | None = None,
     held_out: Sequence[Batch] = (),
+    latents: LatentCache | None = None,
     origin: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = logger.warning,
 ) -> Generator[Metrics]:
@@ -79,6 +81,7 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
         show: the samples that sample pictures are drawn for; None for no pictures.
         held_out: samples that are not trained on, in batches, the same in every process. Every `held_out_every` steps
             the metrics hold their mean loss as "held_out".
+        latents: keeps the latents of the pictures that `batches` has not found in it.
         origin: further values that must be the same when the run is resumed, such as its data.
         report: called with a line about a picture that cannot be drawn, or if a resumed run reads another number of
             samples in a step.
@@ -97,7 +100,7 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
         check_run(output, note, resume, defaults_of(config))
     accelerator.wait_for_everyone()
     set_up(model, config)
-    trainer = Trainer.of(model, config, accelerator)
+    trainer = Trainer.of(model, config, accelerator, latents)
     start = trainer.restore(output)
     if start > config.steps:
         raise InputError(f"{output} has finished {start} steps: it cannot be resumed with --steps {config.steps}")

@@ -204,7 +204,7 @@ def draw_shifts(side: int, rng: np.random.Generator) -> torch.Tensor:
 
 @cache
 def _bicubic_weights(side: int) -> torch.Tensor:
-    """Weights [side, KNOTS] of bicubic interpolation along one axis: twice as a product, it takes a tenth of the time."""
+    """Weights of bicubic interpolation along one axis, [side, KNOTS]: two products take a tenth of the time."""
     return F.interpolate(torch.eye(KNOTS)[None, None], (side, KNOTS), mode="bicubic", align_corners=False)[0, 0]
 
 

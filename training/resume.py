@@ -28,6 +28,8 @@ MAY_CHANGE = {
     "data_path",
     "workers",
     "gradient_checkpointing",
+    "latent_cache",
+    "latent_cache_gb",
 }
 """Config fields that may differ when a run is resumed: they change no number."""
 

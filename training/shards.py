@@ -30,6 +30,7 @@ from schemas.errors import ConfigError, InputError, RecordError
 from schemas.keys import rng_of
 from training import tars
 from training.config import LoadConfig
+from training.latents import LatentCache, look_up
 from training.names import split_weight
 from training.order import Group, Order, slots_of
 from training.tars import Tar
@@ -70,11 +71,9 @@ class Pixels:
     def floats(self, device: torch.device | str | None = None) -> Tensor:
         """Convert to float32 in [`low`, `high`], on `device`, by default where the pixels are."""
         moved = _move(self.values, device or self.values.device)
-        if moved.device.type == "cpu":
-            # NumPy asks for huge pages, torch does not: a batch of floats takes a fourth of the time.
-            floats = torch.from_numpy(moved.numpy().astype(np.float32))
-        else:
-            floats = moved.float()
+        # NumPy asks for huge pages, torch does not: a batch of floats takes a fourth of the time.
+        on_cpu = moved.device.type == "cpu"
+        floats = torch.from_numpy(moved.numpy().astype(np.float32)) if on_cpu else moved.float()
         divisor = (1 if moved.dtype == torch.bool else 255) / (self.high - self.low)
         if divisor != 1:
             floats.div_(divisor)
@@ -161,7 +160,7 @@ def read_texts(shards: Shards, texts: Callable[[Raw], Sequence[str]], limit: int
     return found
 
 
-def batches(
+def batches(  # noqa: PLR0913 - what a batch depends on
     shards: Shards,
     view: View,
     tools: Tools,
@@ -170,6 +169,8 @@ def batches(
     rank: int | None = None,
     world: int | None = None,
     device: torch.device | str = "cpu",
+    *,
+    latents: LatentCache | None = None,
 ) -> Iterator[Batch]:
     """Yield batches without end, epoch after epoch.
 
@@ -187,6 +188,7 @@ def batches(
         rank: number of this process, by default that of torch.distributed or of its launcher.
         world: number of processes, by default likewise. Each process gets batches of its own.
         device: where the tensors of a batch are put.
+        latents: latents of the pictures, which are looked up.
 
     Raises:
         InputError: a shard cannot be read, or no sample of `PATIENCE` consecutive batches.
@@ -195,7 +197,7 @@ def batches(
     here = rank_and_world()
     rank, world = here[0] if rank is None else rank, here[1] if world is None else world
     order = Order(shards.groups, config.seed, config.shuffle_buffer)
-    make = partial(make_batch, view=view, tools=tools, config=config)
+    make = partial(make_batch, view=view, tools=tools, config=config, latents=latents)
     numbered = _Batches(shards, order, make, start + rank * config.batch, world * config.batch, config.batch)
     pinned = torch.device(device).type == "cuda"
     loader = DataLoader(numbered, batch_size=None, sampler=count(), num_workers=config.workers, pin_memory=pinned)
@@ -214,11 +216,17 @@ def batches_once(shards: Shards, view: View, tools: Tools, config: LoadConfig) -
             yield to_floats(batch)
 
 
-def make_batch(samples: Sequence[tuple[int, Raw]], view: View, tools: Tools, config: LoadConfig) -> Batch:
+def make_batch(
+    samples: Sequence[tuple[int, Raw]],
+    view: View,
+    tools: Tools,
+    config: LoadConfig,
+    latents: LatentCache | None = None,
+) -> Batch:
     """Make a batch of (epoch, sample) pairs, whose pixels `to_floats` converts.
 
     Tensors and pixels are stacked, other values are collected in lists. If no sample can be read, the batch holds
-    `keys` and `skipped` alone.
+    `keys` and `skipped` alone. With `latents` it also holds what `look_up` finds of its pictures.
     """
     views, skipped = [], []
     for epoch, raw in samples:
@@ -228,7 +236,9 @@ def make_batch(samples: Sequence[tuple[int, Raw]], view: View, tools: Tools, con
         except (RecordError, ValueError) as error:  # pydantic's and pycocotools' errors are ValueErrors
             skipped.append(f"{key}: {' '.join(str(error).split())[:200]}")
     names = views[0] if views else ()
-    return {"keys": [], **{name: _stack([values[name] for values in views]) for name in names}, "skipped": skipped}
+    stacked = {name: _stack([values[name] for values in views]) for name in names}
+    found = look_up(latents, stacked["pixel_values"].values) if latents and views else {}
+    return {"keys": [], **stacked, **found, "skipped": skipped}
 
 
 def _stack(values: list[Any]) -> Any:  # noqa: ANN401 - whatever a view returns

@@ -28,6 +28,7 @@ from training.checkpoint import (
 )
 from training.config import RunConfig
 from training.diffusion import Batch, Draws
+from training.latents import LatentCache, complete
 from training.log import Metrics, note_skipped
 from training.optimize import averaged, learning_rates, new_optimizer
 from training.resume import complete_checkpoints
@@ -53,6 +54,9 @@ class Trainable(Protocol):
     def fixed_draws(self, batch: Batch, seed: int) -> Draws:
         """What is random in a step on `batch`, each sample's a function of (seed, key), for comparing losses."""
 
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode pictures [B, 3, H, W] as the parameters of their posteriors, [B, 2C, h, w]."""
+
     def sample(self, batch: Batch, noise: Tensor) -> Tensor:
         """Draw a picture for each sample, [B, 3, H, W] float32 in [0, 1]."""
 
@@ -75,9 +79,12 @@ class Trainer:
     names: dict[Parameter, str]
     config: RunConfig
     accelerator: Accelerator
+    latents: LatentCache | None = None
 
     @classmethod
-    def of(cls, model: Trainable, config: RunConfig, accelerator: Accelerator) -> "Trainer":
+    def of(
+        cls, model: Trainable, config: RunConfig, accelerator: Accelerator, latents: LatentCache | None = None
+    ) -> "Trainer":
         """Start a run with a model that is set up."""
         names = trained_parameters(model)
         wrapped, optimizer = accelerator.prepare(model, new_optimizer(names, config))
@@ -85,7 +92,7 @@ class Trainer:
         average = EMAModel(list(names), decay=config.average) if config.average else None
         if average:
             average.to(accelerator.device)
-        return cls(model, wrapped, optimizer, learning_rates(config), average, names, config, accelerator)
+        return cls(model, wrapped, optimizer, learning_rates(config), average, names, config, accelerator, latents)
 
     def step(self, step: int, batches: Iterator[Batch], output: Path, writer: CheckpointWriter | None) -> Metrics:
         """Take one optimizer step; return its metrics, means over all processes."""
@@ -97,6 +104,9 @@ class Trainer:
         skipped: list[str] = []
         for micro in range(config.accumulation):
             batch = to_device(next(batches), self.accelerator.device)
+            if self.latents:
+                with self.accelerator.autocast():
+                    batch = complete(self.latents, batch, self.model.encode)
             rng = np.random.default_rng([config.seed, step, micro, self.accelerator.process_index])
             draws = self.model.draw(batch, rng).to(self.accelerator.device)
             last = micro == config.accumulation - 1
