@@ -100,6 +100,10 @@ class RunConfig(LoadConfig):
     tf32: bool = Field(default=False, description="multiply float32 matrices as TF32 on GPUs that can")
     channels_last: bool = Field(default=False, description="lay out the weights of convolutions with channels last")
     compile: bool = Field(default=False, description="compile the U-Net with torch.compile")
+    fsdp: bool = Field(
+        default=False,
+        description="divide trained weights, gradients, moments and average among the processes (PyTorch's FSDP2)",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="save memory by running the U-Net's forward pass twice"
     )
@@ -136,4 +140,6 @@ class RunConfig(LoadConfig):
     def _check(self) -> Self:
         if self.frozen_half and self.precision == "no":
             raise ValueError("frozen_half holds weights in the mixed precision's type: set precision to bf16 or fp16")
+        if self.fsdp and (self.precision == "fp16" or self.optimizer == "adamw_8bit"):
+            raise ValueError("fsdp goes with precision no or bf16, and with optimizer adamw or adamw_fused")
         return self

@@ -117,7 +117,7 @@ class LatentDiffusion(nn.Module):
         input_ids     [B, E L] int64, the captions' tokens for each of the E text encoders, one after the other
         sizes         [B, 6] int64, for SDXL only, as `training.geometry.sizes_of` computes them
 
-    and, if latents are kept, `posterior`, what `encode` returns for its pictures.
+    and, if latents are kept, `posterior`, what `encode_pixels` returns for its pictures.
 
     Args:
         parts: the networks, trained in place.
@@ -196,7 +196,7 @@ class LatentDiffusion(nn.Module):
 
         Where `weight` masks the noise loss in some steps, `whole_noise` is that over whole pictures in every step.
         """
-        posterior = batch["posterior"] if "posterior" in batch else self.encode(batch["pixel_values"])
+        posterior = batch["posterior"] if "posterior" in batch else self.encode_pixels(batch["pixel_values"])
         latents = draw_latents(posterior, draws.latent_noise) * self.vae.config.scaling_factor
         draws = draws.with_offset()
         noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
@@ -216,7 +216,7 @@ class LatentDiffusion(nn.Module):
         return losses
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Encode pictures [B, 3, H, W] in [-1, 1] as the parameters of their posteriors, [B, 2C, h, w]."""
         with self.autoencoder_precision():
             parameters: Tensor = self.vae.encode(pixels).latent_dist.parameters

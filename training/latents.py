@@ -109,14 +109,14 @@ def fingerprint(vae: "AutoencoderKL", precision: str) -> str:
     digest = hashlib.sha256(json.dumps([precision, settings], sort_keys=True, default=str).encode())
     for name, value in sorted(vae.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
 
 
 def name_of(pixels: Tensor) -> str:
     """Identify a picture [3, H, W] uint8 by the SHA-256 of its size and pixels."""
     digest = hashlib.sha256(f"{list(pixels.shape)}\n".encode())
-    digest.update(pixels.contiguous().numpy())
+    digest.update(pixels.contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -46,6 +46,7 @@ from training.resume import (
     write_note,
 )
 from training.setup import set_up
+from training.sharding import whole_weights
 from training.trainer import Trainable, Trainer
 
 Batches = Callable[[int], Iterator[Batch]]
@@ -119,23 +120,25 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
             done = step + 1
             if held_out and _due(done, config.held_out_every, config):
                 metrics["held_out"] = trainer.held_out_loss(held_out)
-            if log and writer:
+            if log:
                 log.add(metrics)
-                if _due(done, config.checkpoint_every, config):
-                    moments = _due(done, config.checkpoint_every * config.moments_every, config)
-                    trainer.save(writer, done, moments=moments)
-                if show is not None and _due(done, config.sample_every, config):
-                    _draw(trainer, show, log, done, report)
+            if _due(done, config.checkpoint_every, config):
+                moments = _due(done, config.checkpoint_every * config.moments_every, config)
+                trainer.save(writer, done, moments=moments)
+            if show is not None and _due(done, config.sample_every, config):
+                _draw(trainer, show, log, done, report)
             yield metrics
-    if accelerator.is_main_process:
-        with averaged(list(trainer.names), trainer.average):
+    with averaged(trainer.names, trainer.average), whole_weights(model):
+        if accelerator.is_main_process:
             save_model(model, output / "model")
     accelerator.wait_for_everyone()
 
 
-def _draw(trainer: Trainer, show: Batch, log: Log, done: int, report: Callable[[str], None]) -> None:
+def _draw(trainer: Trainer, show: Batch, log: Log | None, done: int, report: Callable[[str], None]) -> None:
     try:
-        log.add_picture(done, trainer.draw_samples(show))
+        picture = trainer.draw_samples(show)
+        if log and picture is not None:
+            log.add_picture(done, picture)
     except Exception as error:  # whatever it is, the run is worth more than a picture
         report(f"no sample pictures at step {done}: {' '.join(f'{error!r}'.split())}")
 

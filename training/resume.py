@@ -28,6 +28,7 @@ MAY_CHANGE = {
     "data_path",
     "workers",
     "gradient_checkpointing",
+    "fsdp",
     "latent_cache",
     "latent_cache_gb",
 }

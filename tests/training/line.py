@@ -51,6 +51,9 @@ class Line(torch.nn.Module):
         del batch
         return Draws(torch.tensor(float(seed)), torch.ones(()), torch.ones(()))
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        return pixels
+
     def sample(self, batch: Batch, noise: Tensor) -> Tensor:
         """Pictures of 2 x 2 pixels: red is the weight, green the noise."""
         self.autocast.append(torch.is_autocast_enabled("cpu"))

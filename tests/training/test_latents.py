@@ -120,7 +120,7 @@ def test_a_damaged_file_is_computed_again(cache: LatentCache, damage: str) -> No
     (path,) = cache.folder.glob("*/*.latent")
     content = bytearray(path.read_bytes())
     content[-1] ^= damage == "changed"
-    path.write_bytes({"cut": content[:-1], "empty": b""}.get(damage, bytes(content)))
+    path.write_bytes(bytes({"cut": content[:-1], "empty": b""}.get(damage, content)))
     assert (cache.read("abc") is None) == (damage != "none")
     batch = {"pixel_values": torch.ones(1, 3, 2, 2), "latent_names": ["abc"], "posteriors": [cache.read("abc")]}
     assert torch.equal(complete(cache, batch, lambda _: posterior[None])["posterior"][0], posterior)
