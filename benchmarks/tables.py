@@ -29,6 +29,7 @@ NAMES = (
     "contention",
     "matting",
     "loader",
+    "training",
     "localization_cost",
     "checkpoints",
     "best_k",
