@@ -24,8 +24,9 @@ from benchmarks.tables import Row, Write, report
 from tests.training.models import CAPTIONS
 from training.adapter import Adapter, ImageProjection
 from training.checkpoint import CheckpointWriter, optimizer_tensors, save_checkpoint
+from training.configs.fastcomposer import Config
 from training.lora import add_lora
-from training.recipes.fastcomposer import Config, Fuser, Model, small
+from training.recipes.fastcomposer import Fuser, Model, small
 from transforms.models.places import SAMPLE
 
 REPEATS = 9

@@ -35,7 +35,8 @@ from benchmarks.localization import TRAINING, examples_of
 from benchmarks.tables import Row, Write, report
 from jobs.exports.fastcomposer import export_fastcomposer
 from tests.datasets import write_dataset
-from training.recipes.fastcomposer import Config, texts, view
+from training.configs.fastcomposer import Config
+from training.recipes.fastcomposer import texts, view
 from training.shards import Batch, Pixels, batches, find_shards, make_batch, read_samples, read_texts, to_device
 from training.tokenizer import small_tokenizer
 

@@ -33,11 +33,12 @@ from benchmarks.tables import Row, Write, report
 from jobs.scenes import scene_of
 from schemas.example import Example
 from tests.datasets import write_dataset
+from training.configs.fastcomposer import Config
 from training.diffusion import Draws, encode_pictures
 from training.localization import Subjects
 from training.loop import train
 from training.recipes.fastcomposer import TRAINING as RECIPE
-from training.recipes.fastcomposer import Config, Model, load, small, texts, view
+from training.recipes.fastcomposer import Model, load, small, texts, view
 from training.shards import batches, find_shards, read_texts
 from transforms.models.places import SAMPLE
 from transforms.scenes.truth import true_example

@@ -40,11 +40,12 @@ from benchmarks.localization import examples_of
 from benchmarks.tables import Row, Write, report
 from schemas.samples import mip_adapter
 from tests.datasets import write_dataset
+from training.configs.mip_adapter import Config
 from training.diffusion import Batch, Conditions, encode_pictures
 from training.localization import Subjects, localize
 from training.loop import this_process, train
 from training.merge import Predict, adapt, over_mean
-from training.recipes.mip_adapter import NAME_LENGTH, Config, Model, Parts, load, small, texts, view
+from training.recipes.mip_adapter import NAME_LENGTH, Model, Parts, load, small, texts, view
 from training.recipes.mip_adapter import TRAINING as RECIPE
 from training.shards import batches, find_shards, read_texts, to_device
 from transforms.models.places import SAMPLE

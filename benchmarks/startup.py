@@ -48,12 +48,17 @@ def cases(folder: Path) -> list[Case]:
     pictures.mkdir()
     (pictures / "dog.txt").write_text("a dog", encoding="utf-8")
     build = ("build", "fastcomposer", "--input", str(pictures), "--output", str(folder / "out"))
+    train = ("train", "fastcomposer", "--output", str(folder / "run"))
     listed = [
         Case("--help", ("--help",), 0.5, fails=False),
         Case("a wrong option", (*build, "--simlarity", "label"), 0.5),
         Case("a wrong field", (*build, "--config", str(config)), 0.5),
         Case("a wrong folder", (*build[:3], str(folder / "none"), *build[4:]), 0.5),
         Case("a wrong recipe", ("build", "fastcompser", *build[2:]), 0.5),
+        Case("train, a wrong folder", (*train, "--data", str(folder / "none")), 0.5),
+        Case("train, a wrong field", (*train, "--data", str(pictures), "--set", "foo=3"), 0.5),
+        Case("weights export, a wrong folder", ("weights", "export", str(folder / "none"), str(folder / "out")), 0.5),
+        Case("recipes fastcomposer", ("recipes", "fastcomposer"), 0.5, fails=False),
     ]
     if COCO.is_dir():
         arguments = (*build[:3], str(COCO), "--output", str(folder / "coco"), "--similarity", "label", "--overwrite")

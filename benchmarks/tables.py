@@ -31,6 +31,7 @@ NAMES = (
     "gpu",
     "matting",
     "loader",
+    "training",
     "localization_cost",
     "checkpoints",
     "best_k",

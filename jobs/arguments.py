@@ -28,12 +28,17 @@ def expand_arguments(arguments: Sequence[str], group: TyperGroup) -> list[str]:
     options = [option for parameter in parameters for option in parameter.opts if option.startswith("--")]
     if all(argument.partition("=")[0] in [*options, "--help"] for argument in arguments if argument.startswith("--")):
         return list(arguments)
-    from pipelines import RECIPES  # noqa: PLC0415 - its fields need pydantic, other commands do not
+    # Fields need pydantic, other commands do not.
+    from pipelines import RECIPES  # noqa: PLC0415
+    from training.configs import config_of, owners_of_fields  # noqa: PLC0415
 
     flags = {option for parameter in parameters if getattr(parameter, "is_flag", False) for option in parameter.opts}
     values = {i + 1 for i, argument in enumerate(arguments) if argument in options and argument not in flags}
     recipe = next((a for i, a in enumerate(arguments) if a in RECIPES and i not in values), None)
-    known = RECIPES[recipe].config.model_fields if recipe and name == "build" else None
+    if name == "train":
+        known = config_of(recipe)[0].model_fields if recipe else None
+        return expand_field_options(arguments, [*options, "--help"], known, owners_of_fields())
+    known = RECIPES[recipe].config.model_fields if recipe else None
     owners = {field: owner for owner, other in RECIPES.items() for field in other.config.model_fields}
     return expand_field_options(arguments, [*options, "--help"], known, owners)
 

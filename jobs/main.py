@@ -185,10 +185,9 @@ def recipes(
         show_recipes(out)
         return
     check_recipe(name)
-    from training.recipes import training_of
+    from training.configs import config_of
 
-    training = training_of(name)
-    show_fields(name, training.config, training.presets, out)
+    show_fields(name, *config_of(name), out)
 
 
 @app.command()
@@ -267,15 +266,23 @@ def train(
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     use_machine(threads, device, processes, small_models=preset == "sample" and model is None)
     check_recipe(recipe)
-    from jobs.train import run_training
-    from training.loop import this_process
-    from training.recipes import training_of
+    from training.configs import config_of, owners_of_fields
+    from training.names import check_data
+    from training.resume import check_run, defaults_of
 
-    training = training_of(recipe)
-    if preset not in training.presets:
-        raise ConfigError(f"there is no preset {preset!r}{choices(preset, training.presets)}")
+    kind, presets = config_of(recipe)
+    if preset not in presets:
+        raise ConfigError(f"there is no preset {preset!r}{choices(preset, presets)}")
     given = [*(settings or []), *([] if steps is None else [f"steps={steps}"])]
-    fields = read_config(training.config, config, given, training.presets[preset])
+    fields = read_config(kind, config, given, presets[preset], owners_of_fields())
+    check_data(data)
+    if os.environ.get("RANK", "0") == "0":  # other processes may start when this one has written to the folder
+        intended = {"recipe": recipe, **fields.model_dump(mode="json")}
+        check_run(output, intended, resume, defaults_of(fields))
+    with out.status("starting"):  # importing torch and diffusers takes seconds
+        from jobs.train import run_training
+        from training.loop import this_process
+
     out.quiet |= not this_process().is_main_process
     running = run_training(recipe, data, output, fields, preset=preset, model=model, resume=resume, report=print_lines)
     with stoppable(lambda: f"--resume goes on from the newest checkpoint in {output / 'checkpoints'}"):
@@ -316,6 +323,11 @@ def export_weights(
     ] = None,
 ) -> None:
     """Write the model of a checkpoint, as RUN/model/ holds that of the finished run."""
+    from training.names import check_data
+    from training.resume import check_export
+
+    check_export(run, output, step)
+    check_data(data or [])
     from jobs.weights import export_checkpoint
 
     print_lines(f"model    {export_checkpoint(run, output, step, data or [])}")

@@ -17,7 +17,11 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def read_config(
-    kind: type[Config], path: Path | None, settings: Sequence[str], preset: Mapping[str, Any] | None = None
+    kind: type[Config],
+    path: Path | None,
+    settings: Sequence[str],
+    preset: Mapping[str, Any] | None = None,
+    owners: Mapping[str, str] | None = None,
 ) -> Config:
     """Return a config of class `kind`. Precedence: command line, config file, preset, the field's default.
 
@@ -26,6 +30,7 @@ def read_config(
         path: a YAML file with one `field: value` per line, or None.
         settings: "FIELD=VALUE" of each `--set`.
         preset: fields of the preset.
+        owners: a recipe that has the field, by the field's name; an error names it.
 
     Raises:
         ConfigError: the file cannot be read, or a field is unknown or out of range.
@@ -35,7 +40,7 @@ def read_config(
     try:
         return kind(**{**(preset or {}), **fields, **given})
     except ValidationError as error:
-        problems = "; ".join(_describe(problem, kind, given, path) for problem in error.errors())
+        problems = "; ".join(_describe(problem, kind, given, path, owners or {}) for problem in error.errors())
         raise ConfigError(problems) from error
 
 
@@ -123,7 +128,13 @@ def _from_yaml(text: str) -> Any:  # noqa: ANN401 - whatever it holds
         return text
 
 
-def _describe(problem: Any, kind: type[BaseModel], given: Mapping[str, Any], path: Path | None) -> str:  # noqa: ANN401
+def _describe(
+    problem: Any,  # noqa: ANN401 - pydantic's
+    kind: type[BaseModel],
+    given: Mapping[str, Any],
+    path: Path | None,
+    owners: Mapping[str, str],
+) -> str:
     """Describe one of pydantic's errors, and name where the value came from."""
     name = ".".join(map(str, problem["loc"]))
     message = problem["msg"].removeprefix("Value error, ")
@@ -132,5 +143,6 @@ def _describe(problem: Any, kind: type[BaseModel], given: Mapping[str, Any], pat
     origin = "the command line" if path is None or problem["loc"][0] in given else str(path)
     option = f"--{name.replace('_', '-')}" if problem["loc"][0] in given else name
     if problem["type"] == "extra_forbidden":
-        return f"{origin}: the config has no field {name!r}{choices(name, kind.model_fields)}"
+        hint = f", it is a field of {owners[name]}" if name in owners else choices(name, kind.model_fields)
+        return f"{origin}: the config has no field {name!r}{hint}"
     return f"{origin}: {option} = {problem['input']!r}: {message}"

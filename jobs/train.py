@@ -15,6 +15,7 @@ from training.config import RunConfig
 from training.curves import write_curves
 from training.diffusion import LatentDiffusion, Parts
 from training.held_out import held_out_batches, split_held_out
+from training.latents import LatentCache, open_cache
 from training.log import Metrics
 from training.loop import this_process, train
 from training.prompts import batch_of_prompts
@@ -70,7 +71,8 @@ def run_training(
     if config.held_out:
         shards, apart = split_held_out(shards, config.held_out, config.seed)
         held_out = held_out_batches(apart, training.view, trained.tools, config, report)
-    read = partial(batches, shards, training.view, trained.tools, config)
+    latents = open_latents(trained, config, output, report) if config.latent_cache else None
+    read = partial(batches, shards, training.view, trained.tools, config, latents=latents)
 
     def read_from(start: int) -> Iterator[dict[str, Any]]:
         return read(start, process.process_index, process.num_processes, process.device)
@@ -83,11 +85,19 @@ def run_training(
         resume=resume,
         show=show,
         held_out=held_out,
+        latents=latents,
         origin=origin,
         report=report,
     )
     if process.is_main_process:
         write_curves(output)
+
+
+def open_latents(model: LatentDiffusion, config: RunConfig, output: Path, report: Callable[[str], None]) -> LatentCache:
+    """Open the latents that a run reads and keeps, in the folder that the config names."""
+    folder = output / "latents" if config.latent_cache == "run" else Path(config.latent_cache or "")
+    precision = f"{config.precision}, tf32 {config.tf32}"
+    return open_cache(folder, model.vae, precision, config.latent_cache_gb, this_process().num_processes, report)
 
 
 def load_model(

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from jobs.train import fingerprint, load_model
 from schemas.errors import InputError
-from training.checkpoint import complete_checkpoints, load_checkpoint
-from training.loop import read_note, save_model
+from training.checkpoint import load_checkpoint
+from training.loop import save_model
 from training.recipes import training_of
+from training.resume import check_export
 from training.setup import set_up_lora
 from training.shards import find_shards
 from training.trainer import copy_weights, trained_parameters
@@ -28,14 +31,15 @@ def export_checkpoint(run: Path, output: Path, step: int | None, data: Sequence[
         InputError: there is no such run, checkpoint or dataset, or `output` holds files.
         ModelError: the checkpoint is damaged, or the model that the run started from is missing.
     """
-    note = read_note(run)
-    if not note:
-        raise InputError(f"{run} holds no training run")
-    checkpoint = find_checkpoint(run, step)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists already: name a new or an empty folder")
+    note, checkpoint = check_export(run, output, step)
     training = training_of(note["recipe"])
-    config = training.config(**{name: note[name] for name in training.config.model_fields if name in note})
+    try:
+        config = training.config(**{name: note[name] for name in training.config.model_fields if name in note})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"the config of {run} is another version's: {first['loc'][0]} {first['input']!r}: {first['msg']}"
+        ) from error
     places = data or note.get("data_path", [])
     if not places:
         raise InputError(f"{run} does not say where its dataset is: give --data")
@@ -50,21 +54,3 @@ def export_checkpoint(run: Path, output: Path, step: int | None, data: Sequence[
     output.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, output)
     return output
-
-
-def find_checkpoint(run: Path, step: int | None) -> Path:
-    """Find the checkpoint of a step, or the newest one.
-
-    Raises:
-        InputError: there is none.
-    """
-    checkpoints = complete_checkpoints(run)
-    if not checkpoints:
-        raise InputError(f"{run} has no checkpoint yet")
-    if step is None:
-        return checkpoints[-1]
-    for folder in checkpoints:
-        if int(folder.name) == step:
-            return folder
-    steps = ", ".join(str(int(folder.name)) for folder in checkpoints)
-    raise InputError(f"{run} has no checkpoint of step {step}; it has {steps}")

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from schemas.errors import InputError, ModelError
+from training.resume import complete_checkpoints
 
 Tensors = dict[str, Tensor]
 
@@ -130,11 +131,6 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def complete_checkpoints(run: Path) -> list[Path]:
-    """List a run's checkpoints, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir())
 
 
 def resumable_checkpoints(run: Path) -> list[Path]:

@@ -1,15 +1,32 @@
 """The fields of a training run that all recipes have in common."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from schemas.strict import StrictModel
-from training.shards import LoadConfig
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 OptimizerName = Literal["adamw", "adamw_fused", "adamw_8bit"]
 Tracker = Literal["tensorboard", "wandb", "comet_ml", "aim", "clearml", "mlflow", "dvclive", "swanlab", "trackio"]
+
+SMALL_SIDE = 64
+"""Side of the pictures of small models, in pixels."""
+SAMPLE_RUN: Mapping[str, Any] = {
+    "resolution": SMALL_SIDE,
+    "reference": SMALL_SIDE,
+    "steps": 400,
+    "learning_rate": 1e-3,
+    "warmup": 50,
+    "average": 0.99,
+    "train_encoders": True,
+    "checkpoint_every": 100,
+    "sample_every": 100,
+}
+"""Config fields of a preset `sample`: a small model from random weights, minutes on a CPU."""
+HUB_RUN: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True, "moments_every": 4}
+"""Config fields of a preset `hub`: the published run, adjusted to fit on one large GPU."""
 
 
 class Prompt(StrictModel):
@@ -24,6 +41,21 @@ class Prompt(StrictModel):
     prompt: str
     sample: str
     dataset: str | None = None
+
+
+class LoadConfig(StrictModel):
+    """Fields that the batches of every recipe have in common."""
+
+    resolution: int = Field(default=512, gt=0, multiple_of=8, description="side of the pictures, in pixels")
+    reference: int = Field(default=224, gt=0, description="side of what an image encoder is shown, in pixels")
+    batch: int = Field(default=16, gt=0, description="samples per process and micro-batch")
+    workers: int = Field(default=2, ge=0, description="processes that load for each process that trains")
+    shuffle_buffer: int = Field(default=10_000, gt=0, description="samples that are mixed at a time; takes no memory")
+    seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
+
+    def plain(self) -> Self:
+        """A copy of this config under which a view draws nothing at random, for measuring and for sample pictures."""
+        return self
 
 
 class RunConfig(LoadConfig):
@@ -68,9 +100,19 @@ class RunConfig(LoadConfig):
     tf32: bool = Field(default=False, description="multiply float32 matrices as TF32 on GPUs that can")
     channels_last: bool = Field(default=False, description="lay out the weights of convolutions with channels last")
     compile: bool = Field(default=False, description="compile the U-Net with torch.compile")
+    fsdp: bool = Field(
+        default=False,
+        description="divide trained weights, gradients, moments and average among the processes (PyTorch's FSDP2)",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="save memory by running the U-Net's forward pass twice"
     )
+    latent_cache: str | None = Field(
+        default=None,
+        description="folder that keeps the autoencoder's outputs, so that a picture is encoded once; `run`: latents/ "
+        "in the run's folder; none: they are not kept",
+    )
+    latent_cache_gb: float = Field(default=50.0, gt=0, description="GB (10^9 bytes) that this folder may hold at most")
     held_out: int = Field(
         default=0, ge=0, description="samples that are not trained on, and whose loss is measured at fixed noise"
     )
@@ -98,4 +140,6 @@ class RunConfig(LoadConfig):
     def _check(self) -> Self:
         if self.frozen_half and self.precision == "no":
             raise ValueError("frozen_half holds weights in the mixed precision's type: set precision to bf16 or fp16")
+        if self.fsdp and (self.precision == "fp16" or self.optimizer == "adamw_8bit"):
+            raise ValueError("fsdp goes with precision no or bf16, and with optimizer adamw or adamw_fused")
         return self

@@ -25,6 +25,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
@@ -34,6 +35,7 @@ from schemas.keys import rng_of
 from training import drops
 from training.drops import DropTable
 from training.layout import load_scheduler, save_encoder, save_vocabulary
+from training.losses import min_snr_weights, noise_loss
 from training.tokenizer import tokenize
 
 Batch = Mapping[str, Any]
@@ -115,6 +117,8 @@ class LatentDiffusion(nn.Module):
         input_ids     [B, E L] int64, the captions' tokens for each of the E text encoders, one after the other
         sizes         [B, 6] int64, for SDXL only, as `training.geometry.sizes_of` computes them
 
+    and, if latents are kept, `posterior`, what `encode_pixels` returns for its pictures.
+
     Args:
         parts: the networks, trained in place.
         drop_table: drawn from at the granularity of a batch.
@@ -192,8 +196,8 @@ class LatentDiffusion(nn.Module):
 
         Where `weight` masks the noise loss in some steps, `whole_noise` is that over whole pictures in every step.
         """
-        with self.autoencoder_precision():
-            latents = encode_pictures(self.vae, batch["pixel_values"], draws.latent_noise)
+        posterior = batch["posterior"] if "posterior" in batch else self.encode_pixels(batch["pixel_values"])
+        latents = draw_latents(posterior, draws.latent_noise) * self.vae.config.scaling_factor
         draws = draws.with_offset()
         noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
         conditions = self.conditions(batch)
@@ -210,6 +214,13 @@ class LatentDiffusion(nn.Module):
             losses["loss"] = losses["loss"] + weight * penalty
             losses[name] = penalty
         return losses
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Encode pictures [B, 3, H, W] in [-1, 1] as the parameters of their posteriors, [B, 2C, h, w]."""
+        with self.autoencoder_precision():
+            parameters: Tensor = self.vae.encode(pixels).latent_dist.parameters
+        return parameters
 
     def conditions(self, batch: Batch) -> Conditions:
         """Keyword arguments for the U-Net: by default the encoded captions, for SDXL also pooled text and sizes."""
@@ -380,8 +391,13 @@ def downsampling(vae: AutoencoderKL) -> int:
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
     """Encode pictures [B, 3, H, W] in [-1, 1] as latents [B, C, h, w], drawn from the posterior with `noise`."""
-    posterior = vae.encode(pixels).latent_dist
-    return (posterior.mean + posterior.std * noise) * vae.config.scaling_factor
+    return draw_latents(vae.encode(pixels).latent_dist.parameters, noise) * vae.config.scaling_factor
+
+
+def draw_latents(parameters: Tensor, noise: Tensor) -> Tensor:
+    """Draw latents [B, C, h, w] with `noise` from posteriors of these parameters, [B, 2C, h, w]."""
+    posterior = DiagonalGaussianDistribution(parameters)
+    return posterior.mean + posterior.std * noise
 
 
 def noise_target(scheduler: DDPMScheduler, latents: Tensor, draws: Draws) -> Tensor:
@@ -389,43 +405,6 @@ def noise_target(scheduler: DDPMScheduler, latents: Tensor, draws: Draws) -> Ten
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(latents, draws.noise, draws.timesteps)
     return draws.noise
-
-
-def noise_loss(
-    prediction: Tensor, target: Tensor, weight: Tensor | None = None, sample_weights: Tensor | None = None
-) -> Tensor:
-    """Mean squared error of [B, C, h, w].
-
-    The mean runs over all latents, those of weight 0 included, as in FastComposer's published trainer.
-
-    Args:
-        prediction: of the U-Net.
-        target: what it should be.
-        weight: multiplies both sides first, [B, 1, h, w] in [0, 1].
-        sample_weights: multiply each sample's mean error, [B].
-    """
-    if weight is not None:
-        prediction, target = prediction * weight, target * weight
-    if sample_weights is None:
-        return F.mse_loss(prediction.float(), target.float())
-    errors = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
-    return (errors * sample_weights).mean()
-
-
-def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weights of the samples' noise losses at `timesteps` [B]: [B] float32 in [0, 1].
-
-    With the signal-to-noise ratio SNR, min(SNR, gamma) / SNR for a U-Net that predicts the noise, and
-    min(SNR, gamma) / (SNR + 1) for the velocity. Hang et al., "Efficient Diffusion Training via Min-SNR Weighting
-    Strategy" (2023).
-    """
-    signal = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    noise = 1 - signal
-    # Both sides times the noise: at the last timestep of a schedule that ends in noise alone, SNR is 0.
-    least = torch.minimum(signal, gamma * noise)
-    if scheduler.config.prediction_type == "v_prediction":
-        return least
-    return torch.where(signal > 0, least / signal, torch.ones_like(signal))
 
 
 def normalize_for_clip(pictures: Tensor, side: int) -> Tensor:

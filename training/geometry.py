@@ -79,7 +79,8 @@ class Crop:
         columns = left + (np.arange(last - first) + 0.5) * (right - left) / (last - first)
         rows = top + (np.arange(self.side) + 0.5) * (bottom - top) / self.side
         square = np.zeros((self.side, self.side), bool)
-        square[:, first:last] = mask.take(rows.astype(int), axis=0).take(columns.astype(int), axis=1)
+        # pycocotools decodes masks column by column: taking columns first copies whole ones.
+        square[:, first:last] = mask.T.take(columns.astype(int), axis=0).T.take(rows.astype(int), axis=0)
         return square[:, ::-1] if self.mirrored else square
 
     def crop_points(self, points: NDArray[np.floating]) -> NDArray[np.float64]:

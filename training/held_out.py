@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from schemas.errors import ConfigError
 from schemas.keys import rng_of
+from training.config import LoadConfig
 from training.order import Group
-from training.shards import Batch, LoadConfig, Shards, Tools, View, make_batch, read_samples
+from training.shards import Batch, Shards, Tools, View, make_batch, read_samples
 
 
 def split_held_out(shards: Shards, count: int, seed: int) -> tuple[Shards, Shards]:

@@ -15,7 +15,6 @@ output and these probabilities. The full map of 77 tokens is never computed.
 """
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -77,9 +76,10 @@ def _layer_size(pixels: int, height: int, width: int) -> tuple[int, int]:
     return h, w
 
 
-@dataclass
 class Subjects:
     """Tokens whose attention is recorded during a pass through the U-Net, and the recorded maps.
+
+    It is no dataclass: FSDP copies those among the inputs of a block, and maps recorded in a copy would be lost.
 
     Attributes:
         token_index: position of each subject's token, [B, M] int64.
@@ -87,9 +87,9 @@ class Subjects:
         maps: after the pass, probabilities [B, heads, h*w, M] by the layer's name.
     """
 
-    token_index: Tensor
-    valid: Tensor
-    maps: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(self, token_index: Tensor, valid: Tensor) -> None:
+        self.token_index, self.valid = token_index, valid
+        self.maps: dict[str, Tensor] = {}
 
     def loss(self, masks: Tensor) -> Tensor:
         """Mean of `localization_loss` over the layers, for `masks` [B, M, H, W]."""

@@ -17,7 +17,6 @@ moments and the scale of fp16's losses are the only state.
 """
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -33,38 +32,26 @@ from schemas.machine import DEVICE
 from training.checkpoint import CheckpointWriter
 from training.config import RunConfig
 from training.diffusion import Batch
+from training.latents import LatentCache
 from training.log import Log, Metrics, installed
 from training.lora import has_lora, lora_merged, save_lora
 from training.optimize import averaged
-from training.resume import describe_change, samples_per_step, samples_read
+from training.resume import (
+    check_run,
+    defaults_of,
+    describe_change,
+    read_note,
+    samples_per_step,
+    samples_read,
+    write_note,
+)
 from training.setup import set_up
+from training.sharding import whole_weights
 from training.trainer import Trainable, Trainer
 
 Batches = Callable[[int], Iterator[Batch]]
 """Called with the number of samples that all processes have read so far; yields the next batches of this process,
 without end."""
-
-NOTE = "config.json"
-"""File of the run's config."""
-
-MAY_CHANGE = {
-    "steps",
-    "held_out_every",
-    "checkpoint_every",
-    "moments_every",
-    "keep",
-    "sample_every",
-    "prompts",
-    "trackers",
-    "data_path",
-    "workers",
-    "gradient_checkpointing",
-}
-"""Config fields that may differ when a run is resumed: they change no number."""
-
-LAYOUT = {"processes", "batch", "accumulation"}
-"""Those that may differ too, but change how many samples a step reads: the samples follow on those before."""
-
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +65,7 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
     resume: bool = False,
     show: Batch | None = None,
     held_out: Sequence[Batch] = (),
+    latents: LatentCache | None = None,
     origin: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = logger.warning,
 ) -> Generator[Metrics]:
@@ -94,6 +82,7 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
         show: the samples that sample pictures are drawn for; None for no pictures.
         held_out: samples that are not trained on, in batches, the same in every process. Every `held_out_every` steps
             the metrics hold their mean loss as "held_out".
+        latents: keeps the latents of the pictures that `batches` has not found in it.
         origin: further values that must be the same when the run is resumed, such as its data.
         report: called with a line about a picture that cannot be drawn, or if a resumed run reads another number of
             samples in a step.
@@ -109,10 +98,10 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
     installed(config.trackers)
     before = read_note(output)
     if accelerator.is_main_process:
-        check_run(output, note, resume)
+        check_run(output, note, resume, defaults_of(config))
     accelerator.wait_for_everyone()
     set_up(model, config)
-    trainer = Trainer.of(model, config, accelerator)
+    trainer = Trainer.of(model, config, accelerator, latents)
     start = trainer.restore(output)
     if start > config.steps:
         raise InputError(f"{output} has finished {start} steps: it cannot be resumed with --steps {config.steps}")
@@ -121,7 +110,7 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
     with contextlib.ExitStack() as stack:
         log = writer = None
         if accelerator.is_main_process:
-            _write_note(output, {**note, "samples_per_step": per_step})
+            write_note(output, {**note, "samples_per_step": per_step})
             if change := describe_change(per_step, start, accelerator.num_processes):
                 report(change)
             log = stack.enter_context(Log(output, start, config.trackers, note))
@@ -131,23 +120,25 @@ def train(  # noqa: C901, PLR0913 - a list of what happens in turn
             done = step + 1
             if held_out and _due(done, config.held_out_every, config):
                 metrics["held_out"] = trainer.held_out_loss(held_out)
-            if log and writer:
+            if log:
                 log.add(metrics)
-                if _due(done, config.checkpoint_every, config):
-                    moments = _due(done, config.checkpoint_every * config.moments_every, config)
-                    trainer.save(writer, done, moments=moments)
-                if show is not None and _due(done, config.sample_every, config):
-                    _draw(trainer, show, log, done, report)
+            if _due(done, config.checkpoint_every, config):
+                moments = _due(done, config.checkpoint_every * config.moments_every, config)
+                trainer.save(writer, done, moments=moments)
+            if show is not None and _due(done, config.sample_every, config):
+                _draw(trainer, show, log, done, report)
             yield metrics
-    if accelerator.is_main_process:
-        with averaged(list(trainer.names), trainer.average):
+    with averaged(trainer.names, trainer.average), whole_weights(model):
+        if accelerator.is_main_process:
             save_model(model, output / "model")
     accelerator.wait_for_everyone()
 
 
-def _draw(trainer: Trainer, show: Batch, log: Log, done: int, report: Callable[[str], None]) -> None:
+def _draw(trainer: Trainer, show: Batch, log: Log | None, done: int, report: Callable[[str], None]) -> None:
     try:
-        log.add_picture(done, trainer.draw_samples(show))
+        picture = trainer.draw_samples(show)
+        if log and picture is not None:
+            log.add_picture(done, picture)
     except Exception as error:  # whatever it is, the run is worth more than a picture
         report(f"no sample pictures at step {done}: {' '.join(f'{error!r}'.split())}")
 
@@ -172,43 +163,6 @@ def new_accelerator(config: RunConfig) -> Accelerator:
     if on_cpu and config.precision == "fp16":
         raise ConfigError("precision fp16 needs a GPU: set precision to bf16, or to no")
     return Accelerator(mixed_precision=config.precision, cpu=on_cpu)
-
-
-def read_note(output: Path) -> dict[str, Any]:
-    """Read the config that a run was started with; empty if there is no run."""
-    note = output / NOTE
-    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-
-
-def _write_note(output: Path, note: Mapping[str, Any]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    (output / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-
-
-def check_run(output: Path, intended: Mapping[str, Any], resume: bool) -> None:
-    """Check that a run with the note `intended` may write to `output`.
-
-    Raises:
-        InputError: the folder holds another run, or other files.
-    """
-    before = read_note(output)
-    if before:
-        if not resume:
-            raise InputError(f"{output} holds a run already: give --resume to go on with it, or another folder")
-        free = MAY_CHANGE | LAYOUT
-        if intended.get("schedule", "constant") != "constant":  # the other rates depend on the number of steps
-            free = free - {"steps"}
-        changed = sorted(name for name in intended if before.get(name) != intended[name] and name not in free)
-        if "recipe" in changed:
-            changed = ["recipe"]
-        if changed:
-            difference = ", ".join(f"{name} was {before.get(name)}, now {intended[name]}" for name in changed)
-            raise InputError(f"{output} cannot be resumed as another run: {difference}")
-    elif output.exists() and (found := min(output.iterdir(), default=None)):
-        raise InputError(
-            f"{output} holds files that do not belong to a training run, such as {found.name}: "
-            "name a new or an empty folder"
-        )
 
 
 def save_model(model: Trainable, folder: Path) -> None:

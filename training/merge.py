@@ -23,7 +23,6 @@ so that the weights of M references add up to 1 at each position in the code, an
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +40,7 @@ from training.attention import (
     split_heads,
     unusual_parts,
 )
+from training.configs.mip_adapter import MergeName
 
 Predict = Callable[[Tensor], Tensor]
 """The predictor f: from `Z_text` [B, P, C] to [B, P] in (0, 1)."""
@@ -49,7 +49,6 @@ Merge = Callable[[Tensor, Tensor, Tensor, Predict], Tensor]
 
 `Z_i,img` and A_i are 0 if there is no reference i; else A_i sums to 1.
 """
-MergeName = Literal["code", "paper", "uniform"]
 
 
 def relevance(query: Tensor, key: Tensor, words: Tensor, scale: float) -> Tensor:

@@ -1,7 +1,7 @@
 """What moves the weights: the optimizer, the learning rate of each step, and the moving average."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from schemas.errors import ConfigError
 from training.config import RunConfig
+from training.sharding import own_part
 
 
 def decay_groups(parameters: Iterable[Parameter], config: RunConfig) -> list[dict[str, Any]]:
@@ -70,14 +71,15 @@ def learning_rates(config: RunConfig) -> Callable[[int], float]:
 
 
 @contextlib.contextmanager
-def averaged(parameters: Sequence[Parameter], average: EMAModel | None) -> Iterator[None]:
+def averaged(parameters: Iterable[Parameter], average: EMAModel | None) -> Iterator[None]:
     """Swap in the moving average of the weights, if there is one, for the duration of the block."""
     if average is None:
         yield
         return
-    average.store(parameters)
-    average.copy_to(parameters)
+    parts = list(map(own_part, parameters))
+    average.store(parts)
+    average.copy_to(parts)
     try:
         yield
     finally:
-        average.restore(parameters)
+        average.restore(parts)

@@ -8,22 +8,6 @@ from typing import Any
 from training.config import RunConfig
 from training.diffusion import LatentDiffusion, Parts
 from training.shards import Batch, Raw, View
-from training.small import SIDE
-
-SAMPLE_RUN: Mapping[str, Any] = {
-    "resolution": SIDE,
-    "reference": SIDE,
-    "steps": 400,
-    "learning_rate": 1e-3,
-    "warmup": 50,
-    "average": 0.99,
-    "train_encoders": True,
-    "checkpoint_every": 100,
-    "sample_every": 100,
-}
-"""Config fields of a preset `sample`: a small model from random weights, minutes on a CPU."""
-HUB_RUN: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True, "moments_every": 4}
-"""Config fields of a preset `hub`: the published run, adjusted to fit on one large GPU."""
 
 
 def prepare_nothing(model: LatentDiffusion, batches: Iterable[Batch], config: RunConfig) -> None:

@@ -6,7 +6,7 @@ and warp are one resampling instead of three, which takes a third of the time an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import Protocol
 
 import numpy as np
@@ -80,7 +80,8 @@ def find_region(annotation: Annotation, crop: Crop) -> Region | None:
     mask = annotation.segmentation.to_mask()
     pixels = to_pixels(mask, annotation.area)
     cropped = crop.crop_mask(pixels)
-    return Region(pixels, mask.bbox, cropped) if cropped.mean() >= SMALLEST else None
+    is_shown = np.count_nonzero(cropped) >= SMALLEST * cropped.size
+    return Region(pixels, mask.bbox, cropped) if is_shown else None
 
 
 def draw_noise(
@@ -124,9 +125,13 @@ def cut_out(
     scale = reduction(mask.shape[0], pixels.shape[0])
     rows, columns = _cover(y, height, scale), _cover(x, width, scale)
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    inside = mask.take(_middle(rows, scale, mask.shape[0]), axis=0).take(_middle(columns, scale, mask.shape[1]), axis=1)
-    inside = np.repeat(inside[..., None], 3, axis=2)  # with a mask of one channel `where` takes four times as long
-    return np.where(inside, pixels[window], np.uint8(WHITE) if background is None else background[window])
+    inside = mask[y : y + height, x : x + width]
+    if scale > 1:
+        inside = mask[_middle(rows, scale, mask.shape[0])][:, _middle(columns, scale, mask.shape[1])]
+    behind = np.uint8(WHITE) if background is None else background[window]
+    # `where` on three channels takes three times as long as bit operations with bytes of 0 and 255.
+    kept = np.repeat(inside * np.uint8(255), 3, axis=1).reshape(*inside.shape, 3)
+    return behind ^ ((behind ^ pixels[window]) & kept)
 
 
 def _cover(start: int, length: int, scale: int) -> NDArray[np.intp]:
@@ -180,21 +185,27 @@ def _move(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     if not warped:
         return picture.rotate(angle, Image.Resampling.BILINEAR) if rotated else picture
     side = picture.width
-    radians = torch.tensor(np.deg2rad(angle))
-    cos, sin = radians.cos(), radians.sin()
-    matrix = torch.stack([torch.stack([cos, sin, cos * 0]), torch.stack([-sin, cos, cos * 0])]).float()
-    grid = F.affine_grid(matrix[None], [1, 3, side, side], align_corners=False)
+    cos, sin = float(np.cos(np.deg2rad(angle))), float(np.sin(np.deg2rad(angle)))
+    middles = (2 * torch.arange(side) + 1) / side - 1  # of the pixels, in `grid_sample`'s unit
+    x, y = middles, middles[:, None]
+    grid = torch.stack([cos * x + sin * y, cos * y - sin * x], dim=-1)[None]
+    grid += draw_shifts(side, rng).permute(0, 2, 3, 1)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    moved = F.grid_sample(
-        pixels, grid + draw_shifts(side, rng).permute(0, 2, 3, 1), mode="bilinear", align_corners=False
-    )
+    moved = F.grid_sample(pixels, grid, mode="bilinear", align_corners=False)
     return Image.fromarray(moved[0].round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def draw_shifts(side: int, rng: np.random.Generator) -> torch.Tensor:
     """Draw smooth shifts along x and y, [1, 2, side, side] float32, in `grid_sample`'s unit: half the side."""
     knots = torch.from_numpy(rng.normal(0, WARP * 2 / 224, (1, 2, KNOTS, KNOTS))).float()
-    return F.interpolate(knots, (side, side), mode="bicubic", align_corners=False)
+    weights = _bicubic_weights(side)
+    return weights @ knots @ weights.T
+
+
+@cache
+def _bicubic_weights(side: int) -> torch.Tensor:
+    """Weights of bicubic interpolation along one axis, [side, KNOTS]: two products take a tenth of the time."""
+    return F.interpolate(torch.eye(KNOTS)[None, None], (side, KNOTS), mode="bicubic", align_corners=False)[0, 0]
 
 
 def _recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -18,19 +18,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count, islice
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from schemas.errors import ConfigError, InputError, RecordError
 from schemas.keys import rng_of
-from schemas.strict import StrictModel
 from training import tars
+from training.config import LoadConfig
+from training.latents import LatentCache, look_up
+from training.names import split_weight
 from training.order import Group, Order, slots_of
 from training.tars import Tar
 
@@ -51,21 +52,6 @@ AT_ONCE = 64
 """Samples that are read at a time where all are read in order."""
 
 
-class LoadConfig(StrictModel):
-    """Fields that the batches of every recipe have in common."""
-
-    resolution: int = Field(default=512, gt=0, multiple_of=8, description="side of the pictures, in pixels")
-    reference: int = Field(default=224, gt=0, description="side of what an image encoder is shown, in pixels")
-    batch: int = Field(default=16, gt=0, description="samples per process and micro-batch")
-    workers: int = Field(default=2, ge=0, description="processes that load for each process that trains")
-    shuffle_buffer: int = Field(default=10_000, gt=0, description="samples that are mixed at a time; takes no memory")
-    seed: int = Field(default=42, ge=0, description="of weights, batches and noise")
-
-    def plain(self) -> Self:
-        """A copy of this config under which a view draws nothing at random, for measuring and for sample pictures."""
-        return self
-
-
 @dataclass(frozen=True)
 class Pixels:
     """Pixels as they are passed between processes, and the range that they represent.
@@ -84,13 +70,14 @@ class Pixels:
 
     def floats(self, device: torch.device | str | None = None) -> Tensor:
         """Convert to float32 in [`low`, `high`], on `device`, by default where the pixels are."""
-        largest = 1 if self.values.dtype == torch.bool else 255
-        return (
-            _move(self.values, device or self.values.device)
-            .float()
-            .div_(largest / (self.high - self.low))
-            .add_(self.low)
-        )
+        moved = _move(self.values, device or self.values.device)
+        # NumPy asks for huge pages, torch does not: a batch of floats takes a fourth of the time.
+        on_cpu = moved.device.type == "cpu"
+        floats = torch.from_numpy(moved.numpy().astype(np.float32)) if on_cpu else moved.float()
+        divisor = (1 if moved.dtype == torch.bool else 255) / (self.high - self.low)
+        if divisor != 1:
+            floats.div_(divisor)
+        return floats.add_(self.low) if self.low else floats
 
     def pin_memory(self) -> "Pixels":
         """Copy to pinned memory, as `DataLoader` asks for: a GPU fetches the pixels from there meanwhile."""
@@ -158,24 +145,6 @@ def find_shards(data: str | Sequence[str], recipe: str) -> Shards:
     return Shards(tuple(tar for dataset in datasets for tar in dataset), tuple(groups))
 
 
-def split_weight(data: str) -> tuple[str, float | None]:
-    """Split "DATA=WEIGHT" into both; without a weight, it is None. A path that exists has no weight.
-
-    Raises:
-        ConfigError: the weight is not positive.
-    """
-    name, _, text = data.rpartition("=")
-    try:
-        weight = float(text)
-    except ValueError:
-        return data, None
-    if not name or Path(data).exists():
-        return data, None
-    if not 0 < weight < np.inf:
-        raise ConfigError(f"{data}: a weight is a positive number")
-    return name, weight
-
-
 def read_samples(shards: Shards) -> Iterator[Raw]:
     """Yield every sample once, in the order of the shards."""
     for start in range(0, shards.ends[-1], AT_ONCE):
@@ -191,7 +160,7 @@ def read_texts(shards: Shards, texts: Callable[[Raw], Sequence[str]], limit: int
     return found
 
 
-def batches(
+def batches(  # noqa: PLR0913 - what a batch depends on
     shards: Shards,
     view: View,
     tools: Tools,
@@ -200,6 +169,8 @@ def batches(
     rank: int | None = None,
     world: int | None = None,
     device: torch.device | str = "cpu",
+    *,
+    latents: LatentCache | None = None,
 ) -> Iterator[Batch]:
     """Yield batches without end, epoch after epoch.
 
@@ -217,6 +188,7 @@ def batches(
         rank: number of this process, by default that of torch.distributed or of its launcher.
         world: number of processes, by default likewise. Each process gets batches of its own.
         device: where the tensors of a batch are put.
+        latents: latents of the pictures, which are looked up.
 
     Raises:
         InputError: a shard cannot be read, or no sample of `PATIENCE` consecutive batches.
@@ -225,7 +197,7 @@ def batches(
     here = rank_and_world()
     rank, world = here[0] if rank is None else rank, here[1] if world is None else world
     order = Order(shards.groups, config.seed, config.shuffle_buffer)
-    make = partial(make_batch, view=view, tools=tools, config=config)
+    make = partial(make_batch, view=view, tools=tools, config=config, latents=latents)
     numbered = _Batches(shards, order, make, start + rank * config.batch, world * config.batch, config.batch)
     pinned = torch.device(device).type == "cuda"
     loader = DataLoader(numbered, batch_size=None, sampler=count(), num_workers=config.workers, pin_memory=pinned)
@@ -244,11 +216,17 @@ def batches_once(shards: Shards, view: View, tools: Tools, config: LoadConfig) -
             yield to_floats(batch)
 
 
-def make_batch(samples: Sequence[tuple[int, Raw]], view: View, tools: Tools, config: LoadConfig) -> Batch:
+def make_batch(
+    samples: Sequence[tuple[int, Raw]],
+    view: View,
+    tools: Tools,
+    config: LoadConfig,
+    latents: LatentCache | None = None,
+) -> Batch:
     """Make a batch of (epoch, sample) pairs, whose pixels `to_floats` converts.
 
     Tensors and pixels are stacked, other values are collected in lists. If no sample can be read, the batch holds
-    `keys` and `skipped` alone.
+    `keys` and `skipped` alone. With `latents` it also holds what `look_up` finds of its pictures.
     """
     views, skipped = [], []
     for epoch, raw in samples:
@@ -258,7 +236,9 @@ def make_batch(samples: Sequence[tuple[int, Raw]], view: View, tools: Tools, con
         except (RecordError, ValueError) as error:  # pydantic's and pycocotools' errors are ValueErrors
             skipped.append(f"{key}: {' '.join(str(error).split())[:200]}")
     names = views[0] if views else ()
-    return {"keys": [], **{name: _stack([values[name] for values in views]) for name in names}, "skipped": skipped}
+    stacked = {name: _stack([values[name] for values in views]) for name in names}
+    found = look_up(latents, stacked["pixel_values"].values) if latents and views else {}
+    return {"keys": [], **stacked, **found, "skipped": skipped}
 
 
 def _stack(values: list[Any]) -> Any:  # noqa: ANN401 - whatever a view returns

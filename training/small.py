@@ -12,10 +12,11 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
+from training.config import SMALL_SIDE
 from training.diffusion import Parts
 from training.tokenizer import small_tokenizer
 
-SIDE = 64
+SIDE = SMALL_SIDE
 """Side of the pictures in pixels."""
 WIDTH = 64
 """Width of text tokens and reference embeddings."""

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -11,6 +13,7 @@ from PIL import Image
 from jobs.train import fingerprint
 from tests.datasets import example, write_dataset
 from tests.jobs.conftest import Run
+from tests.paths import ROOT
 from tests.training.keyed import PREFIX, write_keyed
 from training.shards import find_shards
 
@@ -103,6 +106,11 @@ def test_training_can_start_from_a_trained_model_and_read_several_datasets(
             "no model in /nowhere: there is no such folder",
         ),
         (("fastcomposer", "--data", "DATA", "--config", "CONFIG"), "the config has no field 'stepz', did you mean"),
+        (("fastcomposer", "--data", "DATA", "--finetune"), "No such option: --finetune, a field of blip-diffusion"),
+        (
+            ("fastcomposer", "--data", "DATA", "--set", "finetune=true"),
+            "the config has no field 'finetune', it is a field of blip-diffusion",
+        ),
     ],
 )
 def test_an_error_is_one_line(
@@ -174,3 +182,31 @@ def test_a_dataset_of_another_recipe_is_named(run: Run, dataset: Path, tmp_path:
     status, printed = run("train", "captioned", "--data", dataset, "--output", tmp_path / "run", "--steps", 1)
     assert status == 1
     assert f"{dataset} holds a fastcomposer dataset, not one of captioned" in printed
+
+
+def test_wrong_arguments_are_answered_before_torch_is_imported(tmp_path: Path, dataset: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text('{"recipe": "fastcomposer", "seed": 5}')
+    train = ("train", "fastcomposer", "--output", str(tmp_path / "run"), "--data")
+    commands = {
+        (*train, str(tmp_path / "none")): "no shard",
+        (*train, str(dataset), "--set", "foo=3"): "no field 'foo'",
+        (*train[:3], str(tmp_path / "old"), "--data", str(dataset)): "holds a run already",
+        (*train[:3], str(tmp_path / "old"), "--data", str(dataset), "--resume"): "seed was 5, now 42",
+        ("weights", "export", str(tmp_path / "none"), str(tmp_path / "out")): "holds no training run",
+        ("recipes", "blip-diffusion"): "finetune",
+    }
+    script = (
+        "import sys; from jobs.main import main\n"
+        f"for arguments in {list(commands)!r}:\n"
+        "    sys.argv = ['subjectloom', *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit: pass\n"
+        "    print('~', file=sys.stderr); print('~')\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    printed = [out + err for out, err in zip(done.stdout.split("~"), done.stderr.split("~"), strict=True)]
+    for text, message in zip(printed[:-1], commands.values(), strict=True):
+        assert message in text
+    assert printed[-1].strip() == "False"

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import torch
 
 from schemas.shards import Sample, write_tar
-from training.shards import LoadConfig, Raw, Shards, batches
+from training.config import LoadConfig
+from training.shards import Raw, Shards, batches
 
 CONFIG = LoadConfig(batch=1, workers=0, shuffle_buffer=8)
 PREFIX = "captioned"

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.checkpoint import complete_checkpoints
 from training.config import RunConfig
 from training.diffusion import Batch, Draws
 from training.loop import train
+from training.resume import complete_checkpoints
 
 CONFIG = RunConfig(steps=2, learning_rate=0.1, warmup=0, weight_decay=0.0, average=0.0, seed=5)
 
@@ -50,6 +50,9 @@ class Line(torch.nn.Module):
     def fixed_draws(self, batch: Batch, seed: int) -> Draws:
         del batch
         return Draws(torch.tensor(float(seed)), torch.ones(()), torch.ones(()))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        return pixels
 
     def sample(self, batch: Batch, noise: Tensor) -> Tensor:
         """Pictures of 2 x 2 pixels: red is the weight, green the noise."""

@@ -9,8 +9,9 @@ from accelerate.state import AcceleratorState
 
 from tests.training.models import tiny_batch, tiny_parts
 from training.config import RunConfig
+from training.configs.fastcomposer import Config
 from training.loop import train
-from training.recipes.fastcomposer import Config, Model
+from training.recipes.fastcomposer import Model
 from training.shards import rank_and_world
 
 CONFIG = Config(

@@ -14,7 +14,8 @@ from schemas.example import Example, Match, Phrase, Segment, Source
 from schemas.masks import Mask
 from schemas.samples.fastcomposer import FORMAT
 from schemas.shards import write_tar
-from training.recipes.fastcomposer import Config, view
+from training.configs.fastcomposer import Config
+from training.recipes.fastcomposer import view
 from training.shards import Batch, Shards, batches, find_shards
 from training.tokenizer import small_tokenizer
 

@@ -13,7 +13,6 @@ from schemas.errors import InputError, ModelError
 from tests.training import processes
 from training.checkpoint import (
     CheckpointWriter,
-    complete_checkpoints,
     delete_old_checkpoints,
     load_checkpoint,
     optimizer_tensors,
@@ -21,6 +20,7 @@ from training.checkpoint import (
     resumable_checkpoints,
     save_checkpoint,
 )
+from training.resume import complete_checkpoints
 
 
 def test_a_loaded_checkpoint_equals_the_saved_one(tmp_path: Path) -> None:

@@ -8,15 +8,9 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from schemas.errors import ModelError
 from tests.training.models import CAPTIONS, tiny_batch, tiny_parts
-from training.diffusion import (
-    Draws,
-    LatentDiffusion,
-    Parts,
-    concatenate,
-    load_stable_diffusion,
-    min_snr_weights,
-)
+from training.diffusion import Draws, LatentDiffusion, Parts, concatenate, load_stable_diffusion
 from training.drops import Drop, Drops
+from training.losses import min_snr_weights
 from training.small import small_parts, small_scheduler
 
 

@@ -5,8 +5,9 @@ import pytest
 
 from schemas.errors import ConfigError
 from tests.datasets import example, write_dataset
+from training.config import LoadConfig
 from training.held_out import held_out_batches, split_held_out
-from training.shards import LoadConfig, Raw, Shards, batches, find_shards, read_samples
+from training.shards import Raw, Shards, batches, find_shards, read_samples
 
 KEYS = [f"key{i:02d}" for i in range(20)]
 

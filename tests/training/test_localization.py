@@ -14,8 +14,9 @@ from torch import Tensor
 
 from schemas.errors import ModelError
 from tests.training.models import tiny_batch, tiny_parts
+from training.configs.fastcomposer import Config
 from training.localization import Subjects, attend, localization_loss, localize, localized_layers
-from training.recipes.fastcomposer import Config, Model
+from training.recipes.fastcomposer import Model
 
 
 def formula(attention: Tensor, masks: Tensor, valid: Tensor) -> float:

@@ -19,10 +19,11 @@ from tests.paths import ROOT
 from tests.training import processes
 from tests.training.models import tiny_batch, tiny_parts
 from tests.training.runs import CONFIG, batches_of, losses, losses_of_run, new_model, run, run_on
-from training.checkpoint import complete_checkpoints
+from training.configs.fastcomposer import Config
 from training.loop import train
 from training.recipes import TRAININGS, training_of
-from training.recipes.fastcomposer import Config, Model
+from training.recipes.fastcomposer import Model
+from training.resume import complete_checkpoints
 
 
 @pytest.fixture(scope="module")

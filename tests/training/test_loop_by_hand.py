@@ -24,11 +24,12 @@ import training.trainer
 from schemas.errors import ConfigError, InputError, ModelError
 from tests.training import processes
 from tests.training.line import CONFIG, Line, Root, batch_of, checkpoint_of, moments, run, saved_weight, slopes
-from training.checkpoint import CheckpointWriter, complete_checkpoints
+from training.checkpoint import CheckpointWriter
 from training.config import RunConfig
 from training.diffusion import Batch
 from training.log import NOT_LOSSES
 from training.loop import train
+from training.resume import complete_checkpoints
 from training.trainer import Trainer
 
 

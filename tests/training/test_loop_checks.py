@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from schemas.errors import InputError, ModelError
 from tests.training.line import CONFIG, Line, Root, batch_of, run, slopes
 from training.config import RunConfig
-from training.loop import check_run, train
+from training.loop import train
+from training.resume import check_run
 from training.shards import Pixels, to_device
 
 

@@ -10,11 +10,12 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from schemas.errors import ConfigError
 from tests.training.models import CAPTIONS, tiny_batch, tiny_parts
 from training.attention import weight_of
+from training.configs.fastcomposer import Config
 from training.diffusion import LatentDiffusion
 from training.localization import localize
 from training.loop import save_model
 from training.lora import add_lora, has_lora, lora_merged, save_lora
-from training.recipes.fastcomposer import Config, Model
+from training.recipes.fastcomposer import Model
 from training.small import small_parts, small_unet
 
 MODULES = ("to_q", "to_k", "to_v", "to_out.0")

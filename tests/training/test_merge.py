@@ -14,11 +14,11 @@ from torch import Tensor
 from schemas.errors import ModelError
 from tests.training.models import tiny_parts
 from training.attention import cross_attention_layers
+from training.configs.mip_adapter import MergeName
 from training.merge import (
     MERGES,
     AdapterLayer,
     MergedAttention,
-    MergeName,
     References,
     adapt,
     merge_as_code,

@@ -10,9 +10,9 @@ from schemas.errors import ConfigError, InputError
 from schemas.samples import fastcomposer, mip_adapter
 from tests.datasets import example, scored, write_dataset
 from training.config import Prompt
+from training.configs.fastcomposer import Config
 from training.prompts import batch_of_prompts, with_prompt
 from training.recipes import training_of
-from training.recipes.fastcomposer import Config
 from training.shards import Batch, find_shards
 from training.tokenizer import small_tokenizer
 

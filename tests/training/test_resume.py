@@ -1,6 +1,11 @@
+import json
+from pathlib import Path
+
 import pytest
 
-from training.resume import PerStep, describe_change, samples_per_step, samples_read
+from schemas.errors import InputError
+from training.configs.captioned import Config
+from training.resume import PerStep, check_run, defaults_of, describe_change, samples_per_step, samples_read
 
 
 def test_a_run_counts_the_samples_of_all_its_parts() -> None:
@@ -36,3 +41,39 @@ def test_a_line_says_what_has_changed() -> None:
     )
     assert describe_change(changed, 800, 4) == describe_change([(0, 128)], 500, 8) == ""
     assert describe_change([(0, 128)], 0, 8) == ""
+
+
+DEFAULTS = {"seed": 3, "fsdp": False, "schedule": "constant", "lora": 0}
+
+
+def test_a_run_of_an_older_version_is_resumed_with_the_defaults_of_the_fields_it_did_not_have(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 3, "data": "a", "dropped": 7}))
+    check_run(tmp_path, {**DEFAULTS, "data": "a"}, True, DEFAULTS)
+    message = (
+        "cannot be resumed as another run: lora was 0, now 4; "
+        "that run's version did not have lora, and trained as with the former$"
+    )
+    with pytest.raises(InputError, match=message):
+        check_run(tmp_path, {**DEFAULTS, "data": "a", "lora": 4}, True, DEFAULTS)
+    with pytest.raises(InputError, match=r"run: data was a, now b$"):
+        check_run(tmp_path, {**DEFAULTS, "data": "b"}, True, DEFAULTS)
+
+
+def test_no_default_of_a_config_keeps_a_run_without_any_field_from_being_resumed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"recipe": "captioned"}')
+    config = Config()
+    check_run(tmp_path, {"recipe": "captioned", **config.model_dump(mode="json")}, True, defaults_of(config))
+
+
+def test_the_steps_of_a_schedule_that_depends_on_them_cannot_change(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"steps": 5, "schedule": "cosine"}')
+    check_run(tmp_path, {"steps": 5, "schedule": "cosine"}, True)
+    with pytest.raises(InputError, match=r"steps was 5, now 9 \(the learning rates of schedule cosine depend on it\)"):
+        check_run(tmp_path, {"steps": 9, "schedule": "cosine"}, True)
+
+
+@pytest.mark.parametrize("content", ["{", "7", ""])
+def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json cannot be read: .*\. It states the config of the run"):
+        check_run(tmp_path, {}, True)

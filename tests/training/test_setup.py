@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from tests.training.models import tiny_batch, tiny_parts
 from training.config import RunConfig
-from training.recipes.fastcomposer import Config, Model
+from training.configs.fastcomposer import Config
+from training.recipes.fastcomposer import Model
 from training.setup import set_up
 
 

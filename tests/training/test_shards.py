@@ -14,19 +14,10 @@ from schemas.shards import Sample, write_tar
 from tests.training.batches import equal_batches
 from tests.training.keyed import PREFIX, read_together, write_keyed
 from tests.training.subjects import CONFIG, TOKENIZER, box_mask, example, find, take, write_shards
+from training.config import LoadConfig
+from training.names import split_weight
 from training.recipes.fastcomposer import texts, view
-from training.shards import (
-    LoadConfig,
-    Pixels,
-    Raw,
-    batches,
-    find_shards,
-    make_batch,
-    read_texts,
-    split_weight,
-    to_device,
-    to_floats,
-)
+from training.shards import Pixels, Raw, batches, find_shards, make_batch, read_texts, to_device, to_floats
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipelin
 
 from schemas.errors import ModelError
 from tests.training.models import tiny_xl_parts
+from training.configs.captioned import Config
 from training.diffusion import LatentDiffusion, Parts, load_stable_diffusion
 from training.loop import train
-from training.recipes.captioned import Config, Model
+from training.recipes.captioned import Model
 from training.tokenizer import tokenize
 
 TEXTS = ["a ball! and a cup", "a green tree by a house"]

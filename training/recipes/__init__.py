@@ -15,7 +15,7 @@ TRAININGS: Mapping[str, str] = {
     "mip-adapter": "training.recipes.mip_adapter",
     "captioned": "training.recipes.captioned",
 }
-"""Module of each recipe. It defines Config, view, texts, load, small, Model, and from these TRAINING."""
+"""Module of each recipe. It defines view, texts, load, small, Model, and from these and its config TRAINING."""
 
 
 def training_of(recipe: str) -> "Training":

@@ -11,37 +11,21 @@ A batch holds
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from schemas.samples.base import SampleRecord
-from training.config import RunConfig
+from training.configs.captioned import PRESETS, Config
 from training.diffusion import STABLE_DIFFUSION, LatentDiffusion, Parts, load_stable_diffusion
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import crop_height, decode, draw_mirrored, open_jpeg, sizes_of
-from training.recipe import HUB_RUN, SAMPLE_RUN, Training
+from training.recipe import Training
 from training.shards import Pixels, Raw
 from training.small import small_parts
 from training.tokenizer import tokenize
-
-
-class Config(RunConfig):
-    """How to train a text-to-image model on captioned pictures."""
-
-    unconditional: float = Field(default=0.1, ge=0, le=1, description="share of samples without caption")
-    mirror: bool = Field(
-        default=True, description="mirror half of the pictures; those whose caption names a side or writing never"
-    )
-    train_encoders: bool = Field(default=False, description="train the text encoders: for a start from random weights")
-
-    def plain(self) -> Self:
-        """Without drops and mirroring."""
-        return self.model_copy(update={"unconditional": 0.0, "mirror": False})
 
 
 def drop_table(config: Config) -> DropTable:
@@ -96,7 +80,7 @@ class Model(LatentDiffusion):
 
 TRAINING = Training(
     config=Config,
-    presets={"sample": SAMPLE_RUN, "hub": HUB_RUN},
+    presets=PRESETS,
     view=view,
     texts=texts,
     load=load,

@@ -23,7 +23,6 @@ A batch holds
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -31,13 +30,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
 from schemas.samples.fastcomposer import Record, Subject
 from training import diffusion
-from training.config import RunConfig
+from training.configs.fastcomposer import PRESETS, Config
 from training.diffusion import (
     LAYOUT,
     STABLE_DIFFUSION,
@@ -52,7 +50,7 @@ from training.diffusion import (
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import crop_height, decode, draw_mirrored, open_jpeg
 from training.localization import Subjects, localize
-from training.recipe import HUB_RUN, SAMPLE_RUN, Training
+from training.recipe import Training
 from training.references import Region, augment, check_annotation, cut_out, draw_noise, find_region, to_square
 from training.shards import Pixels, Raw
 from training.small import (
@@ -66,47 +64,6 @@ from training.small import (
 from training.tokenizer import locate, small_tokenizer
 
 IMAGE_ENCODER = "openai/clip-vit-large-patch14"
-
-
-class Config(RunConfig):
-    """How to train a FastComposer model. The defaults are those of the published run (mit-han-lab/fastcomposer)."""
-
-    warmup: int = Field(
-        default=0,
-        ge=0,
-        description="steps in which the learning rate rises from 0 (published: diffusers ignores the script's 500)",
-    )
-    average: float = Field(
-        default=0.0, ge=0, lt=1, description="decay of the weights' moving average; 0: none, as published"
-    )
-    max_subjects: int = Field(default=4, gt=0, description="subjects of a sample; of more, some are chosen at random")
-    unconditional: float = Field(default=0.1, ge=0, le=1, description="share of samples without caption and subjects")
-    text_only: float = Field(default=0.0, ge=0, le=1, description="share of samples without subjects (published: 0)")
-    subject_kept: float = Field(default=0.9, ge=0, le=1, description="probability that a subject is kept")
-    labels: tuple[str, ...] = Field(default=(), description="classes of the subjects; none: all (published: person)")
-    mirror: bool = Field(
-        default=True,
-        description="mirror half of the pictures; those whose caption names a side or writing never (published: all)",
-    )
-    augment: bool = Field(default=True, description="rotate, mirror, warp, recolour and blur references")
-    localization_weight: float = Field(default=1e-3, ge=0, description="weight of the localization loss")
-    mask_probability: float = Field(
-        default=0.5, ge=0, le=1, description="share of the steps whose noise loss covers the subjects only"
-    )
-    count_empty: bool = Field(
-        default=False,
-        description="in these steps count samples without subjects with their whole picture (published: not at all); "
-        "preset sample: true, its held-out noise loss after 400 steps is 3 % lower",
-    )
-    trained_blocks: int = Field(default=2, ge=0, description="last blocks of the image encoder that are trained")
-    train_encoders: bool = Field(
-        default=False, description="train both encoders entirely: for one that starts from random weights"
-    )
-
-    def plain(self) -> Self:
-        """Without drops and augmentation."""
-        fields = {"unconditional": 0.0, "text_only": 0.0, "subject_kept": 1.0, "mirror": False, "augment": False}
-        return self.model_copy(update=fields)
 
 
 def drop_table(config: Config) -> DropTable:
@@ -360,7 +317,7 @@ def subject_weight(segmentation: Tensor, valid: Tensor, size: tuple[int, int]) -
 
 TRAINING = Training(
     config=Config,
-    presets={"sample": {**SAMPLE_RUN, "localization_weight": 1e-2, "count_empty": True}, "hub": HUB_RUN},
+    presets=PRESETS,
     view=view,
     texts=texts,
     load=load,

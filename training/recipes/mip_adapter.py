@@ -35,14 +35,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
 from scipy import ndimage
 from torch import Tensor
 from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
@@ -61,7 +59,7 @@ from training.adapter import (
     load_adapter,
     weights_file,
 )
-from training.config import RunConfig
+from training.configs.mip_adapter import PRESETS, Config
 from training.diffusion import (
     STABLE_DIFFUSION_XL,
     XL_LAYOUT,
@@ -75,8 +73,8 @@ from training.diffusion import (
 )
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import crop_window, decode, open_jpeg, sizes_of, window_of
-from training.merge import MERGES, MergeName, References, adapt
-from training.recipe import HUB_RUN, SAMPLE_RUN, Training
+from training.merge import MERGES, References, adapt
+from training.recipe import Training
 from training.references import WHITE, Region, check_annotation, cut_out, find_region, to_square
 from training.shards import Pixels, Raw
 from training.small import (
@@ -93,38 +91,6 @@ from training.weights.ip_adapter import to_released
 
 NAME_LENGTH = 16
 """Tokens of an object's name, start and end included; a longer name is cut."""
-
-
-class Config(RunConfig):
-    """How to train a MIP-Adapter model. The defaults are those of the published run, in each of its 8 processes."""
-
-    batch: int = Field(default=4, gt=0, description="samples per process and micro-batch")
-    steps: int = Field(default=12_000, gt=0, description="optimizer steps")
-    learning_rate: float = Field(default=1e-4, gt=0, description="of AdamW, constant")
-    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0 (published: 0)")
-    average: float = Field(
-        default=0.0, ge=0, lt=1, description="decay of the weights' moving average (published: 0, none)"
-    )
-    max_objects: int = Field(default=2, gt=0, description="objects of a sample, those of highest score (published: 2)")
-    image_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without references")
-    text_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without caption")
-    both_dropped: float = Field(default=0.05, ge=0, le=1, description="share of samples without either")
-    augment: bool = Field(default=True, description="mirror references, move the window")
-    merge: MergeName = Field(
-        default="code", description="the published code's weighted merge, the paper's, or a plain sum of references"
-    )
-    scale: float = Field(
-        default=0.75, ge=0, description="weight of the references in sample pictures (published: 0.75)"
-    )
-    train_encoders: bool = Field(
-        default=False,
-        description="also train image projection, U-Net and both encoders: for a start from random weights",
-    )
-
-    def plain(self) -> Self:
-        """Without drops and augmentation."""
-        fields = {"image_dropped": 0.0, "text_dropped": 0.0, "both_dropped": 0.0, "augment": False}
-        return self.model_copy(update=fields)
 
 
 def drop_table(config: Config) -> DropTable:
@@ -387,7 +353,7 @@ class Model(LatentDiffusion):
 
 TRAINING = Training(
     config=Config,
-    presets={"sample": {**SAMPLE_RUN, "batch": 16}, "hub": HUB_RUN},
+    presets=PRESETS,
     view=view,
     texts=texts,
     load=load,

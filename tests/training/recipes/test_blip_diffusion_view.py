@@ -14,10 +14,10 @@ from schemas.samples.blip_diffusion import FORMAT, PlacementField
 from schemas.shards import Sample, write_tar
 from tests.training.batches import equal_batches
 from tests.training.pairs import PROMPTS, pair, raw_of, write_pairs
+from training.configs.blip_diffusion import Config
 from training.drops import draw
 from training.geometry import window_of
 from training.recipes.blip_diffusion.view import (
-    Config,
     Tokenizers,
     drop_table,
     fill_template,

@@ -13,8 +13,9 @@ from schemas.example import Example
 from schemas.samples.fastcomposer import FORMAT, Record
 from tests.training.batches import equal_batches
 from tests.training.subjects import CONFIG, TOKENIZER, box_mask, example, pixels_of, raw_of, take, write_shards
+from training.configs.fastcomposer import Config
 from training.geometry import crop_height, decode, open_jpeg
-from training.recipes.fastcomposer import Config, choose, view
+from training.recipes.fastcomposer import choose, view
 from training.references import cut_out, to_square
 from training.shards import Batch, make_batch, to_floats
 from training.tokenizer import locate

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tests.training.objects import loss_of, tiny_mip_parts, tiny_objects, tiny_xl_mip_parts
 from training.adapter import WEIGHTS, ImageProjection
 from training.attention import cross_attention_layers
+from training.configs.mip_adapter import Config, MergeName
 from training.loop import train
-from training.merge import MergeName
-from training.recipes.mip_adapter import Config, Model, Parts, name_tokens
+from training.recipes.mip_adapter import Model, Parts, name_tokens
 
 CONFIG = Config(
     steps=4, batch=2, learning_rate=1e-3, average=0.5, checkpoint_every=2, sample_every=3, train_encoders=True

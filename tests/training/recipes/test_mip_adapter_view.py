@@ -14,8 +14,9 @@ from schemas.samples.mip_adapter import FORMAT, Record
 from schemas.shards import Sample, write_tar
 from tests.training.batches import equal_batches
 from tests.training.objects import TWO, example, raw_of, write_objects
+from training.configs.mip_adapter import Config
 from training.drops import draw
-from training.recipes.mip_adapter import Config, drop_table, highest_scores, name_tokens, texts, view
+from training.recipes.mip_adapter import drop_table, highest_scores, name_tokens, texts, view
 from training.shards import Batch, batches, find_shards, make_batch, read_texts, to_floats
 from training.tokenizer import small_tokenizer
 

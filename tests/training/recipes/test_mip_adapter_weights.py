@@ -14,7 +14,8 @@ from schemas.errors import ModelError
 from tests.training.objects import loss_of, tiny_mip_parts, tiny_objects, tiny_xl_mip_parts
 from training.adapter import WEIGHTS, XL_WEIGHTS, Adapter, ImageProjection
 from training.attention import cross_attention_layers
-from training.recipes.mip_adapter import Config, Model, Parts, load
+from training.configs.mip_adapter import Config
+from training.recipes.mip_adapter import Model, Parts, load
 
 BOTH = [[True, True], [True, False]]
 NOISE = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from schemas.errors import InputError, ModelError
 from tests.training.objects import tiny_mip_parts, tiny_objects
 from training.adapter import WEIGHTS, Adapter, Resampler
+from training.configs.mip_adapter import Config
 from training.recipes import mip_adapter
 from training.recipes.fastcomposer import Fuser
 from training.small import SIDE, WIDTH, seeded
@@ -114,7 +115,7 @@ def plus(vae: Path) -> mip_adapter.Parts:
 
 
 def test_diffusers_loads_a_saved_plus_model(plus: mip_adapter.Parts, tmp_path: Path) -> None:
-    model = mip_adapter.Model(plus, mip_adapter.Config(merge="uniform"))
+    model = mip_adapter.Model(plus, Config(merge="uniform"))
     model.save(tmp_path / "model")
     released = read_weights(tmp_path / "model" / WEIGHTS)
     assert released["image_proj.layers.1.0.to_kv.weight"].shape == (256, 96)
@@ -131,7 +132,7 @@ def test_diffusers_loads_a_saved_plus_model(plus: mip_adapter.Parts, tmp_path: P
         added = {"image_embeds": [embedded[:, None]]}
         theirs = pipeline.unet(noise, 10, conditions["encoder_hidden_states"], added_cond_kwargs=added).sample
         torch.testing.assert_close(ours, theirs)
-        loaded = mip_adapter.Model(again, mip_adapter.Config(merge="uniform")).conditions(batch)
+        loaded = mip_adapter.Model(again, Config(merge="uniform")).conditions(batch)
         torch.testing.assert_close(again.unet(noise, 10, **loaded).sample, ours)
 
 
@@ -149,7 +150,7 @@ def test_a_plus_model_without_references_sees_pixels_of_zero(plus: mip_adapter.P
 
 
 def test_every_trained_parameter_of_a_plus_model_has_a_gradient(plus: mip_adapter.Parts) -> None:
-    model = mip_adapter.Model(plus, mip_adapter.Config(train_encoders=True))
+    model = mip_adapter.Model(plus, Config(train_encoders=True))
     batch = tiny_objects(plus, [[True, True]])
     model(batch, model.draw(batch, np.random.default_rng(0)))["loss"].backward()
     without = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]

@@ -32,9 +32,10 @@ A batch holds
 
 from collections.abc import Iterable
 
-from training.recipe import HUB_RUN, SAMPLE_RUN, Training
+from training.configs.blip_diffusion import PRESETS, Config
+from training.recipe import Training
 from training.recipes.blip_diffusion.model import Model, Parts, load, small
-from training.recipes.blip_diffusion.view import RELEASED, Config, texts, view
+from training.recipes.blip_diffusion.view import texts, view
 from training.shards import Batch
 
 __all__ = ["TRAINING", "Config", "Model", "Parts", "load", "small", "texts", "view"]
@@ -49,7 +50,7 @@ def prepare(model: Model, batches: Iterable[Batch], config: Config) -> None:
 
 TRAINING = Training(
     config=Config,
-    presets={"sample": {**SAMPLE_RUN, "unconditional": 0.1}, "hub": {**HUB_RUN, **RELEASED}},
+    presets=PRESETS,
     view=view,
     texts=texts,
     load=load,

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from training import diffusion
+from training.configs.blip_diffusion import Config
 from training.diffusion import (
     STABLE_DIFFUSION,
     Batch,
@@ -34,7 +35,7 @@ from training.diffusion import (
     normalize_for_clip,
 )
 from training.recipes.blip_diffusion.published import is_published, load_vision
-from training.recipes.blip_diffusion.view import QUERIES, Config, Tokenizers, fill_template
+from training.recipes.blip_diffusion.view import QUERIES, Tokenizers, fill_template
 from training.small import WIDTH, seeded, small_image_config, small_scheduler, small_text_encoder, small_unet
 from training.tokenizer import small_tokenizer
 
