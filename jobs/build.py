@@ -29,10 +29,11 @@ from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.dataset import finish_dataset, finished_shards, leave_nothing, leaving_nothing, prepare_output
-from transforms.files import is_remote, use_options
+from transforms.files import is_remote
 from transforms.listing import list_source
 from transforms.models.presets import Models, check_downloads, name_of, revision_of
 from transforms.models.settings import Precision
+from transforms.remote import use_options
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 from transforms.step import Step
