@@ -24,7 +24,7 @@ from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import WorkerDiedError, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
-from pipelines.recipe import BuildConfig
+from pipelines.recipe import RUN_FIELDS, BuildConfig
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
@@ -37,6 +37,8 @@ from transforms.remote import use_options
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 from transforms.step import Step
+from transforms.unread import refuse_unread
+from transforms.verify import intact_shards
 from transforms.worker import Needs
 
 SHARDS_PER_ROUND = 4
@@ -92,6 +94,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
             batch_size=request.config.batch_size,
             limit=request.limit,
             keys=request.keys,
+            follow_links=request.config.follow_links,
         )
     chunks = listing.chunks
     if request.config.captions == "all":
@@ -108,12 +111,14 @@ def build(request: Request, console: Console) -> DatasetInfo:
         raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
     print_lines(console, check_names(job, str(models.segmenter)))
     stamps = "".join(step.stamp() for step in steps)
-    fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, job) for chunk in chunks}
+    fingerprints = {
+        chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, without_run_fields(job)) for chunk in chunks
+    }
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
     needs_captions = not recipe.writes_captions or models.captioner is None
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
     with leaving_nothing(request.output):
-        done = shards_done(request.output, fingerprints, final, cut)
+        done = shards_done(request.output, fingerprints, final, cut, console)
         missing = [chunk for chunk in chunks if chunk.shard not in done]
         if len(missing) < len(chunks):
             console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
@@ -132,6 +137,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
                 whole = replace(whole, needs=needs)
                 print_lines(console, [f"{len(missing)} shards: the runner's own log and pages show how it goes"])
             make_shards(whole.of(missing), options, console, debug=request.debug)
+        refuse_unread(request.output, [chunk.shard for chunk in missing])
         if cut:
             with console.status(f"keeping the best {cut.best:,}"):
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
@@ -248,13 +254,15 @@ def run_remotely(part: BuildDataset, options: PipelineOptions) -> None:
         ) from error
 
 
-def shards_done(output: str, fingerprints: Mapping[int, str], final: Mapping[int, str], cut: Cut | None) -> set[int]:
+def shards_done(
+    output: str, fingerprints: Mapping[int, str], final: Mapping[int, str], cut: Cut | None, console: Console
+) -> set[int]:
     """Return the shards that need not be built from the source: those that are done, and candidates not cut yet.
 
     `final` holds their fingerprints when they are done. If the choice is missing, the candidates of shards that were
     cut are missing too: these are built again.
     """
-    written = finished_shards(output).items()
+    written = intact_shards(output, finished_shards(output), console).items()
     waiting, finished = written & fingerprints.items(), written & final.items()
     if cut is not None and len(finished) < len(final) and not is_chosen(output, choice_digest(fingerprints, cut)):
         finished = set()
@@ -304,6 +312,11 @@ def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precis
         seed=config.seed,
         precision=precision,
     )
+
+
+def without_run_fields(job: Job) -> Job:
+    """The job without the fields of its config that do not matter to the bytes of a shard."""
+    return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS}})
 
 
 def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequence[Chunk]]:
