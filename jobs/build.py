@@ -21,7 +21,7 @@ from jobs.likeness import check_likeness
 from jobs.names import check_names, check_names_afterwards
 from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
-from jobs.run import WorkerDiedError, has_processes, is_local, quiet_stderr, run
+from jobs.run import WorkerDiedError, explaining, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
 from pipelines.recipe import RUN_FIELDS, BuildConfig
@@ -76,6 +76,7 @@ class Request:
     accelerator: str = ""
 
 
+@explaining()
 def build(request: Request, console: Console) -> DatasetInfo:
     """Build the dataset and return the contents of `dataset.json`.
 
@@ -218,7 +219,7 @@ def make_shards(missing: BuildDataset, options: PipelineOptions, console: Consol
             with nullcontext() if debug else quiet_stderr():
                 run_in_processes(part, options, console)
         else:
-            with noting_round(missing.output, part.fingerprints):
+            with noting_round(missing.output, part.fingerprints), nullcontext() if debug else quiet_stderr():
                 run(part, options)
 
 
