@@ -1,5 +1,6 @@
 """Run one Beam pipeline to its end: here, or in a child process, whose death is an answer and not the job's end."""
 
+import ast
 import errno
 import logging
 import os
@@ -107,8 +108,8 @@ def _cause_in_text(text: str) -> SubjectloomError | None:
     own["schemas.errors.SubjectloomError"] = SubjectloomError
     if kind in own:
         return own[kind](message)
-    match = re.search(r"\[Errno (\d+)\] (.*?)(?:: '(.*)')?$", line)
-    return explain(OSError(int(match[1]), match[2], match[3])) if match else None
+    match = re.search(r"\[Errno (\d+)\] (.*?)(?:: ('.*'|\".*\"))?$", line)
+    return explain(OSError(int(match[1]), match[2], ast.literal_eval(match[3] or "None"))) if match else None
 
 
 def _worker_error(text: str, options: PipelineOptions) -> SubjectloomError | None:

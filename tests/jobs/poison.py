@@ -39,7 +39,7 @@ def picture(data: bytes, extension: str = "jpg") -> Write:
 
 
 def caption(text: bytes | str, extension: str = "txt") -> Write:
-    return files(jpg=GOOD, **{extension: text})
+    return files(**{"jpg": GOOD, extension: text})
 
 
 def named(name: str | bytes) -> Write:
@@ -84,7 +84,7 @@ def folder_with_a_picture_s_name(folder: Path) -> None:
 def twins(folder: Path) -> None:
     """Two names that look the same."""
     for form in ("NFC", "NFD"):
-        named(unicodedata.normalize(form, "caf\u00e9"))(folder)  # type: ignore[arg-type]
+        named(unicodedata.normalize(form, "caf\u00e9"))(folder)
 
 
 def sparse(folder: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import apache_beam as beam
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+import transforms.files
 import transforms.outages
 import transforms.sources.files
 from jobs.build import build
@@ -192,3 +193,28 @@ def test_damaged_shards_are_made_again(tmp_path: Path, capsys: pytest.CaptureFix
         ("captioned-000002.tar", "it has 5,120 bytes instead of 10,240"),
         ("captioned-000004.tar", "the sample 008 has another checksum"),
     ]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_cannot_be_written_to_midway_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    source, output = write(tmp_path / "source", "folder"), tmp_path / "out"
+    create = transforms.files._create
+
+    def full(path: str) -> BinaryIO:
+        if "000002" in path:
+            raise OSError(number, os.strerror(number), path)
+        return create(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transforms.files, "_create", full)
+        with pytest.raises(OutageError) as raised:
+            build(request(source, output, 4), QUIET)
+    assert str(raised.value).startswith(f"{output}/captioned-000002.tar: {os.strerror(number)}: ")
+    assert str(raised.value).endswith("; --resume goes on with the shards that are not done")
+    before = tars(output)
+    assert sorted(before) == ["captioned-000000.tar", "captioned-000001.tar"]
+    info = build(request(source, output, 4, resume=True), QUIET)
+    assert (info.counts.read, info.counts.written) == (12, 12)
+    assert before.items() <= tars(output).items()

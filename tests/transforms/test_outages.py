@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import transforms.outages
 from schemas.errors import OutageError
 from transforms.outages import LEAST_FAILURES, Recent, describe, is_passing, retry, retry_items
 
@@ -126,7 +125,7 @@ def test_a_run_stops_at_the_first_record_with_too_many_failures_before_it(share:
 
 def test_a_run_stops_after_a_minute_in_which_every_record_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(transforms.outages.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     recent = Recent(0.05)
     for now[0] in (0.0, 30.0, 59.0):
         recent.add("gone")
