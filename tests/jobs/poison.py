@@ -39,7 +39,8 @@ def picture(data: bytes, extension: str = "jpg") -> Write:
 
 
 def caption(text: bytes | str, extension: str = "txt") -> Write:
-    return files(**{"jpg": GOOD, extension: text})
+    contents: dict[str, bytes | str] = {"jpg": GOOD, extension: text}
+    return files(**contents)
 
 
 def named(name: str | bytes) -> Write:
