@@ -140,7 +140,8 @@ def build(request: Request, console: Console) -> DatasetInfo:
             make_shards(whole.of(missing), options, console, debug=request.debug)
         refuse_unread(request.output, [chunk.shard for chunk in missing])
         if cut:
-            with console.status(f"keeping the best {cut.best:,}"):
+            shown = nullcontext() if request.debug or not is_local(options) else quiet_stderr()
+            with console.status(f"keeping the best {cut.best:,}"), shown:
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
     info = finish_dataset(request.output, job, final, recipe.format)
     print_lines(console, check_names_afterwards(job, request.output))

@@ -35,7 +35,8 @@ def files(**contents: bytes | str) -> Write:
 
 
 def picture(data: bytes, extension: str = "jpg") -> Write:
-    return files(**{extension: data, "txt": "a caption"})
+    contents: dict[str, bytes | str] = {extension: data, "txt": "a caption"}
+    return files(**contents)
 
 
 def caption(text: bytes | str, extension: str = "txt") -> Write:
