@@ -192,9 +192,9 @@ def _find_local(source: str, follow_links: bool) -> list[File]:
 def _walk(root: str, follow_links: bool) -> Iterator[File]:
     """Yield all files below `root`; raise an OSError for a folder that cannot be read."""
     inside = None if follow_links else os.path.realpath(root)
-    left = [root]
+    left: list[tuple[str, tuple[str, ...]]] = [(root, ())]
     while left:
-        folder = left.pop()
+        folder, links = left.pop()  # with the folders in which the links on the way to it lie
         here = os.path.realpath(folder)
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -202,12 +202,12 @@ def _walk(root: str, follow_links: bool) -> Iterator[File]:
                 if not _is_folder(entry):
                     yield _file(path, root, inside if entry.is_symlink() else None)
                 elif not entry.is_symlink():
-                    left.append(path)
+                    left.append((path, links))
                 elif _leads_out(path, inside):
                     yield File(f"{path}/", f"{path.removeprefix(root).lstrip('/')}/", 0, 0.0, _outside(path))
-                elif not f"{here}/".startswith(f"{os.path.realpath(path)}/"):
-                    # Following a link to one of its own parents would never end.
-                    left.append(path)
+                elif not any(f"{above}/".startswith(f"{os.path.realpath(path)}/") for above in (here, *links)):
+                    # Following a link to a folder that the way to it has come through would never end.
+                    left.append((path, (here, *links)))
 
 
 def _file(path: str, root: str, inside: str | None) -> File:

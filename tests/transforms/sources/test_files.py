@@ -113,6 +113,15 @@ def test_links_within_the_source_are_read_and_others_if_asked(tmp_path: Path) ->
         list_source(str(inside), "webdataset")
 
 
+def test_links_that_lead_to_each_other_are_followed_once(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jpg").write_bytes(JPEG)
+        (tmp_path / name / "link").symlink_to(tmp_path / other)
+    names = [file.name for file in find_files(str(tmp_path))]
+    assert names == ["a/a.jpg", "a/link/b.jpg", "b/b.jpg", "b/link/a.jpg"]
+
+
 def test_an_outage_while_listing_is_no_broken_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jpg").write_bytes(JPEG)
     stat = os.stat
