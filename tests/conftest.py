@@ -12,7 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # No test needs its files after a power failure; to wait for the disk would take a large part of the suite's time.
-os.fsync = lambda fd: None
+os.fsync = lambda fd: None  # noqa: ARG005
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
