@@ -17,7 +17,7 @@ from tests.jobs.test_rescue import pictures, tars
 from tests.jobs.zygote import Zygote, zygote
 from transforms.dataset import read_info
 
-COUNT = 40
+COUNT = 64
 ENGINES = {
     "in-process": [],
     "threads": ["--", "--direct_num_workers=2", "--direct_running_mode=multi_threading"],
@@ -80,16 +80,15 @@ def test_a_build_that_is_stopped_and_killed_again_and_again_gives_the_same_bytes
         last = (tmp_path / "out.txt").read_text().strip().splitlines()[-1]
         assert re.fullmatch(r"stopped: [1-9]\d* shards are done, --resume goes on with the others", last)
 
-    for engine in ("in-process", "in-process", "processes"):  # kill -9 of the whole group, at any moment
-        process = start(commands, output, engine, "--resume")
-        time.sleep(rng.uniform(0.05, 0.8 if engine == "in-process" else 5))
+    for longest in (0.4, 1.0):  # kill -9 of the whole group, at any moment
+        process = start(commands, output, "in-process", "--resume")
+        time.sleep(rng.uniform(0.05, longest))
         with suppress(ProcessLookupError):
             os.killpg(process, signal.SIGKILL)
         commands.wait(process)
         for path in output.glob("*.tar"):
             assert path.read_bytes() == (whole / path.name).read_bytes()  # no half shard
 
-    assert done(output) < COUNT / 2
     assert commands.wait(start(commands, output, "in-process", "--resume")) == 0
     assert tars(output) == tars(whole)
     assert read_info(str(output)).counts == read_info(str(whole)).counts

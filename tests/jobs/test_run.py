@@ -17,7 +17,6 @@ from tests.jobs.test_rescue import Last
 ENGINES = {
     "in-process": (),
     "threads": ("--direct_num_workers=2", "--direct_running_mode=multi_threading"),
-    "processes": ("--direct_num_workers=2", "--direct_running_mode=multi_processing"),
 }
 FULL = "OUT/a.tar: No space left on device: make room there; --resume goes on with the shards that are not done"
 
@@ -43,7 +42,6 @@ def break_down(_: object) -> None:
     [
         ("in-process", fill_the_disk, OutageError, FULL),
         ("threads", fill_the_disk, OutageError, FULL),
-        pytest.param("processes", fill_the_disk, OutageError, FULL, marks=pytest.mark.slow),
         (
             "in-process",
             lose_a_file,
