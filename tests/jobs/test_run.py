@@ -9,7 +9,7 @@ import tempfile
 
 import pytest
 
-from jobs.build import beam_options
+from jobs.engines import beam_options
 from jobs.run import explain, run
 from schemas.errors import InputError, OutageError, SubjectloomError
 from tests.jobs.test_rescue import Last
