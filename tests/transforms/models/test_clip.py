@@ -47,7 +47,7 @@ PICTURES = [picture(i) for i in range(3)]
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)])
 def test_pictures_are_prepared_as_open_clip_does(mode: str, size: tuple[int, int]) -> None:
-    published = image_transform(size, is_train=False, resize_mode=mode, interpolation="bicubic", fill_color=7)  # type: ignore[arg-type]
+    published = image_transform(size, is_train=False, resize_mode=mode, interpolation="bicubic", fill_color=7)
     how = published.transforms[-1]
     for height, width in ((100, 100), (31, 77), (300, 40), (64, 64), (33, 120)):
         image = picture(height, height, width)
