@@ -71,6 +71,6 @@ def test_a_model_of_another_kind_is_named(kind: str, other: str, message: str) -
         "clip": load_clip,
         "sam": load_sam,
     }
-    load = training_of("fastcomposer").load if kind == "train" else loaders[kind]
+    load: Callable[..., object] = training_of("fastcomposer").load if kind == "train" else loaders[kind]
     with pytest.raises(ModelError, match=message):
         load(str(SAMPLE / other))

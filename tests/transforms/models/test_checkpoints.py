@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from schemas.errors import ModelError
 from tests.paths import ROOT
-from transforms.models.checkpoints import HubModel, check_weights, explaining
+from transforms.models.checkpoints import HubModel, check_weights, dtype_of, explaining, settled
 from transforms.models.parser import _uses_torch
 from transforms.models.places import SAMPLE
+from transforms.models.settings import Precision
 
 
 def test_a_name_may_carry_a_revision_and_a_folder_never_does(tmp_path: Path) -> None:
@@ -66,3 +68,19 @@ def test_a_pipeline_with_a_transformer_keeps_torch(tmp_path: Path) -> None:
     assert _uses_torch(str(tmp_path))
     assert not _uses_torch(str(SAMPLE / "parser"))
     assert not _uses_torch("no_such_package")
+
+
+@pytest.mark.parametrize(
+    ("device", "is_fast", "precision"),
+    [("cuda", True, "bf16"), ("cuda:1", True, "bf16"), ("cuda", False, "fp32"), ("cpu", True, "fp32")],
+)
+def test_auto_is_bf16_where_the_device_computes_in_it(
+    device: str, is_fast: bool, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBJECTLOOM_DEVICE", device)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: is_fast and not including_emulation)
+    assert settled("auto") == precision
+    assert dtype_of("auto") == {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    assert settled("bf16") == "bf16"
+    assert settled("fp32") == "fp32"

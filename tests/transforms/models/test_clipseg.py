@@ -1,5 +1,6 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,25 @@ def test_a_map_is_the_sigmoid_of_what_transformers_itself_computes(clipseg: Clip
             expected = clipseg.model(**inputs).logits.sigmoid().numpy().reshape(SIDE, SIDE)
         np.testing.assert_allclose(one, expected, atol=1e-5)
     assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_threads_that_share_a_model_get_what_each_would_get_alone(clipseg: ClipSeg) -> None:
+    texts = [["a dog"], ["a red ball", "a cup"], ["a tall tree on the lawn"], []]
+
+    def find(index: int) -> bytes:
+        return find_heatmaps(clipseg, [picture(index)], [texts[index % 4]])[0].tobytes()
+
+    alone = [find(index) for index in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(find, range(8))) == alone
+
+
+def test_in_bf16_maps_are_nearly_the_same(folder: Path, clipseg: ClipSeg) -> None:
+    half = load_clipseg(folder, "bf16")
+    images, texts = [picture(0), picture(1)], [["a red ball", "a cup"], ["a dog"]]
+    for found, exact in zip(find_heatmaps(half, images, texts), find_heatmaps(clipseg, images, texts), strict=True):
+        assert found.dtype == np.float32
+        assert 0 < np.abs(found - exact).mean() < 0.02
 
 
 def test_many_pictures_and_texts_together_give_what_each_pair_gives(clipseg: ClipSeg) -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from pipelines import RECIPES
 from schemas.errors import ConfigError, ModelError
 from transforms.listing import Listing
 from transforms.models.places import SAMPLE, located
-from transforms.models.presets import PRESETS, check_downloads, name_of, resolve, revision_of
+from transforms.models.presets import PRESETS, check_downloads, host, name_of, resolve, revision_of
+from transforms.models.settings import Hosting
 
 
 def test_one_model_is_replaced_alone() -> None:
@@ -117,3 +119,18 @@ def test_a_job_names_sample_models_so_that_each_machine_finds_its_own() -> None:
     assert located(models.clip) == str(SAMPLE / "clip")
     for other in ("sample/none", "owner/name", "/a/path"):
         assert located(other) == other
+
+
+def test_the_hosting_of_models_is_the_preset_s_but_for_what_is_given() -> None:
+    models = resolve("sample", {})
+    assert models.hosting == Hosting("auto", None, False)
+    assert host(models, "bf16", 2, large=True).hosting == Hosting("bf16", 2, True)
+    kept = host(replace(models, hosting=Hosting("auto", 3, True)), "fp32")
+    assert kept.hosting == Hosting("fp32", 3, True)
+    with pytest.raises(ConfigError, match="--precision fp23: there is no such precision, did you mean 'fp32'"):
+        host(models, "fp23")
+
+
+def test_batches_of_published_models_fill_a_gpu() -> None:
+    assert PRESETS["sample"].batch_size == 8
+    assert 32 <= PRESETS["hub"].batch_size <= 64

@@ -216,5 +216,5 @@ def test_what_is_no_sam_is_refused_with_what_was_looked_for(folder: Path, tmp_pa
         load_sam(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "sam"}))
-    with pytest.raises(ModelError, match="not a SAM's"):
+    with pytest.raises(ModelError, match="a model of type sam, not segment-anything"):
         load_sam(tmp_path)

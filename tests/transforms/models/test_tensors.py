@@ -52,6 +52,16 @@ def test_pictures_are_resized_as_pillow_does(function: object, how: Filter, size
         assert error.mean() < 0.06
 
 
+@pytest.mark.parametrize("function", [resize, as_devices_do])
+@pytest.mark.parametrize("side", [224, 64])
+def test_photographs_are_resized_for_clip_within_one_grey_level(function: object, side: int) -> None:
+    assert callable(function)
+    for image in photographs():
+        pillow = np.asarray(Image.fromarray(image).resize((side, side), PILLOW["bicubic"])).astype(int)
+        (found,) = function(torch.from_numpy(image).permute(2, 0, 1)[None], (side, side), "bicubic")
+        assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - pillow).max() <= 1
+
+
 def test_one_bicubic_filter_for_both_directions_would_be_another_one() -> None:
     image = noise(300, 300)
     pillow = np.asarray(Image.fromarray(image).resize((224, 224), PILLOW["bicubic"])).astype(int)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -96,6 +97,8 @@ def test_settings_and_prompt_reach_the_model(captioner: Captioner, monkeypatch: 
 
     monkeypatch.setattr(captioner.model, "generate", listen)
     (text,) = write_captions(captioner, [picture(0)], Wording("a photo of", beams=3, longest=5))
+    published = captioner.processor.image_processor(images=[Image.fromarray(picture(0))], return_tensors="pt")
+    assert (asked["pixel_values"] - published["pixel_values"]).abs().max() < 0.016  # a grey level, normalised
     assert (asked["num_beams"], asked["max_new_tokens"], asked["do_sample"]) == (3, 5, False)
     ids = asked["input_ids"][0]
     prompt = captioner.processor.tokenizer("a photo of", add_special_tokens=False).input_ids
