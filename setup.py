@@ -71,7 +71,10 @@ setup(
             for dots in ("", ".*")
         ]
     ),
-    package_data={"transforms": ["models/sample/**"], "jobs": ["report/templates/*", "dataflow/*"]},
+    package_data={
+        "transforms": ["models/sample/**"],
+        "jobs": ["machines.yaml", "report/templates/*", "dataflow/*"],
+    },
     install_requires=[*SHARED, *BUILD, *TRAIN],
     extras_require={
         # Requirements of `subjectloom build` and of `subjectloom train` alone. A plain install has both; these are for

@@ -25,6 +25,7 @@ NAMES = (
     "localization",
     "blip_diffusion",
     "speed",
+    "scale",
     "startup",
     "contention",
     "host",

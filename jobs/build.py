@@ -26,13 +26,25 @@ from pipelines import RECIPES
 from pipelines.build import BuildDataset
 from pipelines.recipe import RUN_FIELDS, BuildConfig
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
-from schemas.errors import ConfigError, SubjectloomError
+from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.samples.base import SampleFormat
-from transforms.dataset import finish_dataset, finished_shards, leave_nothing, leaving_nothing, prepare_output
-from transforms.files import is_remote
-from transforms.listing import list_source
+from transforms.dataset import (
+    MEMBERS,
+    STATE,
+    finished_shards,
+    leave_nothing,
+    leaving_nothing,
+    library_versions,
+    prepare_output,
+    read_job,
+)
+from transforms.files import is_remote, join
+from transforms.finish import finish_dataset
+from transforms.listing import Listing, list_source
 from transforms.models.presets import Models, check_downloads, name_of, revision_of
 from transforms.models.settings import Precision
+from transforms.pieces import remove_all_pieces
+from transforms.read import publish
 from transforms.remote import use_options
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
@@ -70,6 +82,9 @@ class Request:
     beam_options: tuple[str, ...] = ()
     keys: str = "first-dot"
     debug: bool = False
+    prune: bool = False
+    rename: bool = False
+    mix_versions: bool = False
     doubts_preset: bool = False
     replaced: tuple[str, ...] = ()
     dataflow_preset: str | None = None
@@ -92,32 +107,34 @@ def build(request: Request, console: Console) -> DatasetInfo:
             request.source,
             request.kind,
             samples_per_shard=request.config.samples_per_shard,
+            shard_bytes=request.config.shard_bytes,
             batch_size=request.config.batch_size,
             limit=request.limit,
             keys=request.keys,
+            rename=request.rename,
+            earlier=join(request.output, STATE, MEMBERS) if request.resume else "",
             follow_links=request.config.follow_links,
         )
-    chunks = listing.chunks
-    if request.config.captions == "all":
-        # How many samples the captions of a picture make is known only when they are read.
-        chunks = tuple(replace(chunk, expected=None) for chunk in chunks)
     config = recipe.settle(request.config, models, listing)
     wanted = precision_on(request.dataflow_preset, models.hosting.precision)
     precision = settle_precision(wanted, recipe.steps(config, models, listing))
     models = replace(models, hosting=replace(models.hosting, precision=precision))
     steps, cut = recipe.steps(config, models, listing), recipe.cut(config)
     job = describe_job(request.recipe, config, steps, precision)
+    if request.resume:
+        job = with_earlier_versions(request, job)
     if unused := [kind for kind in request.replaced if kind not in job.models]:
         used = ", ".join(job.models) or "none"
         raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
     print_lines(console, check_names(job, str(models.segmenter)))
     stamps = "".join(step.stamp() for step in steps)
-    fingerprints = {
-        chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, without_run_fields(job)) for chunk in chunks
-    }
+    chunks = with_fingerprints(listing.chunks, stamps, job, counts=config.captions != "all")
+    fingerprints = {chunk.shard: chunk.fingerprint for chunk in chunks}
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
     needs_captions = not recipe.writes_captions or models.captioner is None
-    prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
+    if request.resume and not request.prune:
+        refuse_shorter(request, listing)
+    prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume, members=listing.members)
     with leaving_nothing(request.output):
         done = shards_done(request.output, fingerprints, final, cut, console)
         missing = [chunk for chunk in chunks if chunk.shard not in done]
@@ -130,7 +147,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
         compile_code(steps if missing and is_local(options) else (), console)
         with progress_bar(console, missing, list(job.models)) if is_local(options) else nullcontext("") as progress:
             whole = BuildDataset(
-                recipe.format, config, steps, chunks, request.output, fingerprints, needs_captions, progress,
+                recipe.format, config, steps, chunks, request.output, needs_captions, progress,
                 accelerator=request.accelerator,
             )  # fmt: skip
             if not is_local(options):
@@ -185,6 +202,60 @@ def for_engine(request: Request, options: PipelineOptions) -> Request:
     return replace(request, source=absolute(request.source), output=absolute(request.output), config=config)
 
 
+def with_fingerprints(chunks: Iterable[Chunk], stamps: str, job: Job, *, counts: bool) -> list[Chunk]:
+    """Return the chunks with the fingerprints of their shards.
+
+    Without `counts`, the number of their records is not known: each caption of a picture is one.
+    """
+    hashed = without_run_fields(job)
+    return [
+        replace(
+            chunk,
+            fingerprint=shard_fingerprint(chunk.fingerprint + stamps, hashed),
+            expected=chunk.expected if counts else None,
+        )
+        for chunk in chunks
+    ]
+
+
+def with_earlier_versions(request: Request, job: Job) -> Job:
+    """Return the job with the versions of libraries that the finished shards were made with.
+
+    Raises:
+        InputError: they are not those of now, and it was not asked to go on.
+    """
+    if not finished_shards(request.output):
+        return job
+    earlier = read_job(request.output).libraries
+    changed = [
+        (name, v, job.libraries.get(name, "none")) for name, v in earlier.items() if job.libraries.get(name) != v
+    ]
+    if changed and not request.mix_versions:
+        words = ", ".join(f"{name} {then} (now {now})" for name, then, now in changed)
+        raise InputError(
+            f"the finished shards of {request.output} were made with {words}: --mix-versions keeps them and makes the "
+            "others with what is installed, --overwrite makes all again"
+        )
+    return job.model_copy(update={"libraries": earlier})
+
+
+def refuse_shorter(request: Request, listing: Listing) -> None:
+    """Refuse to go on with a source that lacks what finished shards were made from.
+
+    Raises:
+        InputError: it does.
+    """
+    finished = finished_shards(request.output).keys()
+    gone = sum(count for shard, count in listing.lost.items() if shard in finished)
+    shards = finished & listing.lost.keys() | finished - {chunk.shard for chunk in listing.chunks}
+    if shards:
+        what = f"{gone:,} inputs" if gone else "inputs"
+        raise InputError(
+            f"{request.source} lacks {what} that {len(shards)} finished shards of {request.output} were made from: is "
+            "it mounted, is --limit too low? --prune removes their samples"
+        )
+
+
 def describe_stop(output: str) -> str:
     """Say what is done of a build that is being stopped, after removing what a resumed one has no use for."""
     if leave_nothing(output):
@@ -220,7 +291,10 @@ def make_shards(missing: BuildDataset, options: PipelineOptions, console: Consol
             with nullcontext() if debug else quiet_stderr():
                 run_in_processes(part, options, console)
         else:
-            with noting_round(missing.output, part.fingerprints), nullcontext() if debug else quiet_stderr():
+            with (
+                noting_round(missing.output, [chunk.shard for chunk in group]),
+                nullcontext() if debug else quiet_stderr(),
+            ):
                 run(part, options)
 
 
@@ -241,13 +315,14 @@ def run_remotely(part: BuildDataset, options: PipelineOptions) -> None:
     Raises:
         SubjectloomError: that failed; the message names the shards that are not done.
     """
+    remove_all_pieces(part.output)  # a bundle that is tried elsewhere may have left some
     try:
-        run(part, options)
+        run(replace(part, groups=publish(part.chunks, part.output), progress=""), options)
     except SubjectloomError:
         raise
     except Exception as error:
         done = finished_shards(part.output)
-        left = [chunk for chunk in part.chunks if done.get(chunk.shard) != part.fingerprints[chunk.shard]]
+        left = [chunk for chunk in part.chunks if done.get(chunk.shard) != chunk.fingerprint]
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise SubjectloomError(
             f"{options.view_as(StandardOptions).runner} failed ({shorten(lines[-1] if lines else repr(error), 200)}), "
@@ -313,11 +388,12 @@ def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precis
         models={kind: ModelName(name=name_of(path), revision=revision_of(path)) for kind, path in checkpoints.items()},
         seed=config.seed,
         precision=precision,
+        libraries=library_versions(),
     )
 
 
 def without_run_fields(job: Job) -> Job:
-    """The job without the fields of its config that do not matter to the bytes of a shard."""
+    """The job without the fields of its config that do not change the bytes of a shard."""
     return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS}})
 
 

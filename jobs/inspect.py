@@ -3,17 +3,20 @@
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 
 from schemas.dataset import REJECT_COLUMNS, DatasetInfo, Row
 from schemas.samples import format_of
 from schemas.samples.base import SampleFormat
 from schemas.shards import Entry, Sample, read_tar
-from transforms.dataset import read_info, read_table
+from transforms.dataset import open_table, read_info
 from transforms.files import join, list_files, open_file
+from transforms.tables import ROW_GROUP, sort_tables
 
 SHOWN = 100
 """Most problems that are printed; the others are only counted."""
@@ -49,27 +52,54 @@ class Inspection:
 def inspect(output: str) -> Inspection:
     """Verify the shards, the index, the rejects and the counts of the dataset in `output`.
 
+    Of the index, some ten thousand rows are in memory at a time.
+
     Raises:
         InputError: There is no finished dataset, its recipe is unknown, or its index or its rejects cannot be read.
     """
     info = read_info(output)
     sample_format = format_of(info.recipe)
-    index, rejects = read_table(output, "index.parquet"), read_table(output, "rejects.parquet")
-    # An earlier version did not write all columns that only the index has; what is there must have the right type.
-    absent = sample_format.index_only.keys() - set(index.schema.names)
-    expected = [column for column in sample_format.index_columns if column.name not in absent]
-    problems = [*_column_problems("index.parquet", index, expected)]
-    problems += _column_problems("rejects.parquet", rejects, REJECT_COLUMNS)
-    if problems:
-        return Inspection(info, 0, tuple(problems))
-    by_shard = _rows_by_shard(index)
-    for shard, rows in by_shard.items():
-        problems += _shard_problems(output, shard, rows, sample_format)
-    names = [name for name in list_files(output) if name.startswith(f"{info.recipe}-") and name.endswith(".tar")]
-    problems += [Problem(name, "", "the index lists no sample of it") for name in names if name not in by_shard]
-    problems += [Problem("index.parquet", key, "occurs more than once") for key in _repeated_keys(index)]
-    problems += [Problem("dataset.json", "", text) for text in _count_problems(info, index, rejects)]
-    return Inspection(info, sum(index["size"].to_pylist()), tuple(problems))
+    with open_table(output, "index.parquet") as index, open_table(output, "rejects.parquet") as rejects:
+        # An earlier version did not write all columns that only the index has; what is there must have the right type.
+        absent = sample_format.index_only.keys() - set(index.schema_arrow.names)
+        expected = [column for column in sample_format.index_columns if column.name not in absent]
+        problems = [*_column_problems("index.parquet", index.schema_arrow, expected)]
+        problems += _column_problems("rejects.parquet", rejects.schema_arrow, REJECT_COLUMNS)
+        if problems:
+            return Inspection(info, 0, tuple(problems))
+        found = _Found()
+        for table in sort_tables(lambda: _tables(index), ["shard", "key"]):
+            found.add(table)
+            for shard, rows in _rows_by_shard(table).items():
+                problems += _shard_problems(output, shard, rows, sample_format)
+        names = [name for name in list_files(output) if name.startswith(f"{info.recipe}-") and name.endswith(".tar")]
+        problems += [Problem(name, "", "the index lists no sample of it") for name in names if name not in found.shards]
+        problems += [Problem("index.parquet", key, "occurs more than once") for key in _repeated_keys(index)]
+        for table in _tables(rejects):
+            found.rejects.update(zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    problems += [Problem("dataset.json", "", text) for text in _count_problems(info, index.metadata.num_rows, found)]
+    return Inspection(info, found.size, tuple(problems))
+
+
+@dataclass
+class _Found:
+    """What the rows of the index, and those of the rejects by stage and reason, add up to."""
+
+    size: int = 0
+    shards: set[str] = field(default_factory=set)
+    licenses: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, table: pa.Table) -> None:
+        self.size += pc.sum(table["size"]).as_py()
+        self.shards.update(pc.unique(table["shard"]).to_pylist())
+        self.licenses.update({row["values"]: row["counts"] for row in pc.value_counts(table["license"]).to_pylist()})
+
+
+def _tables(file: pq.ParquetFile) -> Iterator[pa.Table]:
+    """Yield the rows of a Parquet file, some at a time."""
+    for batch in file.iter_batches(ROW_GROUP):
+        yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
 def show(inspection: Inspection, console: Console) -> None:
@@ -109,14 +139,12 @@ def _numbers(inspection: Inspection) -> Iterator[tuple[str, str]]:
     yield "seed", str(info.seed)
 
 
-def _column_problems(file: str, table: pa.Table, columns: Iterable[pa.Field]) -> Iterator[Problem]:
+def _column_problems(file: str, schema: pa.Schema, columns: Iterable[pa.Field]) -> Iterator[Problem]:
     for column in columns:
-        if column.name not in table.schema.names:
+        if column.name not in schema.names:
             yield Problem(file, "", f"has no column {column.name}")
-        elif table.schema.field(column.name).type != column.type:
-            yield Problem(
-                file, "", f"column {column.name} is {table.schema.field(column.name).type}, not {column.type}"
-            )
+        elif schema.field(column.name).type != column.type:
+            yield Problem(file, "", f"column {column.name} is {schema.field(column.name).type}, not {column.type}")
 
 
 def _rows_by_shard(index: pa.Table) -> dict[str, dict[str, Row]]:
@@ -157,25 +185,31 @@ def _sample_problems(entry: Entry, sample: Sample, rows: dict[str, Row], sample_
     return problems + sample_format.problems_of(sample, row)
 
 
-def _repeated_keys(index: pa.Table) -> list[str]:
-    return sorted(key for key, count in Counter(index["key"].to_pylist()).items() if count > 1)
+def _repeated_keys(index: pq.ParquetFile) -> list[str]:
+    """The keys that several rows have; their order does not matter."""
+
+    def keys() -> Iterator[pa.Table]:
+        return (table.select(["key"]) for table in _tables(index))
+
+    repeated = []
+    for table in sort_tables(keys, ["key"]):
+        counts = pc.value_counts(table["key"]).to_pylist()
+        repeated += [row["values"] for row in counts if row["counts"] > 1]
+    return repeated
 
 
-def _count_problems(info: DatasetInfo, index: pa.Table, rejects: pa.Table) -> Iterator[str]:
+def _count_problems(info: DatasetInfo, indexed: int, found: _Found) -> Iterator[str]:
     counts = info.counts
     if counts.read != counts.written + counts.rejected:
         yield f"counts {counts.read} read, but {counts.written} written and {counts.rejected} rejected"
-    if counts.written != len(index):
-        yield f"counts {counts.written} written, the index {len(index)}"
-    shards = len(set(index["shard"].to_pylist()))
-    if counts.shards != shards:
-        yield f"counts {counts.shards} shards, the index {shards}"
-    if counts.rejected != len(rejects):
-        yield f"counts {counts.rejected} rejected, rejects.parquet {len(rejects)}"
-    found = Counter(zip(rejects["stage"].to_pylist(), rejects["reason"].to_pylist(), strict=True))
+    if counts.written != indexed:
+        yield f"counts {counts.written} written, the index {indexed}"
+    if counts.shards != len(found.shards):
+        yield f"counts {counts.shards} shards, the index {len(found.shards)}"
+    if counts.rejected != found.rejects.total():
+        yield f"counts {counts.rejected} rejected, rejects.parquet {found.rejects.total()}"
     stated = {(stage, reason): n for stage, reasons in counts.rejects.items() for reason, n in reasons.items()}
-    if dict(found) != stated:
+    if dict(found.rejects) != stated:
         yield f"counts rejects {counts.rejects}, which are not those of rejects.parquet"
-    licenses = dict(Counter(index["license"].to_pylist()))
-    if licenses != info.licenses:
-        yield f"counts licenses {info.licenses}, the index {licenses}"
+    if dict(found.licenses) != info.licenses:
+        yield f"counts licenses {info.licenses}, the index {dict(found.licenses)}"

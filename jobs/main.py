@@ -20,6 +20,7 @@ from typer.main import get_group
 
 from jobs.arguments import expand_arguments, move_to_front, parse_overrides, split_arguments, workers_of
 from jobs.exports import Option, all_options, export_dataset, formats_help
+from jobs.plan import plan
 from jobs.settings import read_config
 from jobs.stop import INTERRUPTED, stoppable
 from schemas.errors import ConfigError, InputError, SubjectloomError, choices
@@ -46,6 +47,7 @@ ACCELERATOR_HELP = (
 )
 DEVICE_HELP = "Device of the models: cuda, mps or cpu; by default cuda if there is one."
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+TWINS_HELP = "Samples with one key in several tars: reject all but the first, or rename (a tar's name before its keys)."
 SET_HELP = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."
 
 
@@ -142,6 +144,13 @@ def build(
     accelerator: Annotated[str, typer.Option(help=ACCELERATOR_HELP)] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Build only what is missing or out of date.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUTPUT.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="With --resume: remove the samples of what INPUT no longer holds.")
+    ] = False,
+    mix_versions: Annotated[
+        bool, typer.Option("--mix-versions", help="With --resume: keep shards that other versions of libraries made.")
+    ] = False,
+    twins: Annotated[str, typer.Option(help=TWINS_HELP)] = "reject",
 ) -> None:
     """Build a dataset. Options after -- go to Beam: -- --runner=DataflowRunner --project=..."""
     from pipelines import RECIPES
@@ -149,6 +158,8 @@ def build(
 
     use_machine(threads, device, workers_of(context.obj), small_models=preset != "hub")
     check_recipe(recipe)
+    if twins not in ("reject", "rename"):
+        raise ConfigError(f"there is no --twins {twins!r}: it is reject or rename")
     overrides = parse_overrides(model or [])
     models = host(resolve(preset or "sample", overrides), precision, model_copies, large=large_model)
     fields = read_config(RECIPES[recipe].config, config, settings or [], {"batch_size": models.batch_size})
@@ -160,7 +171,8 @@ def build(
 
     request = Request(
         recipe, source, output, fields, models, kind, limit, overwrite, resume, tuple(context.obj), keys,
-        debug="--debug" in sys.argv, doubts_preset=preset is None, replaced=tuple(overrides),
+        debug="--debug" in sys.argv, prune=prune, rename=twins == "rename", mix_versions=mix_versions,
+        doubts_preset=preset is None, replaced=tuple(overrides),
         dataflow_preset=dataflow_preset, accelerator=accelerator,
     )  # fmt: skip
     with stoppable(lambda: describe_stop(output)):
@@ -233,6 +245,7 @@ def with_options(command: Callable[..., None], options: Iterable[Option]) -> Cal
 
 
 app.command()(with_options(export, all_options()))
+app.command()(plan)
 
 
 @app.command()

@@ -24,8 +24,8 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from schemas.errors import OutageError, SubjectloomError
 from transforms.outages import describe
+from transforms.settled import STAGE as LAST_STAGE
 from transforms.work import BEGIN, LOG, Death
-from transforms.write import STAGE as LAST_STAGE
 
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """Beam's own engine on this machine, by its full name: the short one tries a program first that it downloads."""

@@ -11,11 +11,13 @@ from schemas.samples.base import SampleFormat
 from transforms.batch import Batch
 from transforms.progress import CountRecords
 from transforms.read import ReadBatches, Reading
+from transforms.settled import settle
 from transforms.sources.records import Chunk
+from transforms.spool import Shelved
 from transforms.step import Step
 from transforms.work import Death
 from transforms.worker import CheckWorker, Needs
-from transforms.write import WriteDataset, settle
+from transforms.write import WriteDataset
 
 
 @dataclass(eq=False)
@@ -26,11 +28,11 @@ class BuildDataset(beam.PTransform):
         format: what the recipe's samples are.
         config: the recipe's, settled.
         steps: the recipe's steps for that config.
-        chunks: what is read, a chunk per shard.
+        chunks: what is read, a chunk per shard, with the shard's fingerprint.
         output: the dataset's folder, made ready by `transforms.dataset.prepare_output`.
-        fingerprints: of each shard, by its number.
         needs_captions: reject pictures without a caption.
         progress: a local file that `CountRecords` appends to; "" for none.
+        groups: the chunks where remote workers find them (`transforms.read.publish`); none for local ones.
         deadly: records that are rejected, as they killed the process that worked on them, by their keys.
         needs: what each worker is checked for before it begins; None for no check.
         accelerator: what the machines of steps with a model have, as Beam's resource hints say it; "" for no hint.
@@ -41,33 +43,30 @@ class BuildDataset(beam.PTransform):
     steps: Sequence[Step]
     chunks: Sequence[Chunk]
     output: str
-    fingerprints: Mapping[int, str]
     needs_captions: bool = True
     progress: str = ""
+    groups: Sequence[Shelved[Chunk]] = ()
     deadly: Mapping[str, Death] = field(default_factory=dict)
     needs: Needs | None = None
     accelerator: str = ""
 
     def of(self, chunks: Sequence[Chunk]) -> "BuildDataset":
         """The build of some of the chunks."""
-        return replace(
-            self, chunks=chunks, fingerprints={chunk.shard: self.fingerprints[chunk.shard] for chunk in chunks}
-        )
+        return replace(self, chunks=chunks, groups=())
 
     def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
         """Chain the steps in their order, and write what comes out of them."""
-        expected = {chunk.shard: chunk.expected for chunk in self.chunks if chunk.expected is not None}
         return (
-            self.through_steps(root, self.config.batch_size)
+            self.through_steps(root, self.config.batch_size, self.output)
             | CountRecords(self.progress)
-            | WriteDataset(self.output, self.format, self.fingerprints, expected, self.config.unread == "leave-out")
+            | WriteDataset(self.output, self.format, self.groups or self.chunks, self.config.unread == "leave-out")
         )
 
-    def through_steps(self, root: beam.Pipeline, batch_size: int) -> beam.PCollection[Batch]:
-        """Read the records and put them through the recipe's steps."""
+    def through_steps(self, root: beam.Pipeline, batch_size: int, output: str = "") -> beam.PCollection[Batch]:
+        """Read the records and put them through the recipe's steps, but those whose pieces are in `output` already."""
         attempts, failures = self.config.read_attempts, self.config.read_failures
         reading = Reading(batch_size, self.needs_captions, self.deadly, attempts, failures)
-        batches = root | ReadBatches(self.chunks, reading)
+        batches = root | ReadBatches(self.groups or self.chunks, reading, output)
         if self.needs:
             batches |= "check worker" >> beam.ParDo(CheckWorker(self.needs))
         for step in self.steps:

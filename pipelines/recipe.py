@@ -29,6 +29,9 @@ class BuildConfig(StrictModel):
     """What can be chosen about the datasets of every recipe."""
 
     samples_per_shard: int = Field(default=1000, ge=1, description="records read into one shard")
+    shard_bytes: int = Field(
+        default=10**9, ge=1, description="most bytes of a shard's pictures; larger tars are cut into parts of this size"
+    )
     batch_size: int = Field(default=8, ge=1, description="pictures that go through a model together")
     seed: int = Field(default=0, ge=0, description="seed of all that is random, together with a record's key")
     captions: Captions = Field(
@@ -56,8 +59,8 @@ class BuildConfig(StrictModel):
     )
 
 
-RUN_FIELDS = frozenset({"read_attempts", "read_failures", "unread", "follow_links"})
-"""Fields that say how a run goes, and not what its shards hold: they may differ when it is resumed."""
+RUN_FIELDS = frozenset({"read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
+"""Fields that do not change the bytes of a given shard, so that they may differ when a run is resumed."""
 
 Config = TypeVar("Config", bound=BuildConfig)
 

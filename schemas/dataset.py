@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from schemas.rejects import Reject
 from schemas.strict import StrictModel
@@ -46,7 +47,8 @@ class ModelName(StrictModel):
 class Job(StrictModel):
     """How a dataset is made, known before the job starts: the first fields of `dataset.json`.
 
-    `precision` is that of the models, "fp32" or "bf16"; datasets that do not state it were made with fp32.
+    `precision` is that of the models, "fp32" or "bf16"; datasets that do not state it were made with fp32. `libraries`
+    are versions by name; folders of earlier releases do not state them.
     """
 
     recipe: str
@@ -54,6 +56,7 @@ class Job(StrictModel):
     models: dict[str, ModelName]
     seed: int
     precision: str = "fp32"
+    libraries: dict[str, str] = Field(default_factory=dict)
 
     def small_models(self) -> list[str]:
         """Return the kinds of the models, but the parser, that come with the package and know sample scenes only."""
@@ -62,7 +65,8 @@ class Job(StrictModel):
 
 def shard_fingerprint(chunk: str, job: Job) -> str:
     """Return the SHA-256 of what a shard is made from, its chunk's fingerprint, and how, all fields of the job."""
-    how = json.dumps(job.model_dump(mode="json"), sort_keys=True)
+    fields = job.model_dump(mode="json", exclude=None if job.libraries else {"libraries"})
+    how = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{chunk}\n{how}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -79,13 +83,12 @@ class Counts(StrictModel):
 class DatasetInfo(Job):
     """The contents of `dataset.json`.
 
-    `seconds` are summed over workers, by stage; `libraries` are versions by name; `licenses` counts the
-    samples by the licence that their source states.
+    `seconds` are summed over workers, by stage; `libraries` names two versions where a resumed run had another one;
+    `licenses` counts the samples by the licence that their source states.
     """
 
     counts: Counts
     seconds: dict[str, float]
-    libraries: dict[str, str]
     licenses: dict[str, int]
 
 

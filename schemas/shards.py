@@ -65,18 +65,25 @@ def write_tar(stream: BinaryIO, samples: Iterable[Sample]) -> list[Entry]:
     Raises:
         InputError: two samples have one key.
     """
+    return write_fragments(stream, ((sample.key, fragment(sample)) for sample in samples))
+
+
+def fragment(sample: Sample) -> bytes:
+    """Return the bytes of a sample in a tar, those that an `Entry` points at."""
+    return b"".join(_blocks(sample))
+
+
+def write_fragments(stream: BinaryIO, fragments: Iterable[tuple[str, bytes]]) -> list[Entry]:
+    """Write the tar of samples that are encoded already, given as their keys and their fragments; see `write_tar`."""
     entries: list[Entry] = []
     offset = 0
-    for sample in samples:
-        if entries and sample.key == entries[-1].key:
-            raise InputError(f"two samples have the key {sample.key!r}: keys must differ, rename one of the inputs")
-        assert not entries or entries[-1].key < sample.key, f"{sample.key} after {entries[-1].key}: sort the samples"
-        size = crc32 = 0
-        for block in _blocks(sample):
-            stream.write(block)
-            size, crc32 = size + len(block), zlib.crc32(block, crc32)
-        entries.append(Entry(sample.key, offset, size, crc32))
-        offset += size
+    for key, content in fragments:
+        if entries and key == entries[-1].key:
+            raise InputError(f"two samples have the key {key!r}: keys must differ, rename one of the inputs")
+        assert not entries or entries[-1].key < key, f"{key} after {entries[-1].key}: sort the samples"
+        stream.write(content)
+        entries.append(Entry(key, offset, len(content), zlib.crc32(content)))
+        offset += len(content)
     stream.write(bytes(tar_size(entries) - offset))
     return entries
 

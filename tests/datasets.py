@@ -16,8 +16,10 @@ from schemas.rejects import Reject
 from schemas.samples import fastcomposer
 from schemas.samples.base import SampleFormat
 from transforms.batch import Batch
-from transforms.dataset import finish_dataset, prepare_output
-from transforms.write import commit_shard, settle
+from transforms.dataset import prepare_output
+from transforms.finish import finish_dataset
+from transforms.settled import settle
+from transforms.write import commit_shard
 
 JOB = Job(
     recipe="fastcomposer",

@@ -9,7 +9,7 @@ A record that fails becomes a `Reject` in the same place, so a step can neither 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import shorten
 
 from schemas.errors import RecordError, SubjectloomError
@@ -27,11 +27,13 @@ class Batch:
     """Records that are read, run through models and written together.
 
     `shard` is the number of the shard that they are written to, `seconds` the time spent so far, as (stage, seconds).
+    `piece` is the name of the file that their results are kept in until the shard is written (see `transforms.pieces`).
     """
 
     shard: int
     records: tuple[Outcome, ...]
     seconds: tuple[tuple[str, float], ...] = ()
+    piece: str = ""
 
 
 def advance(batch: Batch, stage: str, step: Callable[[Sequence[Example]], Sequence[Example]]) -> Batch:
@@ -49,7 +51,7 @@ def advance(batch: Batch, stage: str, step: Callable[[Sequence[Example]], Sequen
     examples = [record for record in batch.records if isinstance(record, Example)]
     advanced = iter(_run(step, examples, stage))
     records = tuple(next(advanced) if isinstance(record, Example) else record for record in batch.records)
-    return Batch(batch.shard, records, (*batch.seconds, (stage, time.perf_counter() - started)))
+    return replace(batch, records=records, seconds=(*batch.seconds, (stage, time.perf_counter() - started)))
 
 
 def each(step: Callable[[Example], Example]) -> Callable[[Sequence[Example]], list[Example]]:

@@ -100,10 +100,11 @@ def remove_files(paths: Iterable[str]) -> None:
 
 
 def remove_empty_folder(path: str) -> None:
-    """Remove a folder if it is empty; remote file systems have no folders."""
+    """Remove a folder that holds nothing but empty folders; remote file systems have none."""
     if not is_remote(path):
-        with suppress(OSError):
-            Path(path).rmdir()
+        for folder, _, _ in os.walk(path, topdown=False):
+            with suppress(OSError):
+                Path(folder).rmdir()
 
 
 def _create(path: str) -> BinaryIO:

@@ -5,24 +5,29 @@ books of each shard, in a part that appears after the shard and marks it as done
 """
 
 import time
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import compress
 
 import apache_beam as beam
+import pyarrow.parquet as pq
 
-from schemas.dataset import Part, RejectRow, Row, encode_part, part_name
+from schemas.dataset import Part, RejectRow, Row, decode_part, encode_part, part_name
 from schemas.errors import InputError, SubjectloomError
-from schemas.example import Example
+from schemas.rejects import Reason
 from schemas.samples.base import SampleFormat
-from schemas.shards import Entry, Sample, shard_name, write_tar
-from transforms.batch import Batch, reject
+from schemas.shards import Entry, Sample, fragment, shard_name, write_fragments
+from transforms.batch import Batch
 from transforms.dataset import STATE, check_books
-from transforms.files import join, remove_files, replace_file, replacing
+from transforms.files import join, open_file, remove_files, replace_file, replacing
+from transforms.pieces import read_pieces, remove_pieces, remove_unread_pieces, write_piece
+from transforms.read import CreateChunks
+from transforms.settled import STAGE, Settled, settle
+from transforms.sources.records import Chunk
+from transforms.spool import Shelved
 from transforms.unread import note_unread
-from transforms.work import working_on
-
-STAGE = "write"
 
 
 @dataclass(eq=False)
@@ -56,112 +61,178 @@ class WriteWebDataset(beam.PTransform):
             yield {"shard": shard_name(name, shard), **asdict(entry)}
 
 
-@dataclass(frozen=True)
-class Settled:
-    """A finished batch: every record that was read is a sample with its row of the index, or a reject."""
-
-    read: int = 0
-    samples: tuple[Sample, ...] = ()
-    rows: tuple[Row, ...] = ()
-    rejects: tuple[RejectRow, ...] = ()
-    seconds: tuple[tuple[str, float], ...] = ()
-
-
 @dataclass(eq=False)
 class WriteDataset(beam.PTransform):
     """Write batches into the shards of a dataset, with the books of each shard; yield a `Part` per shard.
 
-    `output` is a folder that `prepare_output` made ready, `sample_format` the recipe's. `fingerprints` maps the number
-    of every shard that this pipeline makes to its fingerprint: a shard without samples gets its part too, so that it
-    counts as done. `expected` maps a shard to its number of records, where the listing knows it before reading.
-    A shard with records that could not be read for a cause that may pass is not written, unless `leaves_unread`.
+    `output` is a folder that `prepare_output` made ready, `sample_format` the recipe's. `chunks` are those of the
+    shards that this pipeline makes, with the fingerprints of the shards: one without samples gets its part too, so
+    that it counts as done. A shard with records that could not be read for a cause that may pass is not written, unless
+    `leaves_unread`.
     """
 
     output: str
     sample_format: SampleFormat
-    fingerprints: Mapping[int, str]
-    expected: Mapping[int, int] = field(default_factory=dict)
+    chunks: Sequence[Chunk | Shelved[Chunk]]
     leaves_unread: bool = False
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Part]:
-        """Group the settled batches by shard and commit each group."""
-        settled = batches | "settle" >> beam.Map(self._settle)
+        """Write a piece for each batch, and compose each shard of its pieces."""
+        pieces = batches | "settle" >> beam.Map(self._settle)
         # A shard whose chunk is empty has no batch.
-        every = batches.pipeline | "every shard" >> beam.Create([(shard, Settled()) for shard in self.fingerprints])
+        heads = batches.pipeline | "every shard" >> CreateChunks(self.chunks) | "heads" >> beam.Map(self._head)
         return (
-            (settled, every)
+            (pieces, heads)
             | beam.Flatten()
             | "by shard" >> beam.GroupByKey()
             | "commit" >> beam.FlatMapTuple(self._commit)
         )
 
-    def _settle(self, batch: Batch) -> tuple[int, Settled]:
-        return batch.shard, settle(batch, self.sample_format)
+    def _settle(self, batch: Batch) -> tuple[int, Chunk | None]:
+        write_piece(self.output, batch.piece, self.sample_format, settle(batch, self.sample_format))
+        return batch.shard, None
 
-    def _commit(self, shard: int, batches: Iterable[Settled]) -> Iterator[Part]:
-        settled = list(batches)
-        may_pass = () if self.leaves_unread else (row for s in settled for row in s.rejects)
-        if note_unread(self.output, shard, may_pass):
-            return
-        read = sum(s.read for s in settled)
-        if read != self.expected.get(shard, read):
-            raise SubjectloomError(
-                f"{shard_name(self.sample_format.recipe, shard)}: {self.expected[shard]} records were listed for it, "
-                f"{read} were read: did the source change? run again with --resume"
-            )
-        yield commit_shard(self.output, self.sample_format, shard, self.fingerprints[shard], settled)
+    def _head(self, chunk: Chunk) -> tuple[int, Chunk | None]:
+        return chunk.shard, replace(chunk, items=())
+
+    def _commit(self, _: int, values: Iterable[Chunk | None]) -> Iterator[Part]:
+        chunk = next(chunk for chunk in values if chunk)
+        part = commit_pieces(self.output, self.sample_format, chunk, leaves_unread=self.leaves_unread)
+        if part:
+            yield part
 
 
-def settle(batch: Batch, sample_format: SampleFormat) -> Settled:
-    """Make the samples and rows of the index of a batch; an example for which that fails becomes a reject."""
-    started = time.perf_counter()
-    with working_on(STAGE, (record.key for record in batch.records)):
-        samples, rows, rejects = _pack(batch, sample_format)
-    seconds = (*batch.seconds, (STAGE, time.perf_counter() - started))
-    return Settled(len(batch.records), tuple(samples), tuple(rows), tuple(rejects), seconds)
+def commit_pieces(
+    output: str, sample_format: SampleFormat, chunk: Chunk, *, leaves_unread: bool = False
+) -> Part | None:
+    """Compose the shard of `chunk`, whose fingerprint is the shard's, of its pieces, and remove these.
+
+    Of several samples with one key the first is written, the others become rejects. If records could not be read for a
+    cause that may pass, nothing is written unless `leaves_unread`, and the pieces of their batches are removed: None.
+
+    Raises:
+        SubjectloomError: another number of records was read than was listed, or the shard's books do not balance.
+    """
+    shard, fingerprint = chunk.shard, chunk.fingerprint
+    books, fragments = read_pieces(output, shard, fingerprint)
+    if note_unread(output, shard, () if leaves_unread else books.rejects):
+        remove_unread_pieces(output, shard, fingerprint)
+        return None
+    if chunk.expected is not None and books.read != chunk.expected:
+        remove_pieces(output, shard, fingerprint)
+        raise SubjectloomError(
+            f"{shard_name(sample_format.recipe, shard)}: {chunk.expected} records were listed for it, {books.read} "
+            "were read: did the source change? run again with --resume"
+        )
+    is_first = [not i or row["key"] != books.rows[i - 1]["key"] for i, row in enumerate(books.rows)]
+    twins = [twin_reject(row) for row, first in zip(books.rows, is_first, strict=True) if not first]
+    kept = replace(books, rows=tuple(compress(books.rows, is_first)), rejects=(*books.rejects, *twins))
+    part = _commit(output, sample_format, shard, fingerprint, kept, compress(fragments, is_first))
+    remove_pieces(output, shard, fingerprint)
+    return part
 
 
-def _pack(batch: Batch, sample_format: SampleFormat) -> tuple[list[Sample], list[Row], list[RejectRow]]:
-    samples, rows, rejects = [], [], []
-    for record in batch.records:
-        if isinstance(record, Example):
-            try:
-                sample, row = sample_format.pack(record)
-            except Exception as error:  # a bad record never stops a job: whatever it raises becomes its reject
-                rejects.append(RejectRow.of(reject(record, STAGE, error)))
-            else:
-                samples.append(sample)
-                rows.append({"shard": shard_name(sample_format.recipe, batch.shard), **row})
-        else:
-            rejects.append(RejectRow.of(record))
-    return samples, rows, rejects
+def twin_reject(row: Row) -> RejectRow:
+    """The reject of a sample whose key an earlier sample of its shard has."""
+    detail = "an earlier sample of its shard has the same key"
+    return RejectRow(key=row["key"], source=row["source"], stage=STAGE, reason=Reason.DUPLICATE_KEY, detail=detail)
 
 
 def commit_shard(
-    output: str, sample_format: SampleFormat, shard: int, fingerprint: str, settled: list[Settled]
+    output: str, sample_format: SampleFormat, shard: int, fingerprint: str, settled: Sequence[Settled]
 ) -> Part:
-    """Write a shard and then its part.
+    """Write a shard of batches that are in memory, and then its part.
 
     Raises:
         InputError: two samples of the shard have one key.
         SubjectloomError: the shard's books do not balance.
     """
+    samples = sorted((sample for s in settled for sample in s.samples), key=lambda sample: sample.key)
+    books = Settled(
+        read=sum(s.read for s in settled),
+        rows=tuple(sorted((row for s in settled for row in s.rows), key=lambda row: row["key"])),
+        rejects=tuple(reject for s in settled for reject in s.rejects),
+        seconds=tuple(pair for s in settled for pair in s.seconds),
+    )
+    return _commit(output, sample_format, shard, fingerprint, books, ((s.key, fragment(s)) for s in samples))
+
+
+def rewrite_shard(
+    output: str,
+    sample_format: SampleFormat,
+    shard: int,
+    fingerprint: str,
+    refuse: Callable[[Row], RejectRow | None],
+    stage: str,
+) -> Part:
+    """Write a shard again without some of its samples, the others unchanged, and its part under `fingerprint`.
+
+    Args:
+        output: the dataset's folder.
+        sample_format: the recipe's.
+        shard: number of the shard.
+        fingerprint: the shard's from now on.
+        refuse: returns the reject of the sample with this row of the index, None if it stays.
+        stage: what the time is booked on.
+
+    Raises:
+        InputError: a sample in the shard has another checksum than its row of the index.
+    """
     started = time.perf_counter()
-    # Until the new part is written, the shard must not look done under any fingerprint.
-    remove_files([join(output, STATE, part_name(shard))])
-    entries = write_shard(output, sample_format.recipe, shard, (sample for s in settled for sample in s.samples))
-    places = {entry.key: asdict(entry) for entry in entries}
-    rows = sorted((row | places[row["key"]] for s in settled for row in s.rows), key=lambda row: row["key"])
+    with open_file(join(output, STATE, part_name(shard))) as stream:
+        table = pq.read_table(stream)
+    part = decode_part(table.schema.metadata)
+    rows = table.to_pylist()
+    refused = [refuse(row) for row in rows]
+    kept = tuple(row for row, reject in zip(rows, refused, strict=True) if not reject)
+    rejects = (*part.rejects, *(reject for reject in refused if reject))
+    seconds = (*part.seconds.items(), (stage, time.perf_counter() - started))
+    fragments = _read_fragments(join(output, shard_name(sample_format.recipe, shard)), kept)
+    return _commit(output, sample_format, shard, fingerprint, Settled(part.read, (), kept, rejects, seconds), fragments)
+
+
+def _read_fragments(path: str, rows: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
+    """Yield the keys and the fragments of the samples of a shard with these rows of the index."""
+    if not rows:
+        return
+    with open_file(path) as stream:
+        for row in rows:
+            stream.seek(row["offset"])
+            content = stream.read(row["size"])
+            if zlib.crc32(content) != row["crc32"]:
+                raise InputError(
+                    f"{path}: the sample {row['key']} is damaged: remove this file and run again with --resume"
+                )
+            yield row["key"], content
+
+
+def _commit(
+    output: str,
+    sample_format: SampleFormat,
+    shard: int,
+    fingerprint: str,
+    books: Settled,
+    fragments: Iterable[tuple[str, bytes]],
+) -> Part:
+    """Write a shard of `fragments`, by key and one at a time, and then its part; `books.rows` are in the same order."""
+    started = time.perf_counter()
+    path = join(output, shard_name(sample_format.recipe, shard))
+    # From the moment that the tar is another one until its part is written, it must not look done.
+    old = join(output, STATE, part_name(shard))
+    entries = _write_fragments(path, fragments, before=old) if books.rows else []
+    if not entries:
+        remove_files([old, path])
+    rows = [row | asdict(entry) for row, entry in zip(books.rows, entries, strict=True)]
     seconds: dict[str, float] = defaultdict(float)
-    for stage, spent in (pair for s in settled for pair in s.seconds):
+    for stage, spent in books.seconds:
         seconds[stage] += spent
     seconds[STAGE] += time.perf_counter() - started
     part = Part(
         shard=shard,
         fingerprint=fingerprint,
-        read=sum(s.read for s in settled),
+        read=books.read,
         written=len(entries),
-        rejects=[row for s in settled for row in s.rejects],
+        rejects=list(books.rejects),
         seconds=dict(seconds),
     )
     check_books(part.read, part.written, len(part.rejects), shard_name(sample_format.recipe, shard))
@@ -180,8 +251,15 @@ def write_shard(folder: str, prefix: str, shard: int, samples: Iterable[Sample])
     if not ordered:
         remove_files([path])
         return []
+    return _write_fragments(path, ((sample.key, fragment(sample)) for sample in ordered))
+
+
+def _write_fragments(path: str, fragments: Iterable[tuple[str, bytes]], before: str = "") -> list[Entry]:
+    """Write a tar; the file `before` is removed before the tar gets its name."""
     with replacing(path) as stream:
         try:
-            return write_tar(stream, ordered)
+            entries = write_fragments(stream, fragments)
         except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+            raise error if str(error).startswith(path) else InputError(f"{path}: {error}") from error
+        remove_files([before] if before else [])
+    return entries

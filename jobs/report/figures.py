@@ -239,26 +239,34 @@ def label_bars(labels: Mapping[str, int], what: str, things: str) -> Figure | No
     return {"rows": rows, "shown": len(rows), "total": len(labels), "heads": heads}
 
 
-def reject_groups(rows: Iterable[Mapping[str, str]], seed: int) -> list[Figure]:
+def reject_groups(
+    rows: Iterable[Mapping[str, str]], seed: int, counts: Mapping[str, Mapping[str, int]] | None = None
+) -> list[Figure]:
     """Group rejects by stage and reason, the most frequent first, each with up to `EXAMPLES` examples.
 
     Args:
-        rows: The rows of `rejects.parquet`.
+        rows: The rows of `rejects.parquet`, or some of them.
         seed: Seed of the choice of examples.
+        counts: How many rejects there are, by stage and reason; None if `rows` are all.
     """
     groups: dict[tuple[str, str], list[Mapping[str, str]]] = defaultdict(list)
     for row in rows:
         groups[row["stage"], row["reason"]].append(row)
-    most = max(map(len, groups.values()), default=1)
+    sizes = {group: len(found) for group, found in groups.items()}
+    if counts is not None:
+        sizes |= {(stage, reason): count for stage, reasons in counts.items() for reason, count in reasons.items()}
+    most = max(sizes.values(), default=1)
     return [
         {
             "stage": stage,
             "reason": reason,
-            "count": len(group),
-            "share": percent(len(group), most),
-            "examples": heapq.nsmallest(EXAMPLES, group, key=lambda row: (rank(seed, row["key"]), row["source"])),
+            "count": count,
+            "share": percent(count, most),
+            "examples": heapq.nsmallest(
+                EXAMPLES, groups[stage, reason], key=lambda row: (rank(seed, row["key"]), row["source"])
+            ),
         }
-        for (stage, reason), group in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+        for (stage, reason), count in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 

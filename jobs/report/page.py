@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,12 @@ from jobs.report.cards import card_of
 from schemas.dataset import DatasetInfo
 from schemas.samples import format_of
 from schemas.shards import read_sample
-from transforms.dataset import read_info, read_table
+from transforms.dataset import open_table, read_info
 from transforms.files import join, open_file, replace_file
+from transforms.tables import every_kth
+
+ROWS = 100_000
+"""Most rows of the index that the figures are drawn from."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,8 +34,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_report(output: str, *, samples: int = 60, seed: int = 0) -> str:
     """Write `OUTPUT/report.html` from the dataset in `output` and return its path.
 
-    The index and the rejects are read whole; of the shards, only the chosen samples are read. The page is a function
-    of the dataset, `samples` and `seed`.
+    Of the index and the rejects, at most `ROWS` evenly spaced rows are read; of the shards, only the chosen samples.
+    The counts are those of the whole dataset. The page is a function of the dataset, `samples` and `seed`.
 
     Args:
         output: Folder of a finished dataset, on any filesystem that Beam opens.
@@ -43,12 +47,23 @@ def write_report(output: str, *, samples: int = 60, seed: int = 0) -> str:
     """
     info = read_info(output)
     card = card_of(format_of(info.recipe))
-    index, rejects = read_table(output, "index.parquet"), read_table(output, "rejects.parquet")
+    with open_table(output, "index.parquet") as index_file, open_table(output, "rejects.parquet") as rejects_file:
+        index, rejects = every_kth(index_file, ROWS), every_kth(rejects_file, ROWS)
+        lengths = index_file.metadata.num_rows, rejects_file.metadata.num_rows
     chosen = choose_samples(index, card, samples, seed)
     shown = read_samples(output, index, chosen, card)
     path = join(output, "report.html")
-    replace_file(path, render(info, index, rejects, shown, card, seed).encode())
+    replace_file(path, render(info, Tables(index, rejects, *lengths), shown, card, seed).encode())
     return path
+
+
+class Tables(NamedTuple):
+    """The rows of the index and of the rejects that a report is made from, and how many there are of each."""
+
+    index: pa.Table
+    rejects: pa.Table
+    indexed: int
+    listed: int
 
 
 def choose_samples(index: pa.Table, card: Card, count: int, seed: int) -> list[tuple[int, str]]:
@@ -76,10 +91,9 @@ def read_samples(output: str, index: pa.Table, chosen: Sequence[tuple[int, str]]
     return [shown[place] for place in range(len(rows))]
 
 
-def render(
-    info: DatasetInfo, index: pa.Table, rejects: pa.Table, samples: list[dict[str, Any]], card: Card, seed: int
-) -> str:
+def render(info: DatasetInfo, tables: Tables, samples: list[dict[str, Any]], card: Card, seed: int) -> str:
     """Return the page with everything that it needs inside; `samples` are those that `read_samples` returns."""
+    index, rejects = tables.index, tables.rejects
     script = _environment().get_template("report.js").render()
     return (
         _environment()
@@ -89,16 +103,19 @@ def render(
             info=info,
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             figures=figures.headline(info, _counts(index, card), words(card.count)),
-            balance=figures.balance(info, len(index), len(rejects)),
+            balance=figures.balance(info, tables.indexed, tables.listed),
             small_models=info.small_models(),
             written=info.counts.written,
             rejected=info.counts.rejected,
             funnel=figures.funnel(info),
+            sampled=len(index) if len(index) < tables.indexed else 0,
             samples=samples,
             groups=_groups(samples, card.groups),
             frame=_frame(samples),
             sections=[section for section in card.sections(index, info) if not section.is_empty],
-            rejects=figures.reject_groups(rejects.to_pylist(), seed),
+            rejects=figures.reject_groups(
+                rejects.to_pylist(), seed, info.counts.rejects if len(rejects) < tables.listed else None
+            ),
             stages=figures.stage_bars(info),
             provenance=figures.provenance(info),
             seed=seed,

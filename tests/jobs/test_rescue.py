@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -99,7 +99,7 @@ def exit_7() -> Example:
     os._exit(7)
 
 
-def list_deadly(query: Query, list_pictures: Callable[[Query], list[Chunk]]) -> list[Chunk]:
+def list_deadly(query: Query, list_pictures: Callable[[Query], Iterable[Chunk]]) -> list[Chunk]:
     return [replace(chunk, items=tuple(map(Reading, chunk.items))) for chunk in list_pictures(query)]
 
 
@@ -190,7 +190,7 @@ def test_a_build_that_fails_without_dying_leaves_no_note(
 ) -> None:
     def fail(part: BuildDataset, options: PipelineOptions) -> None:
         assert note.exists()
-        if 1 in part.fingerprints:
+        if any(chunk.shard == 1 for chunk in part.chunks):
             raise error
         run(part, options)
 

@@ -6,6 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import transforms.tables
+from jobs.inspect import inspect
 from schemas.dataset import DatasetInfo
 from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.example import Example
@@ -14,9 +16,11 @@ from schemas.samples.fastcomposer import FORMAT
 from schemas.shards import read_sample
 from tests.datasets import JOB, example, write_dataset
 from transforms.batch import Batch
-from transforms.dataset import finish_dataset, finished_shards, prepare_output, read_info, read_table
+from transforms.dataset import finished_shards, prepare_output, read_info, read_table
 from transforms.files import list_files
-from transforms.write import commit_shard, settle
+from transforms.finish import finish_dataset
+from transforms.settled import settle
+from transforms.write import commit_shard
 
 NO_MATCH = Reject("r", "pictures/r\udce4.jpg", "match", Reason.NO_MATCH, "nothing above 0.25")
 SHARDS: list[list[Example | Reject]] = [
@@ -88,10 +92,25 @@ def test_a_dataset_of_rejects_alone_is_finished_too(tmp_path: Path) -> None:
     assert len(pq.read_table(tmp_path / "index.parquet")) == 0
 
 
-def test_one_key_in_two_shards_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the key 'b' is in fastcomposer-000000.tar and in fastcomposer-000001.tar"):
-        write_dataset(tmp_path, [[example("a"), example("b")], [example("b"), example("c")]])
-    assert not (tmp_path / "dataset.json").exists()
+@pytest.mark.parametrize("in_memory", [50_000, 3])
+def test_of_samples_with_one_key_the_first_stays_and_the_others_become_rejects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int
+) -> None:
+    monkeypatch.setattr(transforms.tables, "IN_MEMORY", in_memory)
+    shards = [[example("a"), example("b")], [example("b", extra_segments=1), example("c")], [example("b")]]
+    info = write_dataset(tmp_path, shards)
+    assert inspect(str(tmp_path)).problems == ()
+    assert (info.counts.read, info.counts.written, info.counts.shards) == (5, 3, 2)
+    assert info.counts.rejects == {"finish": {"duplicate-key": 2}}
+    index = read_table(str(tmp_path), "index.parquet")
+    assert list(zip(index["key"].to_pylist(), index["shard"].to_pylist(), strict=True)) == [
+        ("a", "fastcomposer-000000.tar"),
+        ("b", "fastcomposer-000000.tar"),
+        ("c", "fastcomposer-000001.tar"),
+    ]
+    details = read_table(str(tmp_path), "rejects.parquet")["detail"].to_pylist()
+    assert details == ["fastcomposer-000000.tar has an earlier sample of the same key"] * 2
+    assert finished_shards(str(tmp_path)) == {n: f"print-{n}" for n in range(3)}
 
 
 def test_a_dataset_with_a_missing_or_an_outdated_shard_is_not_finished(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
+import transforms.write
 from schemas.dataset import decode_part
 from schemas.errors import InputError, SubjectloomError
 from schemas.example import Example
@@ -19,8 +20,12 @@ from schemas.samples.fastcomposer import FORMAT
 from schemas.shards import Sample, read_sample
 from tests.datasets import JOB, example
 from transforms.batch import Batch
-from transforms.dataset import finish_dataset, finished_shards, prepare_output
-from transforms.write import Settled, WriteDataset, WriteWebDataset, commit_shard, settle, write_shard
+from transforms.dataset import finished_shards, prepare_output
+from transforms.finish import finish_dataset
+from transforms.pieces import piece_name, write_piece
+from transforms.settled import Settled, settle
+from transforms.sources.records import Chunk
+from transforms.write import WriteDataset, WriteWebDataset, commit_pieces, commit_shard, write_shard
 
 NO_PHRASE = Reject("c", "pictures/c.jpg", "phrases", Reason.NO_PHRASE, "nothing to see")
 
@@ -123,35 +128,51 @@ def test_a_record_that_got_lost_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_never_came_is_noticed(tmp_path: Path) -> None:
-    write = WriteDataset(str(tmp_path), FORMAT, {0: "print"}, expected={0: 3})
     settled = settle(Batch(0, (example("a"), NO_PHRASE)), FORMAT)
+    write_piece(str(tmp_path), piece_name(0, "print", 0, 0, is_last=True), FORMAT, settled)
     with pytest.raises(SubjectloomError, match=r"fastcomposer-000000.tar: 3 records were listed for it, 2 were read"):
-        list(write._commit(0, [settled]))
+        commit_pieces(str(tmp_path), FORMAT, Chunk(0, (), "print", 3))
     assert files(tmp_path) == []
 
 
-def test_while_a_shard_is_written_again_it_does_not_look_done(tmp_path: Path) -> None:
+def test_while_a_shard_is_written_again_it_does_not_look_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_output(str(tmp_path), JOB)
     commit_shard(str(tmp_path), FORMAT, 0, "old", [settle(Batch(0, (example("a"),)), FORMAT)])
     assert finished_shards(str(tmp_path)) == {0: "old"}
+    before = digests(tmp_path)
     twice = settle(Batch(0, (example("a"), example("a"))), FORMAT)
     with pytest.raises(InputError, match=r"two samples"):
         commit_shard(str(tmp_path), FORMAT, 0, "new", [twice])
+    assert (finished_shards(str(tmp_path)), digests(tmp_path)) == ({0: "old"}, before)
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(transforms.write, "replace_file", fail)
+    with pytest.raises(OSError, match="no space"):
+        commit_shard(str(tmp_path), FORMAT, 0, "new", [settle(Batch(0, (example("b"),)), FORMAT)])
+    assert digests(tmp_path) != before
     assert finished_shards(str(tmp_path)) == {}
 
 
 def build(output: Path, workers: int) -> None:
     """Six shards of two batches each; the last one has no record, the one before only rejects."""
     batches = [
-        Batch(shard, (example(f"{shard}-{half}-a", extra_segments=half), example(f"{shard}-{half}-b")))
+        Batch(
+            shard,
+            (example(f"{shard}-{half}-a", extra_segments=half), example(f"{shard}-{half}-b")),
+            piece=piece_name(shard, f"print-{shard}", half, 0, is_last=True),
+        )
         for shard in range(4)
         for half in range(2)
     ]
     prepare_output(str(output), JOB)
-    fingerprints = {shard: f"print-{shard}" for shard in range(6)}
+    chunks = [Chunk(shard, (), f"print-{shard}", {0: 4, 4: 1, 5: 0}.get(shard)) for shard in range(6)]
+    fingerprints = {chunk.shard: chunk.fingerprint for chunk in chunks}
+    refused = Batch(4, (NO_PHRASE,), piece=piece_name(4, "print-4", 0, 0, is_last=True))
     with pipeline(workers) as p:
-        batches_of = p | beam.Create([*batches, Batch(4, (NO_PHRASE,))]) | beam.Reshuffle()
-        batches_of | WriteDataset(str(output), FORMAT, fingerprints, expected={0: 4, 4: 1, 5: 0})
+        batches_of = p | beam.Create([*batches, refused]) | beam.Reshuffle()
+        batches_of | WriteDataset(str(output), FORMAT, chunks)
     assert finished_shards(str(output)) == fingerprints
     finish_dataset(str(output), JOB, fingerprints, FORMAT)
 

@@ -13,9 +13,7 @@ was interrupted has no part: it is built again and cut by the stored choice, whi
 
 import hashlib
 import json
-import time
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,14 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.dataset import Part, RejectRow, Row, decode_part, part_name
-from schemas.errors import InputError, SubjectloomError
+from schemas.errors import SubjectloomError
 from schemas.rejects import Reason
 from schemas.samples.base import SampleFormat
-from schemas.shards import Sample, read_sample, shard_name
 from transforms.dataset import STATE
 from transforms.files import exists, join, open_file, replacing
 from transforms.selection.top_k import Candidate, ChooseBest, MarkNearDuplicates
-from transforms.write import Settled, commit_shard
+from transforms.write import rewrite_shard
 
 STAGE = "best"
 CHOSEN = "chosen.parquet"
@@ -196,41 +193,15 @@ class CutShards(beam.PTransform):
 def cut_shard(output: str, sample_format: SampleFormat, shard: int, fingerprint: str) -> Part:
     """Write a shard again with its chosen samples, unchanged, and then its part under the new fingerprint.
 
-    The shard's chosen samples are held in memory.
-
     Raises:
         InputError: a sample in the shard has another checksum than its row of the index.
     """
-    started = time.perf_counter()
-    with open_file(join(output, STATE, part_name(shard))) as stream:
-        table = pq.read_table(stream)
-    part = decode_part(table.schema.metadata)
     choice = read_choice(output, shard)
-    rows = table.to_pylist()
-    kept = [row for row in rows if choice.better.get(row["key"]) == ""]
-    cut = [_reject(row, choice) for row in rows if choice.better.get(row["key"]) != ""]
-    samples = _read_samples(output, sample_format, shard, kept)
-    seconds = (*part.seconds.items(), (STAGE, time.perf_counter() - started))
-    settled = Settled(part.read, tuple(samples), tuple(kept), (*part.rejects, *cut), seconds)
-    return commit_shard(output, sample_format, shard, fingerprint, [settled])
 
+    def refuse(row: Row) -> RejectRow | None:
+        return None if choice.better.get(row["key"]) == "" else _reject(row, choice)
 
-def _read_samples(output: str, sample_format: SampleFormat, shard: int, rows: Sequence[Row]) -> list[Sample]:
-    """Read the samples of these rows of the index."""
-    if not rows:
-        return []
-    samples = []
-    path = join(output, shard_name(sample_format.recipe, shard))
-    with open_file(path) as stream:
-        for row in rows:
-            stream.seek(row["offset"])
-            fragment = stream.read(row["size"])
-            if zlib.crc32(fragment) != row["crc32"]:
-                raise InputError(
-                    f"{path}: the sample {row['key']} is damaged: remove this file and run again with --resume"
-                )
-            samples.append(read_sample(fragment))
-    return samples
+    return rewrite_shard(output, sample_format, shard, fingerprint, refuse, STAGE)
 
 
 def _reject(row: Row, choice: Choice) -> RejectRow:

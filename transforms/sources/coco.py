@@ -41,6 +41,11 @@ class Annotated:
     truth: PanopticTruth | InstancesTruth
 
     @property
+    def length(self) -> int:
+        """Bytes of the picture's file."""
+        return self.image.size if self.image else 0
+
+    @property
     def stamp(self) -> str:
         """The picture's stamp, the caption and the annotation."""
         image = self.image.stamp if self.image else ""

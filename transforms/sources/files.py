@@ -127,15 +127,25 @@ def find_files(source: str, *, follow_links: bool = False) -> list[File]:
     Raises:
         InputError: nothing is there, or it cannot be read.
     """
+    return sorted(walk_files(source, follow_links=follow_links), key=lambda file: file.name)
+
+
+def walk_files(source: str, *, follow_links: bool = False) -> Iterator[File]:
+    """Yield the files that `find_files` finds, in any order: a local folder's one by one, as it is walked.
+
+    Raises:
+        InputError: nothing is there, or it cannot be read.
+    """
     try:
         found = retry(lambda: _find_remote(source) if is_remote(source) else _find_local(source, follow_links))
+        for file in found:
+            if not re.search(r"(^|/)\.", file.name):
+                yield file
     except (OSError, ValueError) as error:
         # ValueError: Beam has no filesystem for the scheme, or lacks the package for it.
         raise InputError(
             f"{source}: cannot be read: {describe(error) if isinstance(error, OSError) else error}"
         ) from error
-    visible = [file for file in found if not re.search(r"(^|/)\.", file.name)]
-    return sorted(visible, key=lambda file: file.name)
 
 
 def find_beside(files: Iterable[File], *, follow_links: bool = False) -> list[File]:
@@ -172,10 +182,10 @@ def refuse_links(files: Iterable[File]) -> None:
             raise InputError(f"{file.path}: {file.problem[1]}")
 
 
-def _find_local(source: str, follow_links: bool) -> list[File]:
+def _find_local(source: str, follow_links: bool) -> Iterable[File]:
     """List local files. Beam's own listing silently leaves out unreadable folders, and cannot escape a "["."""
     if Path(source).is_dir():
-        return [*_walk(source.rstrip("/") or "/", follow_links)]
+        return _walk(source.rstrip("/") or "/", follow_links)
     if os.path.lexists(source):  # a link that the user named is followed
         return [_file(source, posixpath.dirname(source), None)]
     paths = [path for path in glob(source, recursive=True) if not Path(path).is_dir()]  # noqa: PTH207 - absolute ones too

@@ -16,9 +16,10 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 from schemas.errors import RecordError
@@ -45,6 +46,8 @@ _COMMON = IMAGE_EXTENSIONS.index("jfif")
 _TEXTS = (".txt", ".caption")
 _CAPTIONS = (*_TEXTS, ".json")
 _METADATA = ("metadata.jsonl", "metadata.csv")
+_TOGETHER = 10_000
+"""Files that are paired at a time where there are too many for memory."""
 
 _NO_CAPTION = re.compile(
     r"(.*/)?(\d+_stats\.json|(readme|licen[cs]e|copying|notice|authors|citation|changelog|requirements|classes)\.txt)",
@@ -67,6 +70,11 @@ class Picture:
     def uri(self) -> str:
         """The address of the picture."""
         return self.image.uri
+
+    @property
+    def length(self) -> int:
+        """Bytes of the picture's file."""
+        return self.image.size
 
     @property
     def stamp(self) -> str:
@@ -116,6 +124,38 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
     known = (*_PICTURES, *_CAPTIONS, *_METADATA)
     unknown = {file.stem: file for file in beside if not file.has_extension(known)}
     return list(_pair(files, captions, rows_of, rows, ranks, pictures, unknown))
+
+
+def stream_pictures(files: Iterable[File]) -> Iterator[Entry | Reject]:
+    """Do what `list_pictures` does for all files of a folder that holds too many for memory.
+
+    What belongs to one picture has its name up to the first dot, and sorted names with one beginning are neighbours. So
+    the files are paired some thousand at a time. Two pictures whose names become one key by `clean_key`, and are not
+    near each other, are found when the dataset is finished. With a metadata file, whose rows name files anywhere, all
+    files must fit into memory.
+
+    Args:
+        files: sorted by name; read twice.
+    """
+    metadata = [file for file in files if posixpath.basename(file.name) in _METADATA]
+    if metadata:
+        everything = [*files]
+        yield from list_pictures(everything, everything)
+        return
+    some: list[File] = []
+    for _, group in groupby(files, key=lambda file: file.name[: _first_dot(file.name)]):
+        some += group
+        if len(some) >= _TOGETHER:
+            yield from list_pictures(some, some)
+            some = []
+    yield from list_pictures(some, some)
+
+
+def _first_dot(name: str) -> int:
+    """Where the first dot of a file's name is, in a name with folders; the end if there is none."""
+    folder = name.rfind("/") + 1
+    dot = name.find(".", folder)
+    return len(name) if dot < 0 else dot
 
 
 def _pair(

@@ -1,37 +1,43 @@
 """The kinds of source, a row each: what a kind is detected by, how it is listed, and what its examples come with."""
 
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from glob import has_magic
+from itertools import islice
 
 from schemas.rejects import Reject
+from transforms.members import Members, ShardSize, cut_entries, cut_items, in_earlier_order
 from transforms.sources.coco import is_annotation, list_annotated
 from transforms.sources.files import File, find_beside, find_files, refuse_links
-from transforms.sources.folder import is_picture, list_pictures
+from transforms.sources.folder import is_picture, list_pictures, stream_pictures
 from transforms.sources.open_images import is_boxes, list_framed
 from transforms.sources.parquet import list_rows
-from transforms.sources.records import Chunk, Entry, cut_entries
+from transforms.sources.records import Chunk, Entry
 from transforms.sources.sa1b import is_published, list_annotated_tars
 from transforms.sources.webdataset import Keys, is_tar, list_tars
+from transforms.spool import Sorted
 
 
 @dataclass(frozen=True)
 class Query:
     """What is to be listed: a `source` with its `files`, of which those of the kind are `wanted`; sorted by name.
 
-    `samples_per_shard` records make a shard and `batch_size` a batch; `limit` takes only the first records (None: all).
-    `keys` is where those of a tar's members end; `follow_links` as in `find_files`.
+    A shard has the size `size`, a batch `batch_size` records; `limit` takes only the first records (None: all). `keys`
+    is where the keys of a tar's members end. With `rename`, keys begin with the name of their tar wherever there are
+    several. `members` are those of an earlier run; `follow_links` as in `find_files`.
     """
 
     source: str
-    files: Sequence[File]
+    files: Sequence[File] | Sorted[File]
     wanted: Sequence[File]
-    samples_per_shard: int
+    size: ShardSize
     batch_size: int
     limit: int | None
     keys: Keys = "first-dot"
+    rename: bool = False
+    members: Members = field(default_factory=Members)
     follow_links: bool = False
 
     @property
@@ -42,14 +48,14 @@ class Query:
     def around(self) -> Sequence[File]:
         """The files among which pictures and captions of an annotation are looked for."""
         if self.is_folder:
-            return self.files
+            return [*self.files]
         folder = posixpath.dirname(self.wanted[0].path) or "."
         folder = posixpath.dirname(folder) or "." if posixpath.basename(folder) == "annotations" else folder
         return find_files(folder, follow_links=self.follow_links)
 
-    def cut(self, entries: Sequence[Entry | Reject]) -> list[Chunk]:
+    def cut(self, entries: Iterable[Entry | Reject]) -> Iterator[Chunk]:
         """Cut entries into chunks."""
-        return cut_entries(entries[: self.limit], self.samples_per_shard, self.batch_size)
+        return cut_entries(islice(entries, self.limit), self.members, self.size, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Kind:
     """
 
     sign: Callable[[File], bool]
-    list: Callable[[Query], list[Chunk]]
+    list: Callable[[Query], Iterable[Chunk]]
     reads: Callable[[File], bool] | None = None
     hides: frozenset[str] = frozenset()
     segments: bool = False
@@ -79,34 +85,40 @@ class Kind:
         return (self.reads or self.sign)(file)
 
 
-def _list_folder(query: Query) -> list[Chunk]:
-    beside = query.files if query.is_folder else find_beside(query.files, follow_links=query.follow_links)
-    return query.cut(list_pictures(query.files, beside))
+def _list_folder(query: Query) -> Iterator[Chunk]:
+    if not query.is_folder:
+        return query.cut(list_pictures([*query.files], find_beside(query.files, follow_links=query.follow_links)))
+    if isinstance(query.files, Sorted) and not query.files.is_in_memory:
+        return query.cut(stream_pictures(query.files))
+    return query.cut(list_pictures([*query.files], [*query.files]))
 
 
 def _list_tars(query: Query) -> list[Chunk]:
     refuse_links(query.files)
-    return list_tars(query.wanted, query.limit, query.keys)
+    tars = list_tars(query.wanted, query.limit, query.size.bytes, query.keys)
+    return cut_items([(tar.name, tar, tar.limit) for tar in tars], query.members)
 
 
 def _list_parquet(query: Query) -> list[Chunk]:
     refuse_links(query.files)
-    return list_rows(query.wanted, query.samples_per_shard, query.limit)
+    order = in_earlier_order([file.name for file in query.wanted], query.members)
+    return list_rows([query.wanted[i] for i in order], query.size, query.limit)
 
 
-def _list_coco(annotation: str, query: Query) -> list[Chunk]:
+def _list_coco(annotation: str, query: Query) -> Iterator[Chunk]:
     refuse_links(query.files)
     return query.cut(list_annotated(query.around(), query.wanted, annotation))
 
 
-def _list_open_images(query: Query) -> list[Chunk]:
+def _list_open_images(query: Query) -> Iterator[Chunk]:
     refuse_links(query.files)
     return query.cut(list_framed(query.around(), query.wanted))
 
 
 def _list_sa1b(query: Query) -> list[Chunk]:
     refuse_links(query.files)
-    return list_annotated_tars(query.wanted, query.around(), query.limit)
+    listed = list_annotated_tars(query.wanted, query.around(), query.limit, query.size.bytes, rename=query.rename)
+    return cut_items([(item.tar.name, item, item.tar.limit) for item in listed], query.members)
 
 
 def is_parquet(file: File) -> bool:

@@ -77,6 +77,11 @@ class Framed:
         return self.source.uri
 
     @property
+    def length(self) -> int:
+        """Bytes of the picture's file."""
+        return self.image.size
+
+    @property
     def stamp(self) -> str:
         """The files' stamps, the source and the boxes."""
         files = " ".join(file.stamp for file in (self.image, self.txt) if file)

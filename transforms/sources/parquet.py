@@ -9,18 +9,21 @@ number.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from schemas.errors import InputError, RecordError
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.batch import check_blame
+from transforms.members import ShardSize, input_id
 from transforms.outages import is_passing, retry
 from transforms.sources.files import File
 from transforms.sources.records import (
@@ -143,12 +146,21 @@ class Rows:
 
 @dataclass(frozen=True)
 class Table:
-    """A file as it was listed: its columns, the rows of each row group, and the rows with a duplicate key."""
+    """A file as it was listed.
+
+    Attributes:
+        file: the file.
+        columns: its columns.
+        group_sizes: rows of each row group.
+        duplicates: rows with a duplicate key.
+        bytes: size of the file.
+    """
 
     file: File
     columns: Columns
     group_sizes: tuple[int, ...]
     duplicates: frozenset[int]
+    bytes: int
 
 
 def row_key(file: File, number: int, raw: object) -> str:
@@ -208,8 +220,8 @@ def _name(value: Any) -> Any:  # noqa: ANN401
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
-def list_rows(files: Sequence[File], samples_per_shard: int, limit: int | None) -> list[Chunk]:
-    """Cut the rows of all files, in the order of the files' names, into chunks of `samples_per_shard`.
+def list_rows(files: Sequence[File], size: ShardSize, limit: int | None) -> list[Chunk]:
+    """Cut the rows of all files, in the order of the files, into chunks of `size`.
 
     Reads the footers and the key columns, as keys must be unique in the whole source. A file that cannot be read
     becomes a reject.
@@ -217,20 +229,29 @@ def list_rows(files: Sequence[File], samples_per_shard: int, limit: int | None) 
     Raises:
         InputError: a column is missing or has the wrong type, or no file can be read.
     """
-    tables = _inspect(files)
     chunks: list[Chunk] = []
     items: list[Item] = []
-    room = samples_per_shard
-    left = sum(_length(table) for table in tables) if limit is None else limit
-    for table in tables:
+    ids: list[int] = []
+    count, held = 0, 0.0
+    left = limit
+    for file, table in zip(files, _inspect(files), strict=True):
+        length = _length(table)
         start = 0
-        while start < _length(table) and left:
-            count = min(_length(table) - start, room, left)
-            items += [Group((table,))] if isinstance(table, Reject) else _cut(table, start, start + count)
-            start, room, left = start + count, room - count, left - count
-            if not room or not left:
-                chunks.append(Chunk.of(len(chunks), items, samples_per_shard - room))
-                items, room = [], samples_per_shard
+        while start < length and left != 0:
+            if not start:
+                ids.append(input_id(file.name))
+            weight = 1.0 if isinstance(table, Reject) else max(table.bytes / length, 1.0)
+            fitting = max(int((size.bytes - held) // weight), 0 if count else 1)
+            taken = min(length - start, size.samples - count, fitting, left or length)
+            if taken:
+                items += [Group((table,))] if isinstance(table, Reject) else _cut(table, start, start + taken)
+                start, count, held = start + taken, count + taken, held + taken * weight
+                left = None if left is None else left - taken
+            if not taken or count == size.samples:
+                chunks.append(Chunk.of(len(chunks), items, count, tuple(ids)))
+                items, ids, count, held = [], [], 0, 0.0
+    if items:
+        chunks.append(Chunk.of(len(chunks), items, count, tuple(ids)))
     return chunks
 
 
@@ -294,7 +315,8 @@ def _first(schema: pa.Schema, names: Sequence[str]) -> str:
 
 def _inspect(files: Sequence[File]) -> list[Table | Reject]:
     tables: list[Table | Reject] = []
-    counts: Counter[str] = Counter()
+    ids: list[NDArray[np.uint64]] = []
+    stems = Counter(file.stem for file in files)
     for file in files:
         try:
             columns, sizes, keys = retry(partial(_read_keys, file))
@@ -305,17 +327,25 @@ def _inspect(files: Sequence[File]) -> list[Table | Reject]:
             problem = error.detail if isinstance(error, RecordError) else f"no Parquet file: {error}"
             tables.append(refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, problem))
             continue
-        duplicates = set()
-        for number, raw in enumerate(keys):
-            key = row_key(file, number, raw)
-            counts[key] += 1
-            if counts[key] > 1:
-                duplicates.add(number)
-        tables.append(Table(file, columns, sizes, frozenset(duplicates)))
+        # Keys made of a file's name and the number of a row differ if the names do.
+        named = enumerate(keys) if columns.key or stems[file.stem] > 1 else ()
+        ids.append(np.array([input_id(row_key(file, number, raw)) for number, raw in named], np.uint64))
+        tables.append(Table(file, columns, sizes, frozenset(), file.size))
     rejects = [table for table in tables if isinstance(table, Reject)]
     if len(rejects) == len(tables):
         raise InputError(f"{files[0].path}: {rejects[0].detail}")
-    return tables
+    repeated = iter(_repeated(ids))
+    return [t if isinstance(t, Reject) else replace(t, duplicates=frozenset(next(repeated))) for t in tables]
+
+
+def _repeated(ids: Sequence[NDArray[np.uint64]]) -> list[list[int]]:
+    """For each array, the indices of the values that stand before, in it or in an earlier one."""
+    values = np.concatenate(ids)
+    order = np.argsort(values, kind="stable")
+    is_repeated = np.zeros(len(values), bool)
+    is_repeated[order[1:]] = values[order[1:]] == values[order[:-1]]
+    ends = np.cumsum([len(array) for array in ids])[:-1]
+    return [np.flatnonzero(part).tolist() for part in np.split(is_repeated, ends)]
 
 
 def _read_keys(file: File) -> tuple[Columns, tuple[int, ...], list[Any]]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from schemas.errors import RecordError
@@ -55,20 +55,22 @@ class Chunk:
     """The inputs of one output shard.
 
     `fingerprint` is the SHA-256 of what identifies their content: names, sizes, times of change, rows. `expected` is
-    the number of records in them, None if it is not known before reading.
+    the number of records in them, None if it is not known before reading. `ids` name the inputs of a source that begin
+    in this chunk (see `transforms.members`).
     """
 
     shard: int
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     fingerprint: str
     expected: int | None
+    ids: tuple[int, ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, shard: int, items: Sequence[Item], expected: int | None) -> "Chunk":
+    def of(cls, shard: int, items: Sequence[Item], expected: int | None, ids: tuple[int, ...] = ()) -> "Chunk":
         """Make a chunk of `items`."""
         stamps = "\n".join(item.stamp for item in items)
         digest = hashlib.sha256(stamps.encode("utf-8", "surrogatepass")).hexdigest()
-        return cls(shard, tuple(items), digest, expected)
+        return cls(shard, tuple(items), digest, expected, ids)
 
 
 class Entry(Protocol):
@@ -81,6 +83,10 @@ class Entry(Protocol):
     @property
     def uri(self) -> str:
         """The address of its picture."""
+
+    @property
+    def length(self) -> int:
+        """Bytes of its picture's file."""
 
     @property
     def stamp(self) -> str:
@@ -109,15 +115,6 @@ class Group:
         """Yield a record per entry."""
         for entry in self.entries:
             yield entry if isinstance(entry, Reject) else Unloaded(entry.key, entry.uri, entry.load)
-
-
-def cut_entries(entries: Sequence[Entry | Reject], samples_per_shard: int, batch_size: int) -> list[Chunk]:
-    """Cut `entries`, in their order, into chunks of `samples_per_shard`, and these into items of `batch_size`."""
-    runs = _runs(entries, samples_per_shard)
-    return [
-        Chunk.of(shard, [Group(tuple(group)) for group in _runs(run, batch_size)], len(run))
-        for shard, run in enumerate(runs)
-    ]
 
 
 def refuse(key: str, uri: str, reason: Reason, detail: str) -> Reject:
@@ -257,10 +254,6 @@ def source_of(fields: dict[str, Any], uri: str) -> Source:
     """The picture's address (`url`, else `uri`) and licence that a metadata object states."""
     license_ = fields.get("license") or fields.get("LICENSE") or ""
     return Source(str(fields.get("url") or uri), str(license_))
-
-
-def _runs(entries: Sequence[Entry | Reject], length: int) -> list[Sequence[Entry | Reject]]:
-    return [entries[start : start + length] for start in range(0, len(entries), length)]
 
 
 def _is_control(character: str) -> bool:

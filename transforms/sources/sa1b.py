@@ -30,7 +30,7 @@ from transforms.outages import is_passing
 from transforms.sources.coco_masks import check_left_out, check_size, decode_segmentation, mismatch
 from transforms.sources.files import MAX_TEXT, File, find_file
 from transforms.sources.parquet import is_text, values_of
-from transforms.sources.records import Chunk, Unloaded, is_empty, to_example
+from transforms.sources.records import Unloaded, is_empty, to_example
 from transforms.sources.webdataset import Tar, TarSample, picture_of, prefixes, take_tars
 
 LABEL = "object"
@@ -91,8 +91,10 @@ def is_published(file: File) -> bool:
     return bool(_PUBLISHED.fullmatch(posixpath.basename(file.name)))
 
 
-def list_annotated_tars(tars: Sequence[File], beside: Sequence[File], limit: int | None) -> list[Chunk]:
-    """Make a chunk per tar, in the order of their names.
+def list_annotated_tars(
+    tars: Sequence[File], beside: Sequence[File], limit: int | None, length: int, *, rename: bool = False
+) -> list[AnnotatedTar]:
+    """List tars in the order of their names, those of more than `length` bytes in parts.
 
     Keys are those of the samples, as SA-1B numbers its pictures across all tars. If the tars do not have their
     published names, or two have the same name, keys begin with the name of the tar.
@@ -101,6 +103,8 @@ def list_annotated_tars(tars: Sequence[File], beside: Sequence[File], limit: int
         tars: the tars.
         beside: files among which captions may be found.
         limit: take only the first records.
+        length: most bytes of a part.
+        rename: let keys begin with the name of the tar in any case, if there are several.
 
     Raises:
         InputError: there are captions in several places, or their Parquet file cannot be read.
@@ -108,9 +112,9 @@ def list_annotated_tars(tars: Sequence[File], beside: Sequence[File], limit: int
     captions = find_captions(tars, beside)
     names = {posixpath.basename(tar.name) for tar in tars}
     is_numbered = len(names) == len(tars) and all(map(is_published, tars))
-    before = [""] * len(tars) if is_numbered else prefixes(tars)
-    taken = take_tars([Tar(file, prefix) for file, prefix in zip(tars, before, strict=True)], limit)
-    return [Chunk.of(shard, [AnnotatedTar(tar, captions)], tar.limit) for shard, tar in enumerate(taken)]
+    before = [""] * len(tars) if is_numbered and not rename else prefixes(tars)
+    parts = [part for file, prefix in zip(tars, before, strict=True) for part in Tar(file, prefix).split(length)]
+    return [AnnotatedTar(tar, captions) for tar in take_tars(parts, limit)]
 
 
 def find_captions(tars: Sequence[File], beside: Sequence[File]) -> Captions:

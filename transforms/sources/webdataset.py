@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import BinaryIO, Literal, Self, cast
+from typing import Any, BinaryIO, Literal, Self, cast
 
 from schemas.errors import RecordError
 from schemas.example import Example
@@ -28,7 +28,6 @@ from transforms.sources.records import (
     IMAGE_EXTENSIONS,
     OTHER_EXTENSIONS,
     STAGE,
-    Chunk,
     Unloaded,
     caption_of,
     first_caption,
@@ -124,10 +123,11 @@ class StrictTar(tarfile.TarFile):
     has_ended = False
 
     @classmethod
-    def stream(cls, stream: BinaryIO) -> "StrictTar":
-        """Read a tar from its beginning to its end, decompressing it; concatenated ones are one."""
+    def stream(cls, stream: BinaryIO, begin: int = 0) -> "StrictTar":
+        """Read a tar from the header at byte `begin` to its end, decompressing it; concatenated ones are one."""
+        stream.seek(begin)
         start = stream.read(8)
-        stream.seek(0)
+        stream.seek(begin)
         # tarfile itself reads only the first of concatenated compressed files.
         plain = next((unpack(stream) for magic, unpack in _UNPACKERS.items() if start.startswith(magic)), stream)
         return cls.open(fileobj=cast("BinaryIO", plain), mode="r|", ignore_zeros=True)
@@ -135,18 +135,37 @@ class StrictTar(tarfile.TarFile):
 
 @dataclass(frozen=True)
 class Tar:
-    """An item that is a tar. Its keys begin with `prefix`; only the first `limit` records are taken (None: all)."""
+    """An item that is a tar, or a part of one. Its keys begin with `prefix`.
+
+    Only the first `limit` records are taken (None: all). A part holds the samples that begin at the bytes
+    [start, stop); `stop` is None for the last part.
+    """
 
     file: File
     prefix: str
     limit: int | None = None
     ends: Keys = "first-dot"
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name, and of a part that is not the first, where it begins."""
+        return f"{self.file.name}@{self.start}" if self.start else self.file.name
 
     @property
     def stamp(self) -> str:
-        """The file's stamp, the prefix, the limit and where keys end."""
+        """The file's stamp, the prefix, the limit, where keys end, and which part it is."""
         ends = "" if self.ends == "first-dot" else f" {self.ends}"
-        return f"{self.file.stamp} {self.prefix!r} {self.limit}{ends}"
+        part = f" [{self.start}, {self.stop})" if self.start or self.stop else ""
+        return f"{self.file.stamp} {self.prefix!r} {self.limit}{ends}{part}"
+
+    def split(self, length: int) -> list["Tar"]:
+        """Split a tar into parts of `length` bytes. One that is compressed stays whole, as it has one beginning."""
+        if self.file.size <= length or not self.file.has_extension((".tar",)):
+            return [self]
+        starts = range(0, self.file.size, length)
+        return [replace(self, start=s, stop=s + length if s + length < self.file.size else None) for s in starts]
 
     def read(self) -> Iterator[Unloaded | Reject]:
         """Yield a record per sample, and a reject if the tar is truncated or corrupt."""
@@ -166,10 +185,16 @@ class Tar:
         return sum(1 for _ in islice(self._samples(), limit))
 
     def _samples(self) -> Iterator["TarSample | Reject"]:
-        kinds: dict[str, frozenset[str]] = {}  # of the samples that were read, by their keys
+        begin, earlier = self._begin()
+        if begin < 0:
+            return
+        # Of the samples that were read, by their keys.
+        kinds: dict[str, frozenset[str]] = {clean_key(f"{self.prefix}{raw}"): frozenset() for raw in earlier}
         try:
-            with self.file.open() as stream, StrictTar.stream(stream) as archive:
-                for raw, members, problem in read_samples(archive, self.ends):
+            with self.file.open() as stream, StrictTar.stream(stream, begin) as archive:
+                for offset, raw, members, problem in read_samples(archive, self.ends):
+                    if self.stop is not None and begin + offset >= self.stop:
+                        return
                     dotted = dotted_pictures(members)
                     for part, name in dotted.items():
                         key, uri = clean_key(f"{self.prefix}{raw}.{part}"), f"{self.file.uri}/{raw}.{part}"
@@ -186,16 +211,31 @@ class Tar:
                         kinds[sample.key] = frozenset(members)
                         yield sample
         except Exception as error:  # tarfile and the decompressors raise a dozen types for a corrupt archive
+            yield self._broken(error, len(kinds))
+
+    def _broken(self, error: Exception, samples: int) -> Reject:
+        """The reject of the tar, for which an error came after so many samples; one that may pass is raised."""
+        if is_passing(error):
+            raise error
+        check_blame(error, STAGE)
+        if isinstance(error, RecordError):
+            return refuse(clean_key(self.file.name), self.file.uri, error.reason, error.detail)
+        # Without any sample it is no tar, or cannot be accessed; otherwise a part of it has been read.
+        reason = Reason.TRUNCATED_ARCHIVE if samples else Reason.UNREADABLE_FILE
+        detail = f"{self.file.name} breaks off after {samples} samples: {error}"
+        return refuse(clean_key(self.file.name), self.file.uri, reason, detail)
+
+    def _begin(self) -> tuple[int, set[str]]:
+        """Where its first sample begins, in bytes (-1 if there is none), and the keys of the samples before it."""
+        if not self.start:
+            return 0, set()
+        try:
+            return find_part(self.file, self.start, self.ends)
+        except Exception as error:  # an earlier part breaks off there, and says so
             if is_passing(error):
                 raise
             check_blame(error, STAGE)
-            if isinstance(error, RecordError):
-                yield refuse(clean_key(self.file.name), self.file.uri, error.reason, error.detail)
-                return
-            # Without any sample it is no tar, or cannot be accessed; otherwise a part of it has been read.
-            reason = Reason.TRUNCATED_ARCHIVE if kinds else Reason.UNREADABLE_FILE
-            detail = f"{self.file.name} breaks off after {len(kinds)} samples: {error}"
-            yield refuse(clean_key(self.file.name), self.file.uri, reason, detail)
+            return -1, set()
 
 
 @dataclass(frozen=True)
@@ -229,15 +269,41 @@ def is_tar(file: File) -> bool:
     return file.has_extension(EXTENSIONS)
 
 
-def list_tars(files: Sequence[File], limit: int | None, ends: Keys = "first-dot") -> list[Chunk]:
-    """Make a chunk per tar, in the order of their names.
+def list_tars(files: Sequence[File], limit: int | None, length: int, ends: Keys = "first-dot") -> list[Tar]:
+    """List tars in the order of their names, those of more than `length` bytes in parts.
 
     With one tar, keys are those of its samples; with several, they begin with the tar's name, as samples of two tars
     may have the same key. With `limit`, tars are read here up to that number of samples. `ends` is where keys end.
     """
-    all_tars = [Tar(file, prefix, ends=ends) for file, prefix in zip(files, prefixes(files), strict=True)]
-    tars = take_tars(all_tars, limit)
-    return [Chunk.of(shard, [tar], tar.limit) for shard, tar in enumerate(tars)]
+    tars = [Tar(file, prefix, ends=ends) for file, prefix in zip(files, prefixes(files), strict=True)]
+    return take_tars([part for tar in tars for part in tar.split(length)], limit)
+
+
+def find_part(file: File, start: int, ends: Keys) -> tuple[int, set[str]]:
+    """Find the first sample of a tar that begins at byte `start` or behind, from the headers before it.
+
+    Returns:
+        Where it begins, in bytes (-1 if there is none), and the keys of the samples before it.
+
+    Raises:
+        Exception: the tar is corrupt before that.
+    """
+    earlier: set[str] = set()
+    raw, kinds = "", set[str]()
+    with file.open() as stream, StrictTar.open(fileobj=stream, mode="r:", ignore_zeros=True) as archive:
+        for info in archive:
+            cast("Any", archive).members = []  # it would keep them all
+            match = _MEMBERS[ends].fullmatch(info.name)
+            if not match or not info.isfile():
+                continue
+            name, kind = match[1].removeprefix("./"), match[2].lower()
+            if name != raw or kind in kinds:  # as in `read_samples`
+                if info.offset >= start:
+                    return info.offset, earlier
+                raw, kinds = name, set()
+                earlier.add(raw)
+            kinds.add(kind)
+        return -1, earlier
 
 
 def take_tars(tars: Sequence[Tar], limit: int | None) -> list[Tar]:
@@ -256,14 +322,16 @@ def take_tars(tars: Sequence[Tar], limit: int | None) -> list[Tar]:
 
 def read_samples(
     archive: tarfile.TarFile, ends: Keys = "first-dot"
-) -> Iterator[tuple[str, Members, RecordError | None]]:
-    """Yield the key and the members of each sample, and the error for a member that is too large; `ends` as in `Tar`.
+) -> Iterator[tuple[int, str, Members, RecordError | None]]:
+    """Yield the offset in bytes, the key and the members of each sample, and the error for one that is too large.
+
+    `ends` is where keys end.
 
     Raises:
         Exception: the archive is truncated or corrupt. The last sample before that has been yielded only if it has a
             picture and a caption and none of its members is incomplete.
     """
-    key, members, inside, read = "", Members(), False, 0
+    key, members, inside, read, offset = "", Members(), False, 0, 0
     problem: RecordError | None = None
     try:
         for info in archive:
@@ -273,8 +341,9 @@ def read_samples(
             # "tar -c ." puts "./" before every name.
             name, kind = match[1].removeprefix("./"), match[2].lower()
             if members and (name != key or kind in members):
-                yield key, members, problem
+                yield offset, key, members, problem
                 members, problem, read = {}, None, 0
+            offset = offset if members else info.offset
             key, inside = name, True
             members[kind] = b""
             limit = _limit_of(kind)
@@ -287,10 +356,10 @@ def read_samples(
             inside = False
     except Exception:
         if not inside and picture_of(members) and ("txt" in members or "json" in members):
-            yield key, members, problem
+            yield offset, key, members, problem
         raise
     if members:
-        yield key, members, problem
+        yield offset, key, members, problem
 
 
 def _limit_of(kind: str) -> int:

@@ -49,7 +49,8 @@ def each_as_candidate(batch: Batch) -> Iterator[Batch]:
 def _split(batch: Batch, parts: Sequence[Sequence[Outcome]]) -> Iterator[Batch]:
     """Yield a batch for each part; the seconds spent so far go with the first."""
     for i, records in enumerate(parts):
-        yield Batch(batch.shard, tuple(records), () if i else batch.seconds)
+        piece = f"{batch.piece}-{i:06d}" if i else batch.piece
+        yield replace(batch, records=tuple(records), seconds=() if i else batch.seconds, piece=piece)
 
 
 def keep_most_linked(batch: Batch) -> Batch:

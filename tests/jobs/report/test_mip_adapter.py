@@ -12,7 +12,7 @@ import pytest
 from jobs.inspect import inspect
 from jobs.report.cards.mip_adapter import CARD, fill
 from jobs.report.figures import score_histogram, signed
-from jobs.report.page import choose_samples, render, write_report
+from jobs.report.page import Tables, choose_samples, render, write_report
 from jobs.scenes import scene_of
 from schemas.example import Example, Quality
 from schemas.rejects import Reason, Reject
@@ -120,7 +120,9 @@ def test_two_objects_of_one_phrase_share_its_place_in_the_caption() -> None:
 def test_the_cut_is_drawn_if_there_was_one(folder: Path, config: dict[str, Any], is_marked: bool) -> None:
     info = read_info(str(folder)).model_copy(update={"config": config})
     index, rejects = read_table(str(folder), "index.parquet"), read_table(str(folder), "rejects.parquet")
-    found = re.findall(r"cut at ([−.0-9]+)", render(info, index, rejects, [], CARD, 0))
+    found = re.findall(
+        r"cut at ([−.0-9]+)", render(info, Tables(index, rejects, len(index), len(rejects)), [], CARD, 0)
+    )
     lowest = min(index["quality"].to_pylist())
     assert found == ([f"{lowest:g}"] if is_marked else [])
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.report.cards import CARDS
 from jobs.report.figures import choose
-from jobs.report.page import choose_samples, render, write_report
+from jobs.report.page import Tables, choose_samples, render, write_report
 from schemas.dataset import REJECT_COLUMNS
 from schemas.errors import InputError
 from schemas.example import Example, Phrase
@@ -55,6 +55,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_of_a_long_dataset_some_rows_are_drawn_and_all_are_counted(
+    folder: Path, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.report.page.ROWS", 1)
+    try:
+        short = Path(write_report(str(folder))).read_text(encoding="utf-8")
+    finally:
+        (folder / "report.html").write_text(page, encoding="utf-8")
+    assert "Drawn from" not in page
+    assert "Drawn from 1 of the 9 samples" in short
+    assert "11 read = 9 written + 2 rejected." in short
+    for reason in ("empty-image", "no-match"):
+        assert f'<span class="reason">{reason}</span>' in short
 
 
 def test_the_page_loads_nothing_and_shows_the_counts(page: str) -> None:
@@ -115,7 +130,7 @@ def test_a_hundred_thousand_samples_are_reported_within_seconds(folder: Path) ->
     started = time.process_time()
     card = CARDS["fastcomposer"]
     chosen = choose_samples(index, card, 60, seed=0)
-    page = render(read_info(str(folder)), index, REJECT_COLUMNS.empty_table(), [], card, 0)
+    page = render(read_info(str(folder)), Tables(index, REJECT_COLUMNS.empty_table(), len(index), 0), [], card, 0)
     assert time.process_time() - started < 10
     assert len(chosen) == len({position for position, _ in chosen}) == 60
     assert {group for _, group in chosen} == {"low", "high", "many", "random"}

@@ -16,7 +16,8 @@ from schemas.samples.mip_adapter import FORMAT
 from schemas.shards import Entry, Sample, read_tar
 from tests.datasets import JOB, example, scored
 from transforms.batch import Batch
-from transforms.dataset import finish_dataset, finished_shards, prepare_output, read_table
+from transforms.dataset import finished_shards, prepare_output, read_table
+from transforms.finish import finish_dataset
 from transforms.selection.cut import (
     ChooseSamples,
     Cut,
@@ -30,7 +31,8 @@ from transforms.selection.cut import (
     store_choice,
 )
 from transforms.selection.top_k import Candidate
-from transforms.write import commit_shard, settle
+from transforms.settled import settle
+from transforms.write import commit_shard
 
 FAR = 0x00FF00FF00FF00FF
 SHARDS = {

@@ -327,3 +327,39 @@ def test_a_compressed_tar_cut_off_yields_what_came_before(tmp_path: Path) -> Non
     *good, bad = outcomes(read(tmp_path, {"a.tar.gz": data[: len(data) // 2]}))
     assert good == [(str(n), f"caption of {n}") for n in range(len(good))]
     assert bad[1] in (Reason.TRUNCATED_ARCHIVE, Reason.UNREADABLE_FILE)
+
+
+@pytest.mark.parametrize("length", [1536, 4000, 10_000])
+def test_a_large_tar_is_cut_into_parts_that_hold_each_record_once(tmp_path: Path, length: int) -> None:
+    """Whatever the cuts fall into: a header, a member, a sample, a long name, a repeated key or the end."""
+    members = [*samples("a", "b", "x" * 150), ("c.jpg", JPEG), ("c.jpg", JPEG), *samples("d", "a", "e")]
+    (tmp_path / "a.tar").write_bytes(tar(members))
+    whole = list_source(str(tmp_path))
+    parts = list_source(str(tmp_path), shard_bytes=length)
+    assert len(whole.chunks) == 1
+    assert len(parts.chunks) == -(-(tmp_path / "a.tar").stat().st_size // length) > 1
+    assert sorted(outcomes(read_all(parts))) == sorted(outcomes(read_all(whole)))
+    assert outcomes(read_all(parts)) == outcomes(read_all(whole))
+    limited = list_source(str(tmp_path), shard_bytes=length, limit=3)
+    assert outcomes(read_all(limited)) == outcomes(read_all(whole))[:3]
+
+
+def test_a_tar_that_breaks_off_in_one_part_says_so_once(tmp_path: Path) -> None:
+    content = bytearray(tar(samples("a", "b", "c", "d")))
+    third = content.index(b"c.jpg\0")
+    content[third : third + 512] = b"\1" * 512
+    (tmp_path / "a.tar").write_bytes(content)
+    whole, parts = list_source(str(tmp_path)), list_source(str(tmp_path), shard_bytes=3000)
+    assert outcomes(read_all(parts)) == outcomes(read_all(whole))
+    assert [reason for _, reason in outcomes(read_all(parts))][-1] == Reason.TRUNCATED_ARCHIVE
+
+
+def test_a_compressed_tar_stays_whole(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in samples("a", "b"):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data if isinstance(data, bytes) else data.encode()))
+    (tmp_path / "a.tar.gz").write_bytes(buffer.getvalue())
+    assert len(list_source(str(tmp_path), shard_bytes=100).chunks) == 1
