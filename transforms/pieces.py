@@ -30,7 +30,7 @@ from transforms.dataset import PIECES, STATE
 from transforms.files import is_remote, join, list_files, open_file, remove_empty_folder, remove_files, replacing
 from transforms.settled import Settled
 
-LAST = "-last"
+LAST, UNREAD = "-last", "-unread"
 
 _LENGTH = struct.Struct(">Q")
 
@@ -41,7 +41,9 @@ def piece_name(shard: int, fingerprint: str, item: int, batch: int, *, is_last: 
 
 
 def write_piece(output: str, name: str, sample_format: SampleFormat, settled: Settled) -> None:
-    """Write the results of a batch."""
+    """Write the results of a batch. If records could not be read for a cause that may pass, its name says so."""
+    if any(reject.reason in PASSING for reject in settled.rejects):
+        name += UNREAD
     fragments = [fragment(sample) for sample in settled.samples]
     rows, offset = [], 0
     for row, content in zip(settled.rows, fragments, strict=True):
@@ -84,9 +86,11 @@ def finished_items(output: str, shard: int, fingerprint: str) -> frozenset[int]:
     for name in names:
         item, batch = map(int, name.split("-")[:2])
         batches[item].add(batch)
-        if name.endswith(LAST):
+        if LAST in name:
             last[item] = batch
-    # The pieces of an item are written in their order.
+        if name.endswith(UNREAD):
+            batches[item].add(-1)
+    # The pieces of an item are written in their order; one with records to be read again makes the item unfinished.
     finished = frozenset(item for item, batch in last.items() if batches[item] == {*range(batch + 1)})
     left = [name for name in names if int(name.split("-")[0]) not in finished]
     remove_files(join(output, STATE, PIECES, folder, name) for name in left)
@@ -123,10 +127,8 @@ def remove_pieces(output: str, shard: int, fingerprint: str) -> None:
 
 def remove_unread_pieces(output: str, shard: int, fingerprint: str) -> None:
     """Remove those pieces of a shard some of whose records could not be read for a cause that may pass."""
-    for name in _names(output, shard, fingerprint):
-        path = _path(output, shard, fingerprint, name)
-        if any(reject.reason in PASSING for reject in _read_books(path)[0].rejects):
-            remove_files([path])
+    names = [name for name in _names(output, shard, fingerprint) if name.endswith(UNREAD)]
+    remove_files(_path(output, shard, fingerprint, name) for name in names)
 
 
 def remove_all_pieces(output: str) -> None:

@@ -29,8 +29,9 @@ from tests.jobs.test_rescue import QUIET, pictures, request, tars, use
 from tests.pictures import read_all, tar
 from transforms.batch import Batch, each
 from transforms.listing import list_source
+from transforms.sources.records import Chunk
 from transforms.step import Step, map_batches
-from transforms.write import commit_shard
+from transforms.write import commit_pieces
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +148,7 @@ def test_a_shard_with_a_file_that_cannot_be_read_waits_for_resume(
     shutil.copytree(output, tmp_path / "copy")
     with monkeypatch.context() as patch:
         make_flaky(patch, lambda path: path.endswith("005.jpg"))
-        patch.setattr("transforms.write.commit_shard", committing := Committing())
+        patch.setattr("transforms.write.commit_pieces", committing := Committing())
         asked = request(source, tmp_path / "copy", 4, resume=True)
         fields = asked.config.model_copy(update={"unread": "leave-out"})
         info = build(replace(asked, config=fields), QUIET)
@@ -162,14 +163,14 @@ def test_a_shard_with_a_file_that_cannot_be_read_waits_for_resume(
 
 
 class Committing:
-    """`commit_shard`, which remembers what it wrote."""
+    """`commit_pieces`, which remembers what it wrote."""
 
     def __init__(self) -> None:
         self.shards: list[int] = []
 
-    def __call__(self, output: str, sample_format: SampleFormat, shard: int, *arguments: Any) -> Any:  # noqa: ANN401
-        self.shards.append(shard)
-        return commit_shard(output, sample_format, shard, *arguments)
+    def __call__(self, output: str, sample_format: SampleFormat, chunk: Chunk, **options: Any) -> Any:  # noqa: ANN401
+        self.shards.append(chunk.shard)
+        return commit_pieces(output, sample_format, chunk, **options)
 
 
 def test_damaged_shards_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
