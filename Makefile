@@ -73,10 +73,11 @@ test-fast: env  ## the tests that take a few seconds at most
 test-wheel: env  ## build the wheel, install it outside the clone, and build a dataset with it there
 	.ci/test-wheel
 
-lint: env  ## style, formatting and types
+lint: env  ## style, formatting, types, and known vulnerabilities of the pinned packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/audit.py
 
 dataflow-image:  ## build and push Dataflow's image: IMAGE=..., MODELS="segmenter clip"
 	$(CLOUD) docker build --file jobs/dataflow/Dockerfile --build-arg MODELS="$(MODELS)" --tag $(IMAGE_NAME) .

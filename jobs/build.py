@@ -21,21 +21,24 @@ from jobs.likeness import check_likeness
 from jobs.names import check_names, check_names_afterwards
 from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
-from jobs.run import WorkerDiedError, has_processes, is_local, quiet_stderr, run
+from jobs.run import WorkerDiedError, explaining, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
-from pipelines.recipe import BuildConfig
+from pipelines.recipe import RUN_FIELDS, BuildConfig
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.dataset import finish_dataset, finished_shards, leave_nothing, leaving_nothing, prepare_output
-from transforms.files import is_remote, use_options
+from transforms.files import is_remote
 from transforms.listing import list_source
 from transforms.models.presets import Models, check_downloads, name_of, revision_of
 from transforms.models.settings import Precision
+from transforms.remote import use_options
 from transforms.selection.cut import ChooseSamples, Cut, CutShards, choice_digest, cut_fingerprints, is_chosen
 from transforms.sources.records import Chunk
 from transforms.step import Step
+from transforms.unread import refuse_unread
+from transforms.verify import intact_shards
 from transforms.worker import Needs
 
 SHARDS_PER_ROUND = 4
@@ -73,6 +76,7 @@ class Request:
     accelerator: str = ""
 
 
+@explaining()
 def build(request: Request, console: Console) -> DatasetInfo:
     """Build the dataset and return the contents of `dataset.json`.
 
@@ -91,6 +95,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
             batch_size=request.config.batch_size,
             limit=request.limit,
             keys=request.keys,
+            follow_links=request.config.follow_links,
         )
     chunks = listing.chunks
     if request.config.captions == "all":
@@ -107,12 +112,14 @@ def build(request: Request, console: Console) -> DatasetInfo:
         raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
     print_lines(console, check_names(job, str(models.segmenter)))
     stamps = "".join(step.stamp() for step in steps)
-    fingerprints = {chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, job) for chunk in chunks}
+    fingerprints = {
+        chunk.shard: shard_fingerprint(chunk.fingerprint + stamps, without_run_fields(job)) for chunk in chunks
+    }
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
     needs_captions = not recipe.writes_captions or models.captioner is None
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume)
     with leaving_nothing(request.output):
-        done = shards_done(request.output, fingerprints, final, cut)
+        done = shards_done(request.output, fingerprints, final, cut, console)
         missing = [chunk for chunk in chunks if chunk.shard not in done]
         if len(missing) < len(chunks):
             console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
@@ -131,8 +138,10 @@ def build(request: Request, console: Console) -> DatasetInfo:
                 whole = replace(whole, needs=needs)
                 print_lines(console, [f"{len(missing)} shards: the runner's own log and pages show how it goes"])
             make_shards(whole.of(missing), options, console, debug=request.debug)
+        refuse_unread(request.output, [chunk.shard for chunk in missing])
         if cut:
-            with console.status(f"keeping the best {cut.best:,}"):
+            shown = nullcontext() if request.debug or not is_local(options) else quiet_stderr()
+            with console.status(f"keeping the best {cut.best:,}"), shown:
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
     info = finish_dataset(request.output, job, final, recipe.format)
     print_lines(console, check_names_afterwards(job, request.output))
@@ -211,7 +220,7 @@ def make_shards(missing: BuildDataset, options: PipelineOptions, console: Consol
             with nullcontext() if debug else quiet_stderr():
                 run_in_processes(part, options, console)
         else:
-            with noting_round(missing.output, part.fingerprints):
+            with noting_round(missing.output, part.fingerprints), nullcontext() if debug else quiet_stderr():
                 run(part, options)
 
 
@@ -247,13 +256,15 @@ def run_remotely(part: BuildDataset, options: PipelineOptions) -> None:
         ) from error
 
 
-def shards_done(output: str, fingerprints: Mapping[int, str], final: Mapping[int, str], cut: Cut | None) -> set[int]:
+def shards_done(
+    output: str, fingerprints: Mapping[int, str], final: Mapping[int, str], cut: Cut | None, console: Console
+) -> set[int]:
     """Return the shards that need not be built from the source: those that are done, and candidates not cut yet.
 
     `final` holds their fingerprints when they are done. If the choice is missing, the candidates of shards that were
     cut are missing too: these are built again.
     """
-    written = finished_shards(output).items()
+    written = intact_shards(output, finished_shards(output), console).items()
     waiting, finished = written & fingerprints.items(), written & final.items()
     if cut is not None and len(finished) < len(final) and not is_chosen(output, choice_digest(fingerprints, cut)):
         finished = set()
@@ -303,6 +314,11 @@ def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precis
         seed=config.seed,
         precision=precision,
     )
+
+
+def without_run_fields(job: Job) -> Job:
+    """The job without the fields of its config that do not matter to the bytes of a shard."""
+    return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS}})
 
 
 def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequence[Chunk]]:

@@ -10,8 +10,9 @@ from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptio
 
 from jobs.run import LOCAL_RUNNER
 from schemas.errors import ConfigError, choices
-from transforms.files import is_installed, is_remote
+from transforms.files import is_remote
 from transforms.models.settings import Precision
+from transforms.remote import is_installed
 
 RUNNERS = {
     "DirectRunner": LOCAL_RUNNER,

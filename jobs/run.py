@@ -1,23 +1,29 @@
 """Run one Beam pipeline to its end: here, or in a child process, whose death is an answer and not the job's end."""
 
+import ast
+import errno
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any, BinaryIO, cast
 
 import apache_beam as beam
 from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
-from schemas.errors import SubjectloomError
+from schemas.errors import OutageError, SubjectloomError
+from transforms.outages import describe
 from transforms.work import BEGIN, LOG, Death
 from transforms.write import STAGE as LAST_STAGE
 
@@ -45,10 +51,9 @@ def run(transform: beam.PTransform, options: PipelineOptions) -> None:
                 # The runner waits for the output of a stage until its worker dies; for a stage without one, for ever.
                 _ = done | "await" >> beam.Map(lambda _: None) | beam.Reshuffle()
     except Exception as error:
-        cause = _own_cause(error)
-        # A worker that fails sends its traceback, one that dies nothing.
-        if cause is None and has_processes(options) and not str(error).startswith("Traceback"):
-            cause = WorkerDiedError(f"a worker process died ({error}): run again with --resume")
+        cause = _own_cause(error) or _cause_in_text(str(error))
+        if cause is None and is_local(options):
+            cause = _worker_error(str(error), options)
         if cause is None:
             raise
         raise cause from error
@@ -64,13 +69,69 @@ def has_processes(options: PipelineOptions) -> bool:
     return is_local(options) and options.view_as(DirectOptions).direct_running_mode == "multi_processing"
 
 
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Make an error of the operating system one that says what to do, as `explain` does."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error) from error
+
+
+def explain(error: OSError) -> OutageError:
+    """Say what happened, to which file, and how a build goes on."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = "there" if error.filename else f"in the dataset's folder and in {tempfile.gettempdir()} (TMPDIR)"
+        return OutageError(f"{describe(error)}: make room {where}; --resume goes on with the shards that are not done")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return OutageError(f"{describe(error)}: allow access to it; --resume goes on with the shards that are not done")
+    return OutageError(f"{describe(error)}: when it is back, --resume goes on with the shards that are not done")
+
+
 def _own_cause(error: BaseException | None) -> SubjectloomError | None:
-    """Return our own error among the causes of what Beam raised, without Beam's note on where it was raised."""
+    """Return our own error among the causes of what Beam raised."""
     while error is not None:
         if isinstance(error, SubjectloomError):
-            return type(error)(str(error).partition(" [while running")[0])
+            return type(error)(_without_note(str(error)))
         error = error.__cause__ or error.__context__
     return None
+
+
+def _cause_in_text(text: str) -> SubjectloomError | None:
+    """Return our own error, or one for that of the operating system, which ends the traceback that a worker sent.
+
+    Beam makes an error with one text of most, in the same process too.
+    """
+    line = _last_line(text)
+    kind, _, message = line.partition(": ")
+    own = {f"schemas.errors.{error.__name__}": error for error in SubjectloomError.__subclasses__()}
+    own["schemas.errors.SubjectloomError"] = SubjectloomError
+    if kind in own:
+        return own[kind](message)
+    match = re.search(r"\[Errno (\d+)\] (.*?)(?:: ('.*'|\".*\"))?$", line)
+    return explain(OSError(int(match[1]), match[2], ast.literal_eval(match[3] or "None"))) if match else None
+
+
+def _worker_error(text: str, options: PipelineOptions) -> SubjectloomError | None:
+    """The error for a worker of the local runner. One that fails sends its traceback, one that dies nothing."""
+    if text.startswith("Traceback"):
+        return SubjectloomError(
+            f"a worker failed ({shorten(_last_line(text), 200)}): run again with --resume, and --debug shows where"
+        )
+    if has_processes(options):
+        return WorkerDiedError(f"a worker process died ({text}): run again with --resume")
+    return None
+
+
+def _last_line(text: str) -> str:
+    """The last line of a traceback, without the name of the error that Beam made of another one."""
+    lines = [line for line in text.splitlines() if line and not line[0].isspace()]
+    return _without_note(lines[-1]).removeprefix("RuntimeError: ") if lines else ""
+
+
+def _without_note(text: str) -> str:
+    """Leave out Beam's note on where an error was raised."""
+    return text.partition(" [while running")[0]
 
 
 def run_in_child(transform: beam.PTransform) -> Death | None:

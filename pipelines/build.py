@@ -10,7 +10,7 @@ from schemas.dataset import Part
 from schemas.samples.base import SampleFormat
 from transforms.batch import Batch
 from transforms.progress import CountRecords
-from transforms.read import ReadBatches
+from transforms.read import ReadBatches, Reading
 from transforms.sources.records import Chunk
 from transforms.step import Step
 from transforms.work import Death
@@ -60,12 +60,14 @@ class BuildDataset(beam.PTransform):
         return (
             self.through_steps(root, self.config.batch_size)
             | CountRecords(self.progress)
-            | WriteDataset(self.output, self.format, self.fingerprints, expected)
+            | WriteDataset(self.output, self.format, self.fingerprints, expected, self.config.unread == "leave-out")
         )
 
     def through_steps(self, root: beam.Pipeline, batch_size: int) -> beam.PCollection[Batch]:
         """Read the records and put them through the recipe's steps."""
-        batches = root | ReadBatches(self.chunks, batch_size, self.needs_captions, self.deadly)
+        attempts, failures = self.config.read_attempts, self.config.read_failures
+        reading = Reading(batch_size, self.needs_captions, self.deadly, attempts, failures)
+        batches = root | ReadBatches(self.chunks, reading)
         if self.needs:
             batches |= "check worker" >> beam.ParDo(CheckWorker(self.needs))
         for step in self.steps:

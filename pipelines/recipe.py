@@ -37,6 +37,27 @@ class BuildConfig(StrictModel):
         "phrases tied to a segment; recipes that tie them), or all (a sample of each)",
     )
 
+    read_attempts: int = Field(
+        default=5, ge=1, description="times that a file is tried to be read, with pauses of 0.5, 1, 2 ... seconds"
+    )
+    read_failures: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="largest share of consecutive records that cannot be read; with more, 20 at least, the run stops",
+    )
+    unread: Literal["retry", "leave-out"] = Field(
+        default="retry",
+        description="what becomes of a record that cannot be read: its shard is not finished and --resume tries again "
+        "(retry), or it is left out for good",
+    )
+    follow_links: bool = Field(
+        default=False, description="read what links in the source lead to, also outside of its folder"
+    )
+
+
+RUN_FIELDS = frozenset({"read_attempts", "read_failures", "unread", "follow_links"})
+"""Fields that say how a run goes, and not what its shards hold: they may differ when it is resumed."""
 
 Config = TypeVar("Config", bound=BuildConfig)
 

@@ -4,6 +4,7 @@
   - `InputError`: a source or an output folder cannot be used.
   - `ConfigError`: an option or a config file contradicts itself.
   - `ModelError`: a checkpoint is missing or is of the wrong kind.
+  - `OutageError`: a disk, a server or the network fails; `--resume` goes on when it is back.
   - `RecordError`: one record cannot go on; it becomes a reject, the job continues.
 """
 
@@ -35,6 +36,10 @@ class ConfigError(SubjectloomError):
 
 class ModelError(SubjectloomError):
     """A checkpoint is missing or does not fit the code that loads it."""
+
+
+class OutageError(SubjectloomError):
+    """A disk, a server or the network fails, for all records alike."""
 
 
 class RecordError(SubjectloomError):

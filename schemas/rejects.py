@@ -22,6 +22,9 @@ class Reason(StrEnum):
     DUPLICATE_KEY = "duplicate-key"
     TRUNCATED_ARCHIVE = "truncated-archive"
     UNREADABLE_FILE = "unreadable-file"
+    HUGE_FILE = "huge-file"
+    OUTSIDE_LINK = "outside-link"
+    READ_FAILED = "read-failed"
     MISMATCHED_ANNOTATION = "mismatched-annotation"
     # The recipe
     NO_PHRASE = "no-phrase"
@@ -52,6 +55,18 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     KILLED_WORKER = "killed-worker"
     STEP_FAILED = "step-failed"
+
+
+PASSING = frozenset({Reason.READ_FAILED})
+"""Reasons that lie in the world, and not in the record: a disk, a server or the network failed. A shard with such a
+reject is not finished, and `--resume` reads it again.
+
+All other reasons are the record's own, and final: the same source gives the same reject, on any day. Three of them
+deserve a word. `unreadable-file` is what is wrong when the source is listed (a broken link, a named pipe, no
+permission) or with the content of a file (no tar, no Parquet); a plain file that was listed and cannot be read is
+`read-failed`. `out-of-memory` is a record that did not fit by itself, in a batch of one. `killed-worker` is a record on
+which two processes died, the second while it worked on this record alone.
+"""
 
 
 @dataclass(frozen=True)

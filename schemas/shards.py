@@ -8,7 +8,7 @@ import hashlib
 import io
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -77,10 +77,15 @@ def write_tar(stream: BinaryIO, samples: Iterable[Sample]) -> list[Entry]:
             size, crc32 = size + len(block), zlib.crc32(block, crc32)
         entries.append(Entry(sample.key, offset, size, crc32))
         offset += size
-    # Two empty blocks end an archive, and tar fills up its last record of 20 blocks.
-    end = offset + 2 * BLOCK
-    stream.write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+    stream.write(bytes(tar_size(entries) - offset))
     return entries
+
+
+def tar_size(entries: Sequence[Entry]) -> int:
+    """Return the size, in bytes, of the tar that `write_tar` makes of samples with these entries, in their order."""
+    # Two empty blocks end an archive, and tar fills up its last record of 20 blocks.
+    end = 2 * BLOCK + (entries[-1].offset + entries[-1].size if entries else 0)
+    return end + -end % tarfile.RECORDSIZE
 
 
 def read_tar(stream: BinaryIO) -> Iterator[tuple[Entry, Sample]]:

@@ -11,6 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # No test downloads anything: a missing file is an error immediately, not after a minute of retries.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# No test needs its files after a power failure; to wait for the disk would take a large part of the suite's time.
+os.fsync = lambda fd: None  # noqa: ARG005
+
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 

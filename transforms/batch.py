@@ -15,6 +15,7 @@ from textwrap import shorten
 from schemas.errors import RecordError, SubjectloomError
 from schemas.example import Example
 from schemas.rejects import Reason, Reject
+from transforms.outages import describe, is_passing
 from transforms.work import working_on
 
 Outcome = Example | Reject
@@ -113,6 +114,8 @@ def reject_of(key: str, uri: str, stage: str, error: Exception) -> Reject:
     """The reject of the record `key`, whose picture has the address `uri`, for which `stage` raised `error`."""
     if isinstance(error, RecordError):
         reason, detail = error.reason, error.detail
+    elif isinstance(error, OSError) and is_passing(error):
+        reason, detail = Reason.READ_FAILED, describe(error)
     else:
         reason = Reason.OUT_OF_MEMORY if _is_exhausted(error) else Reason.STEP_FAILED
         detail = f"{type(error).__name__}: {error}"

@@ -13,7 +13,7 @@ A file gets its name only when it is complete. Files that Subjectloom did not wr
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import pyarrow as pa
@@ -37,6 +37,7 @@ from schemas.samples import FORMATS
 from schemas.samples.base import SampleFormat
 from schemas.shards import shard_name
 from transforms.files import join, list_files, open_file, read_file, remove_empty_folder, remove_files, replace_file
+from transforms.outages import describe
 
 STATE = ".subjectloom"
 """The folder inside a dataset that records the progress of its job."""
@@ -76,7 +77,7 @@ def prepare_output(output: str, job: Job, *, overwrite: bool = False, resume: bo
             _decide(output, names, earlier, job, overwrite=overwrite, resume=resume)
         replace_file(join(output, STATE, "job.json"), to_json(job.model_dump(mode="json")))
     except OSError as error:
-        raise InputError(f"cannot write to {output}: {error}") from error
+        raise InputError(f"cannot write to {output}: {describe(error)}") from error
 
 
 @contextmanager
@@ -85,7 +86,8 @@ def leaving_nothing(output: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        leave_nothing(output)
+        with suppress(OSError):  # it may be what failed
+            leave_nothing(output)
         raise
 
 

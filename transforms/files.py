@@ -7,67 +7,16 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-from schemas.errors import InputError
-
-if TYPE_CHECKING:
-    from apache_beam.io.filesystems import FileSystems
-    from apache_beam.options.pipeline_options import PipelineOptions
+from schemas.errors import InputError, OutageError
+from transforms.remote import SECONDS_TO_COPY, answer, create_remote, filesystems, open_remote
 
 
 def is_remote(path: str) -> bool:
     """Whether a path is an address, such as gs://bucket/folder."""
     return "://" in path
-
-
-NEEDS = {
-    "gs": ("google.cloud.storage", "subjectloom[gcp]"),
-    "s3": ("boto3", "subjectloom[aws]"),
-    "hdfs": ("hdfs", "apache-beam[hadoop]"),
-    "azfs": ("azure.storage.blob", "apache-beam[azure]"),
-}
-"""The module that addresses of a scheme need, and what to install for it."""
-
-
-def filesystems(address: str) -> "type[FileSystems]":
-    """Return Beam's filesystems, ready to open `address`.
-
-    Raises:
-        InputError: Beam opens no such addresses, or lacks the packages for them.
-    """
-    from apache_beam.io.filesystem import FileSystem
-    from apache_beam.io.filesystems import FileSystems
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    scheme = address.partition("://")[0]
-    module, requirement = NEEDS.get(scheme, ("", ""))
-    if module and not is_installed(module):
-        raise InputError(f"{address}: {scheme}:// needs {module}, which is not here: pip install '{requirement}'")
-    known = {str(other.scheme()) for other in FileSystem.get_all_subclasses()} - {"None"}
-    if scheme not in known:
-        opened = ", ".join(f"{name}://" for name in sorted(known | {*NEEDS}))
-        raise InputError(f"{address}: {scheme}:// cannot be opened, only {opened}")
-    if FileSystems._pipeline_options is None:  # no pipeline has set them yet
-        FileSystems.set_options(PipelineOptions([]))
-    return FileSystems
-
-
-def use_options(options: "PipelineOptions") -> None:
-    """Use Beam's options, as --s3_endpoint_url, for every address opened from now on."""
-    from apache_beam.io.filesystems import FileSystems
-
-    FileSystems.set_options(options)
-
-
-def is_installed(module: str) -> bool:
-    """Whether a module can be imported."""
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # its package is missing
-        return False
 
 
 def join(folder: str, *names: str) -> str:
@@ -77,7 +26,9 @@ def join(folder: str, *names: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether there is a file at `path`."""
-    return filesystems(path).exists(path) if is_remote(path) else Path(path).exists()
+    if is_remote(path):
+        return bool(answer(path, lambda: filesystems(path).exists(path)))
+    return Path(path).exists()
 
 
 def list_files(folder: str) -> list[str]:
@@ -90,7 +41,7 @@ def list_files(folder: str) -> list[str]:
         raise InputError(f"the folder {folder} has one of * ? [ in its name, which stand for patterns: rename it")
     start = join(folder, "")
     if is_remote(folder):
-        found = filesystems(folder).match([join(folder, "**")])[0].metadata_list
+        found = answer(folder, lambda: filesystems(folder).match([join(folder, "**")])[0].metadata_list)
         return sorted(meta.path.removeprefix(start) for meta in found)
     below = (f"{parent}/{name}" for parent, _, names in os.walk(folder.rstrip("/")) for name in names)
     return sorted(path.removeprefix(start) for path in below)
@@ -98,11 +49,7 @@ def list_files(folder: str) -> list[str]:
 
 def open_file(path: str) -> BinaryIO:
     """Open a file of any filesystem for reading, as it is: nothing is decompressed."""
-    if not is_remote(path):
-        return Path(path).open("rb")
-    from apache_beam.io.filesystem import CompressionTypes
-
-    return filesystems(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return open_remote(path) if is_remote(path) else Path(path).open("rb")
 
 
 def read_file(path: str) -> bytes:
@@ -119,14 +66,29 @@ def replace_file(path: str, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
-    """Open a file for writing under a temporary name beside `path`; on success it is renamed to `path`."""
+    """Open a file for writing under a temporary name beside `path`; on success it is renamed to `path`.
+
+    On a local disk, both the content and the name are on the disk when this returns: what is written next, such as the
+    books of a shard, cannot survive a power failure that the shard does not.
+
+    Raises:
+        OSError: that failed; it names `path`.
+    """
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         with _create(temporary) as stream:
             yield stream
+            if not is_remote(path):
+                stream.flush()
+                os.fsync(stream.fileno())
         _rename(temporary, path)
-    except BaseException:
-        remove_files([temporary])
+    except BaseException as error:
+        if not isinstance(error, OutageError):  # or it would be waited for a second time
+            with suppress(OSError):  # on a disk that has become read-only
+                remove_files([temporary])
+        if isinstance(error, OSError) and error.errno is not None:
+            # A write does not say to which file, and nobody knows the temporary name.
+            raise OSError(error.errno, error.strerror, path) from error
         raise
 
 
@@ -145,23 +107,27 @@ def remove_empty_folder(path: str) -> None:
 
 
 def _create(path: str) -> BinaryIO:
-    if not is_remote(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return Path(path).open("wb")
-    from apache_beam.io.filesystem import CompressionTypes
-
-    return filesystems(path).create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    if is_remote(path):
+        return create_remote(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Path(path).open("wb")
 
 
 def _delete(path: str) -> None:
     if is_remote(path):
-        filesystems(path).delete([path])
+        answer(path, lambda: filesystems(path).delete([path]))
     else:
         Path(path).unlink()
 
 
 def _rename(source: str, destination: str) -> None:
     if is_remote(source):
-        filesystems(source).rename([source], [destination])
-    else:
-        Path(source).replace(destination)
+        answer(destination, lambda: filesystems(source).rename([source], [destination]), SECONDS_TO_COPY)
+        return
+    Path(source).replace(destination)
+    folder = os.open(Path(destination).parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network filesystems cannot, and their servers do without
+            os.fsync(folder)
+    finally:
+        os.close(folder)

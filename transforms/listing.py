@@ -57,6 +57,7 @@ def list_source(
     batch_size: int = BATCH_SIZE,
     limit: int | None = None,
     keys: str = "first-dot",
+    follow_links: bool = False,
 ) -> Listing:
     """List a source.
 
@@ -67,6 +68,7 @@ def list_source(
         batch_size: records of one batch.
         limit: take only the first records, in the order of the listing.
         keys: where the keys of a WebDataset tar's members end, "first-dot" or "last-dot" of their names.
+        follow_links: read what links lead to, also outside of the source.
 
     Raises:
         InputError: nothing is there, it cannot be read, its kind is unclear, or `keys` are none of its kind.
@@ -75,7 +77,7 @@ def list_source(
         raise InputError(f"there are no keys {keys!r}{choices(keys, get_args(Keys))}")
     if kind is not None and kind not in KINDS:
         raise InputError(f"there is no kind of source {kind!r}{choices(kind, KINDS)}")
-    files = find_files(source)
+    files = find_files(source, follow_links=follow_links)
     chosen = kind or detect_kind(source, files)
     # A file named by hand together with its kind may have any name.
     wanted = [file for file in files if KINDS[chosen].is_read(file) or (kind and file.path == source)]
@@ -83,7 +85,7 @@ def list_source(
         raise InputError(f"{source}: nothing to read as {chosen} among its {len(files)} files")
     if keys != "first-dot" and chosen != "webdataset":
         raise InputError(f"{source}: --keys {keys} is for the names in WebDataset tars, the source is {chosen}")
-    query = Query(source, files, wanted, samples_per_shard, batch_size, limit, cast("Keys", keys))
+    query = Query(source, files, wanted, samples_per_shard, batch_size, limit, cast("Keys", keys), follow_links)
     return Listing(chosen, tuple(KINDS[chosen].list(query)))
 
 

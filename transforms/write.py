@@ -19,6 +19,7 @@ from schemas.shards import Entry, Sample, shard_name, write_tar
 from transforms.batch import Batch, reject
 from transforms.dataset import STATE, check_books
 from transforms.files import join, remove_files, replace_file, replacing
+from transforms.unread import note_unread
 from transforms.work import working_on
 
 STAGE = "write"
@@ -73,12 +74,14 @@ class WriteDataset(beam.PTransform):
     `output` is a folder that `prepare_output` made ready, `sample_format` the recipe's. `fingerprints` maps the number
     of every shard that this pipeline makes to its fingerprint: a shard without samples gets its part too, so that it
     counts as done. `expected` maps a shard to its number of records, where the listing knows it before reading.
+    A shard with records that could not be read for a cause that may pass is not written, unless `leaves_unread`.
     """
 
     output: str
     sample_format: SampleFormat
     fingerprints: Mapping[int, str]
     expected: Mapping[int, int] = field(default_factory=dict)
+    leaves_unread: bool = False
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Part]:
         """Group the settled batches by shard and commit each group."""
@@ -89,21 +92,24 @@ class WriteDataset(beam.PTransform):
             (settled, every)
             | beam.Flatten()
             | "by shard" >> beam.GroupByKey()
-            | "commit" >> beam.MapTuple(self._commit)
+            | "commit" >> beam.FlatMapTuple(self._commit)
         )
 
     def _settle(self, batch: Batch) -> tuple[int, Settled]:
         return batch.shard, settle(batch, self.sample_format)
 
-    def _commit(self, shard: int, batches: Iterable[Settled]) -> Part:
+    def _commit(self, shard: int, batches: Iterable[Settled]) -> Iterator[Part]:
         settled = list(batches)
+        may_pass = () if self.leaves_unread else (row for s in settled for row in s.rejects)
+        if note_unread(self.output, shard, may_pass):
+            return
         read = sum(s.read for s in settled)
         if read != self.expected.get(shard, read):
             raise SubjectloomError(
                 f"{shard_name(self.sample_format.recipe, shard)}: {self.expected[shard]} records were listed for it, "
                 f"{read} were read: did the source change? run again with --resume"
             )
-        return commit_shard(self.output, self.sample_format, shard, self.fingerprints[shard], settled)
+        yield commit_shard(self.output, self.sample_format, shard, self.fingerprints[shard], settled)
 
 
 def settle(batch: Batch, sample_format: SampleFormat) -> Settled:

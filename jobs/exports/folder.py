@@ -1,5 +1,6 @@
 """What the export formats have in common: reading a dataset, writing a folder, label maps, lines for the terminal."""
 
+import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import InputError
+from schemas.keys import KEY_PATTERN
 from schemas.shards import Sample, read_tar
 from transforms.dataset import read_info, read_table
 from transforms.files import join, open_file
@@ -22,7 +24,7 @@ def read_samples(output: str, recipe: str) -> Iterator[Sample]:
     """Yield every sample of a dataset of `recipe`, in the order of shards and keys.
 
     Raises:
-        InputError: There is no finished dataset in `output`, or it is of another recipe.
+        InputError: There is no finished dataset in `output`, it is of another recipe, or a sample has no fit key.
     """
     info = read_info(output)
     if info.recipe != recipe:
@@ -30,7 +32,22 @@ def read_samples(output: str, recipe: str) -> Iterator[Sample]:
     for shard in sorted(set(read_table(output, "index.parquet")["shard"].to_pylist())):
         with open_file(join(output, shard)) as stream:
             for _, sample in read_tar(stream):
+                check_key(sample, join(output, shard))
                 yield sample
+
+
+def check_key(sample: Sample, path: str) -> None:
+    """Check that a sample has one key, and that this is fit for a file name: a dataset may come from elsewhere.
+
+    Raises:
+        InputError: it is not; the message names the shard, `path`.
+    """
+    try:
+        key = json.loads(sample.members["json"])["key"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: the sample {sample.key!r} has no JSON with a key") from error
+    if key != sample.key or not KEY_PATTERN.fullmatch(key):
+        raise InputError(f"{path}: the sample {sample.key!r} has the key {key!r} in its JSON, which no build writes")
 
 
 @contextmanager

@@ -26,8 +26,9 @@ from jobs.run import LOCAL_RUNNER
 from pipelines import RECIPES
 from schemas.errors import ConfigError, InputError, ModelError
 from tests.datasets import jpeg
-from transforms.files import filesystems, join
+from transforms.files import join
 from transforms.models.presets import resolve
+from transforms.remote import filesystems
 from transforms.worker import Needs, check_worker
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +140,7 @@ def test_dataflow_takes_addresses_only() -> None:
     [("gs://b/x", "subjectloom[gcp]"), ("s3://b/x", "subjectloom[aws]"), ("hdfs://b/x", "apache-beam[hadoop]")],
 )
 def test_an_address_says_what_to_install(address: str, requirement: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transforms.files.is_installed", lambda _: False)
+    monkeypatch.setattr("transforms.remote.is_installed", lambda _: False)
     with pytest.raises(InputError, match=rf"^{address}: .* pip install '{re.escape(requirement)}'$"):
         filesystems(address)
 

@@ -1,5 +1,6 @@
 """Files on any filesystem: the local ones without Beam, all of them written whole or not at all."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,25 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with replacing(str(path)) as stream:
         stream.write(b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, events = tmp_path / "a.txt", []
+
+    def fsync(number: int) -> None:
+        target = Path(f"/proc/self/fd/{number}").resolve()
+        events.append(("folder" if target.is_dir() else target.read_bytes(), path.exists()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    replace_file(str(path), b"content")
+    assert events == [(b"content", False), ("folder", True)]
+
+
+def test_an_error_while_writing_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as raised, replacing(str(tmp_path / "a.txt")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_what_exists_is_removed(tmp_path: Path) -> None:

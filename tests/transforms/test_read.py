@@ -13,7 +13,7 @@ from schemas.rejects import Reject
 from tests.pictures import encode, outcomes, read_all, scene
 from transforms.batch import Batch
 from transforms.listing import list_source
-from transforms.read import ReadBatches, read_batches
+from transforms.read import ReadBatches, Reading, read_batches
 from transforms.work import Death
 
 JPEG = encode(scene(), "JPEG")
@@ -37,7 +37,7 @@ def test_a_source_is_cut_into_shards_and_batches_in_its_order(pictures: Path) ->
     listing = list_source(str(pictures), samples_per_shard=10, batch_size=4)
     assert (listing.kind, listing.expected, listing.has_segments) == ("folder", 21, False)
     assert [(c.shard, c.expected, len(c.items)) for c in listing.chunks] == [(0, 10, 3), (1, 10, 3), (2, 1, 1)]
-    batches = [b for c in listing.chunks for i in c.items for b in read_batches(c.shard, i, batch_size=4)]
+    batches = [b for c in listing.chunks for i in c.items for b in read_batches(c.shard, i, Reading(4))]
     assert [(b.shard, len(b.records)) for b in batches] == [(0, 4), (0, 4), (0, 2), (1, 4), (1, 4), (1, 2), (2, 1)]
     assert [r.key for b in batches for r in b.records] == [f"{n:03d}" for n in range(21)]
     assert [stage for b in batches for stage, _ in b.seconds] == ["read"] * 7
@@ -58,7 +58,7 @@ def test_a_deadly_record_is_rejected_in_its_place_and_not_loaded(pictures: Path)
     chunk = list_source(str(pictures), samples_per_shard=10, batch_size=4).chunks[0]
     (pictures / "002.jpg").unlink()  # loading it would give another reason
     deadly = {"002": Death("SIGSEGV", "segments", ("002",))}
-    batch = next(read_batches(0, chunk.items[0], batch_size=4, deadly=deadly))
+    batch = next(read_batches(0, chunk.items[0], Reading(4, deadly=deadly)))
     assert [record.key for record in batch.records] == ["000", "001", "002", "003"]
     refused = batch.records[2]
     assert isinstance(refused, Reject)

@@ -126,7 +126,7 @@ def test_a_batch_that_never_came_is_noticed(tmp_path: Path) -> None:
     write = WriteDataset(str(tmp_path), FORMAT, {0: "print"}, expected={0: 3})
     settled = settle(Batch(0, (example("a"), NO_PHRASE)), FORMAT)
     with pytest.raises(SubjectloomError, match=r"fastcomposer-000000.tar: 3 records were listed for it, 2 were read"):
-        write._commit(0, [settled])
+        list(write._commit(0, [settled]))
     assert files(tmp_path) == []
 
 

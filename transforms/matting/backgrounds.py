@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from schemas.errors import InputError, RecordError
+from schemas.errors import InputError, OutageError, RecordError
 from schemas.images import decode_image
 from schemas.rejects import Reason
 from transforms.files import open_file
+from transforms.outages import describe, is_passing, retry
 from transforms.scenes.paint import paint_background
-from transforms.sources.files import File, find_files
+from transforms.sources.files import MAX_PICTURE, File, find_files, refuse_links
 from transforms.sources.records import IMAGE_EXTENSIONS
 
 PAINTED = "painted"
@@ -80,14 +81,17 @@ class Backgrounds:
 def list_backgrounds(source: str) -> Backgrounds:
     """List the pictures of a folder, a glob or WebDataset tars, on any filesystem that Beam opens.
 
-    An empty `source` means painted backgrounds. Hidden files, and mattes and masks by their names, are passed over.
+    An empty `source` means painted backgrounds. Hidden files, mattes and masks by their names, links out of the folder
+    and what is too large or no plain file are passed over.
 
     Raises:
         InputError: nothing is there, it holds no picture, or a tar cannot be read.
     """
     if not source:
         return Backgrounds()
-    files = [file for file in find_files(source) if file.has_extension((*_PICTURES, ".tar", *_COMPRESSED))]
+    found = find_files(source)
+    refuse_links(found)
+    files = [file for file in found if file.has_extension((*_PICTURES, ".tar", *_COMPRESSED)) and not file.problem]
     names = tuple(name for file in files for name in _list_file(file))
     if not names:
         raise InputError(f"{source}: no backgrounds: neither a picture nor a tar with pictures in it")
@@ -97,7 +101,7 @@ def list_backgrounds(source: str) -> Backgrounds:
 
 def _list_file(file: File) -> Iterator[Background]:
     if file.has_extension(_PICTURES):
-        if not _MATTE.search(file.name):
+        if not _MATTE.search(file.name) and file.size <= MAX_PICTURE:
             yield Background(file.uri, file.path)
         return
     compressed = file.has_extension(_COMPRESSED)
@@ -105,7 +109,7 @@ def _list_file(file: File) -> Iterator[Background]:
     try:
         with open_file(file.path) as stream, tarfile.open(fileobj=stream, mode=mode) as tar:
             for info in tar:
-                if info.isfile() and _is_background(info.name):
+                if info.isfile() and info.size <= MAX_PICTURE and _is_background(info.name):
                     yield Background(f"{file.uri}/{info.name}", file.path, info.offset_data, info.size, compressed)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"the backgrounds in {file.path} cannot be read: {error}") from error
@@ -125,6 +129,7 @@ def draw_background(
 
     Raises:
         RecordError: NO_BACKGROUND, none of `ATTEMPTS` drawn pictures can be read.
+        OutageError: a background that was listed cannot be opened.
     """
     if not names:
         return PAINTED, np.rint(paint_background(rng, *size)).astype(np.uint8)
@@ -132,8 +137,13 @@ def draw_background(
     for _ in range(ATTEMPTS):
         chosen = names[int(rng.integers(len(names)))]
         try:
-            picture = decode_image(chosen.read())
+            picture = decode_image(retry(chosen.read))
         except (OSError, EOFError, zlib.error, RecordError) as error:
+            if isinstance(error, OSError) and is_passing(error):  # another background would make another sample
+                raise OutageError(
+                    f"the background {describe(error)}: see whether the backgrounds are still there, and run "
+                    "again with --resume"
+                ) from error
             problem = f"{chosen.name}: {error}"
         else:
             return chosen.name, cover(picture, size, rng)

@@ -20,9 +20,9 @@ from schemas.errors import InputError, RecordError
 from schemas.example import Example, Source
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.files import read_file
+from transforms.outages import retry
 from transforms.sources.coco_masks import InstancesTruth, PanopticTruth, check_size, hashable, is_set, mismatch
-from transforms.sources.files import File
+from transforms.sources.files import MAX_PICTURE, MAX_TABLE, MAX_TEXT, File
 from transforms.sources.records import Entry, is_empty, refuse, to_example
 
 Json = dict[str, Any]
@@ -53,8 +53,8 @@ class Annotated:
         Raises:
             RecordError: MISMATCHED_ANNOTATION, the annotation is not that of the picture.
         """
-        image = read_file(self.image.path) if self.image else None
-        caption = read_file(self.caption.path) if isinstance(self.caption, File) else self.caption
+        image = self.image.read(MAX_PICTURE) if self.image else None
+        caption = self.caption.read(MAX_TEXT) if isinstance(self.caption, File) else self.caption
         example = to_example(self.key, image, caption, Source(self.uri, self.license))
         check_size(example, self.size)
         segments, left_out = self.truth.segments(self.size)
@@ -235,8 +235,8 @@ def _read_tables(file: File, kind: str, by_path: Mapping[str, File]) -> _Tables:
 
 def _read_json(file: File) -> Any:  # noqa: ANN401
     try:
-        return json.loads(read_file(file.path))
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(retry(lambda: file.read(MAX_TABLE)))
+    except (OSError, RecordError, ValueError, RecursionError) as error:
         raise InputError(f"{file.path} cannot be read as JSON: {error}") from error
 
 

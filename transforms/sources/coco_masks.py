@@ -13,8 +13,7 @@ from schemas.errors import RecordError
 from schemas.example import Example, Segment
 from schemas.masks import Mask
 from schemas.rejects import Reason
-from transforms.files import read_file
-from transforms.sources.files import File
+from transforms.sources.files import MAX_PICTURE, File
 
 Categories = Mapping[int, tuple[str, bool]]
 """Name of a class and whether it is a thing, by category ID."""
@@ -89,7 +88,7 @@ class PanopticTruth:
         """
         if self.png is None:
             raise mismatch("its panoptic PNG is missing")
-        ids = decode_ids(read_file(self.png.path), size)
+        ids = decode_ids(self.png.read(MAX_PICTURE), size)
         counts = {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True), strict=True) if i != 0}
         self._check(counts)
         segments = [

@@ -25,8 +25,8 @@ from schemas.errors import RecordError
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.files import read_file
-from transforms.sources.files import File
+from transforms.outages import retry
+from transforms.sources.files import MAX_PICTURE, MAX_TABLE, MAX_TEXT, File
 from transforms.sources.records import (
     IMAGE_EXTENSIONS,
     OTHER_EXTENSIONS,
@@ -77,10 +77,10 @@ class Picture:
     def load(self) -> Example:
         """Read the files."""
         row = json.loads(self.metadata or "{}")
-        fields = parse_metadata(read_file(self.json.path)) if self.json else {}
-        texts = [read_file(file.path) for file in self.texts]
+        fields = parse_metadata(self.json.read(MAX_TEXT)) if self.json else {}
+        texts = [file.read(MAX_TEXT) for file in self.texts]
         caption = first_caption(*texts, caption_of(fields), caption_of(row))
-        return to_example(self.key, read_file(self.image.path), caption, source_of(row | fields, self.uri))
+        return to_example(self.key, self.image.read(MAX_PICTURE), caption, source_of(row | fields, self.uri))
 
 
 def is_picture(file: File) -> bool:
@@ -153,6 +153,8 @@ def _pair(
                 texts, described = _beside(file, captions)
                 row = json.dumps(rows[file.name], ensure_ascii=False) if file.name in rows else ""
                 yield Picture(key, file, texts, described, row)
+        elif file.problem and file.name.endswith("/"):
+            yield refuse(key, file.uri, *file.problem)
         elif posixpath.basename(file.name) in _METADATA:
             yield from (
                 row if isinstance(row, Reject) else _without_picture(name, file)
@@ -178,13 +180,13 @@ def _beside(picture: File, captions: Mapping[tuple[str, str], File]) -> tuple[tu
 def _read_rows(file: File) -> list[tuple[str, dict[str, Any] | Reject]]:
     """The rows of a metadata file by the names of their pictures; a line that is no row is a reject."""
     try:
-        text = read_file(file.path).decode("utf-8-sig")
+        text = retry(lambda: file.read(MAX_TABLE)).decode("utf-8-sig")
         lines: list[Any] = (
             list(csv.DictReader(io.StringIO(text)))
             if file.has_extension((".csv",))
             else [line for line in text.splitlines() if line.strip()]
         )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (RecordError, UnicodeDecodeError, csv.Error) as error:
         return [("", refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, f"{file.name}: {error}"))]
     rows: list[tuple[str, dict[str, Any] | Reject]] = []
     for number, line in enumerate(lines, start=1):

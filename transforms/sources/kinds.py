@@ -8,7 +8,7 @@ from glob import has_magic
 
 from schemas.rejects import Reject
 from transforms.sources.coco import is_annotation, list_annotated
-from transforms.sources.files import File, find_beside, find_files
+from transforms.sources.files import File, find_beside, find_files, refuse_links
 from transforms.sources.folder import is_picture, list_pictures
 from transforms.sources.open_images import is_boxes, list_framed
 from transforms.sources.parquet import list_rows
@@ -22,7 +22,7 @@ class Query:
     """What is to be listed: a `source` with its `files`, of which those of the kind are `wanted`; sorted by name.
 
     `samples_per_shard` records make a shard and `batch_size` a batch; `limit` takes only the first records (None: all).
-    `keys` is where those of a tar's members end.
+    `keys` is where those of a tar's members end; `follow_links` as in `find_files`.
     """
 
     source: str
@@ -32,6 +32,7 @@ class Query:
     batch_size: int
     limit: int | None
     keys: Keys = "first-dot"
+    follow_links: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -43,7 +44,8 @@ class Query:
         if self.is_folder:
             return self.files
         folder = posixpath.dirname(self.wanted[0].path) or "."
-        return find_files(posixpath.dirname(folder) or "." if posixpath.basename(folder) == "annotations" else folder)
+        folder = posixpath.dirname(folder) or "." if posixpath.basename(folder) == "annotations" else folder
+        return find_files(folder, follow_links=self.follow_links)
 
     def cut(self, entries: Sequence[Entry | Reject]) -> list[Chunk]:
         """Cut entries into chunks."""
@@ -78,27 +80,32 @@ class Kind:
 
 
 def _list_folder(query: Query) -> list[Chunk]:
-    beside = query.files if query.is_folder else find_beside(query.files)
+    beside = query.files if query.is_folder else find_beside(query.files, follow_links=query.follow_links)
     return query.cut(list_pictures(query.files, beside))
 
 
 def _list_tars(query: Query) -> list[Chunk]:
+    refuse_links(query.files)
     return list_tars(query.wanted, query.limit, query.keys)
 
 
 def _list_parquet(query: Query) -> list[Chunk]:
+    refuse_links(query.files)
     return list_rows(query.wanted, query.samples_per_shard, query.limit)
 
 
 def _list_coco(annotation: str, query: Query) -> list[Chunk]:
+    refuse_links(query.files)
     return query.cut(list_annotated(query.around(), query.wanted, annotation))
 
 
 def _list_open_images(query: Query) -> list[Chunk]:
+    refuse_links(query.files)
     return query.cut(list_framed(query.around(), query.wanted))
 
 
 def _list_sa1b(query: Query) -> list[Chunk]:
+    refuse_links(query.files)
     return list_annotated_tars(query.wanted, query.around(), query.limit)
 
 

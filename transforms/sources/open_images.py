@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
-from schemas.errors import InputError
+from schemas.errors import InputError, RecordError
 from schemas.example import Box, Example, Source
 from schemas.images import is_turned
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
-from transforms.files import open_file, read_file
+from transforms.outages import retry
 from transforms.sources.coco_masks import check_left_out, mismatch
-from transforms.sources.files import File
+from transforms.sources.files import MAX_PICTURE, MAX_TEXT, File
 from transforms.sources.folder import is_picture
 from transforms.sources.records import Entry, refuse, to_example
 
@@ -88,8 +88,8 @@ class Framed:
         Raises:
             RecordError: MISMATCHED_ANNOTATION, the picture has to be rotated, or there are boxes and none lies in it.
         """
-        data = read_file(self.image.path)
-        example = to_example(self.key, data, read_file(self.txt.path) if self.txt else None, self.source)
+        data = self.image.read(MAX_PICTURE)
+        example = to_example(self.key, data, self.txt.read(MAX_TEXT) if self.txt else None, self.source)
         if is_turned(data):
             raise mismatch("its EXIF orientation rotates the picture, and its boxes were drawn without that")
         boxes = [frame.box(example.width, example.height) for frame in self.frames if frame.is_near]
@@ -179,8 +179,12 @@ def _read_csv(file: File, columns: Mapping[str, pa.DataType], how: ReadOptions) 
     options = ConvertOptions(
         column_types=columns, include_columns=list(columns), include_missing_columns=True, strings_can_be_null=True
     )
-    try:
-        with open_file(file.path) as stream:
+
+    def read() -> pa.Table:
+        with file.open() as stream:
             return read_csv(stream, how, convert_options=options)
-    except (OSError, pa.ArrowException) as error:
+
+    try:
+        return retry(read)
+    except (OSError, RecordError, pa.ArrowException) as error:
         raise InputError(f"{file.path} cannot be read as CSV: {error}") from error

@@ -10,17 +10,18 @@ number.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import InputError
+from schemas.errors import InputError, RecordError
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.batch import check_blame
-from transforms.files import open_file
+from transforms.outages import is_passing, retry
 from transforms.sources.files import File
 from transforms.sources.records import (
     STAGE,
@@ -95,13 +96,15 @@ class Rows:
                 yield self._record(number, row)
                 done = number + 1
         except Exception as error:  # a corrupt column chunk: whatever Arrow makes of it
+            if is_passing(error):
+                raise
             check_blame(error, STAGE)
             for number in range(done, self.stop):
                 key = row_key(self.file, number, None)
                 yield refuse(key, self._uri(number), Reason.UNREADABLE_FILE, f"{self.file.name}: {error}")
 
     def _rows(self) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
-        with open_file(self.file.path) as stream:
+        with self.file.open() as stream:
             parquet = pq.ParquetFile(stream)
             number = self.offset
             for group in self.groups:
@@ -294,14 +297,13 @@ def _inspect(files: Sequence[File]) -> list[Table | Reject]:
     counts: Counter[str] = Counter()
     for file in files:
         try:
-            with open_file(file.path) as stream:
-                parquet = pq.ParquetFile(stream)
-                columns = choose_columns(parquet.schema_arrow, file.name)
-                sizes = tuple(parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups))
-                keys = values_of(parquet.read([columns.key])[columns.key]) if columns.key else [None] * sum(sizes)
+            columns, sizes, keys = retry(partial(_read_keys, file))
         except Exception as error:  # no Parquet file, or a corrupt one: whatever Arrow makes of it
+            if is_passing(error):
+                raise
             check_blame(error, STAGE)
-            tables.append(refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, f"no Parquet file: {error}"))
+            problem = error.detail if isinstance(error, RecordError) else f"no Parquet file: {error}"
+            tables.append(refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, problem))
             continue
         duplicates = set()
         for number, raw in enumerate(keys):
@@ -314,6 +316,16 @@ def _inspect(files: Sequence[File]) -> list[Table | Reject]:
     if len(rejects) == len(tables):
         raise InputError(f"{files[0].path}: {rejects[0].detail}")
     return tables
+
+
+def _read_keys(file: File) -> tuple[Columns, tuple[int, ...], list[Any]]:
+    """The columns of a file, the rows of each row group, and the raw key of each row."""
+    with file.open() as stream:
+        parquet = pq.ParquetFile(stream)
+        columns = choose_columns(parquet.schema_arrow, file.name)
+        sizes = tuple(parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups))
+        keys = values_of(parquet.read([columns.key])[columns.key]) if columns.key else [None] * sum(sizes)
+    return columns, sizes, keys
 
 
 def _length(table: Table | Reject) -> int:

@@ -11,6 +11,7 @@ from schemas.example import Example, Source
 from schemas.images import to_stored_jpeg
 from schemas.rejects import Reason, Reject
 from transforms.batch import Outcome, check_blame, reject_of
+from transforms.outages import ATTEMPTS, is_passing, retry
 from transforms.text.markup import undo_markup
 
 STAGE = "read"
@@ -42,7 +43,11 @@ class Item(Protocol):
         """A text that changes whenever the records that are read from it do."""
 
     def read(self) -> Iterator[Unloaded | Reject]:
-        """Yield its records, always the same in the same order; one that cannot be loaded is a reject."""
+        """Yield its records, always the same in the same order; one that cannot be loaded is a reject.
+
+        Raises:
+            OSError: a read failed for a cause that may pass (see `transforms.outages`).
+        """
 
 
 @dataclass(frozen=True)
@@ -120,15 +125,19 @@ def refuse(key: str, uri: str, reason: Reason, detail: str) -> Reject:
     return Reject(key, uri, STAGE, reason, " ".join(detail.split())[:500])
 
 
-def attempt(key: str, uri: str, load: Callable[[], Example]) -> Outcome:
+def attempt(key: str, uri: str, load: Callable[[], Example], attempts: int = ATTEMPTS) -> Outcome:
     """Return the example that `load` returns, or a reject if it raises: a bad record never stops a job.
+
+    While a read fails for a cause that may pass, it is tried again, `attempts` times in all.
 
     Raises:
         SubjectloomError: no record is the cause, see `check_blame`.
     """
     try:
-        return load()
+        return retry(load, attempts)
     except OSError as error:
+        if is_passing(error):
+            return reject_of(key, uri, STAGE, error)
         return refuse(key, uri, Reason.UNREADABLE_FILE, str(error))
     except Exception as error:  # decoders and parsers raise a dozen types for what no specification allows
         check_blame(error, STAGE)

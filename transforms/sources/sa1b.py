@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 from schemas.errors import InputError, RecordError
 from schemas.example import Example, Segment, Source
 from schemas.rejects import Reason, Reject
-from transforms.files import exists, join, open_file, read_file
+from transforms.files import open_file
+from transforms.outages import is_passing
 from transforms.sources.coco_masks import check_left_out, check_size, decode_segmentation, mismatch
-from transforms.sources.files import File
+from transforms.sources.files import MAX_TEXT, File, find_file
 from transforms.sources.parquet import is_text, values_of
 from transforms.sources.records import Chunk, Unloaded, is_empty, to_example
 from transforms.sources.webdataset import Tar, TarSample, picture_of, prefixes, take_tars
@@ -52,14 +53,16 @@ class Captions:
         """The caption of the picture `name` ("sa_1"), or a list of several; None if there is none.
 
         Raises:
-            RecordError: UNREADABLE_FILE, the Parquet file has become unreadable since it was listed.
+            RecordError: UNREADABLE_FILE, the Parquet file has become corrupt since it was listed; or the text is a link
+                or too large.
+            OSError: it cannot be read; trying again may help.
         """
         if _is_table(self.path):
             return _read_captions(self.path, self.stamp).get(name)
         if not self.path:
             return None
-        path = join(self.path, f"{name}.txt")
-        return read_file(path) if exists(path) else None
+        text = find_file(self.path, f"{name}.txt")
+        return text.read(MAX_TEXT) if text else None
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def load(sample: TarSample, captions: Captions) -> Example:
         RecordError: MISSING_IMAGE; MISMATCHED_ANNOTATION, the annotation is missing or malformed, or is for another
             size; or what `to_example` raises.
     """
+    sample.check()
     image = picture_of(sample.members)
     if image is None:
         raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the annotation")
@@ -232,6 +236,8 @@ def _read_captions(path: str, stamp: str) -> dict[str, Any]:  # noqa: ARG001 - a
         with open_file(path) as stream:
             table = pq.read_table(stream, columns=["key", "caption"])
     except (OSError, pa.ArrowException) as error:
+        if is_passing(error):
+            raise
         raise RecordError(Reason.UNREADABLE_FILE, f"the captions in {path} cannot be read: {error}") from error
     captions: dict[str, Any] = {}
     for key, caption in zip(values_of(table["key"]), values_of(table["caption"]), strict=True):

@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import BinaryIO, Literal, Self, cast
 
+from schemas.errors import RecordError
 from schemas.example import Example
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.batch import check_blame
-from transforms.files import open_file
-from transforms.sources.files import File
+from transforms.outages import is_passing
+from transforms.sources.files import MAX_PICTURE, MAX_TEXT, File, too_large
 from transforms.sources.records import (
     IMAGE_EXTENSIONS,
     OTHER_EXTENSIONS,
@@ -42,6 +43,15 @@ EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 Keys = Literal["first-dot", "last-dot"]
 """Where the key of a member ends: at the first dot of its file name, as in webdataset, or at the last one."""
 
+_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+"""Types of members that belong to the header of the next one."""
+
 _MEMBERS = {
     "first-dot": re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL),
     "last-dot": re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)", re.DOTALL),
@@ -56,7 +66,16 @@ _UNPACKERS: Mapping[bytes, Callable[[BinaryIO], object]] = {
 """What opens a compressed file, by what it begins with."""
 
 Members = dict[str, bytes]
-"""The contents of a sample by kind: what follows the first dot of the member's name, in lower case."""
+"""The contents of a sample by kind: what follows the first dot of the member's name, in lower case.
+
+Only of pictures and captions; of other members, which nobody reads, and of those that are too large, it is b"".
+"""
+
+MAX_SAMPLE = MAX_PICTURE + MAX_TEXT
+"""Most bytes of a sample's pictures and captions together."""
+
+MAX_HEADER = 2**20
+"""Most bytes of a header's extension, which holds a long name; `tarfile` reads all of it into memory."""
 
 
 class StrictTarInfo(tarfile.TarInfo):
@@ -86,6 +105,11 @@ class StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"{place}{error} at byte {archive.offset:,}") from error
         archive.has_ended = False
         return info
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes at byte {self.offset:,}")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -144,15 +168,15 @@ class Tar:
     def _samples(self) -> Iterator["TarSample | Reject"]:
         kinds: dict[str, frozenset[str]] = {}  # of the samples that were read, by their keys
         try:
-            with open_file(self.file.path) as stream, StrictTar.stream(stream) as archive:
-                for raw, members in read_samples(archive, self.ends):
+            with self.file.open() as stream, StrictTar.stream(stream) as archive:
+                for raw, members, problem in read_samples(archive, self.ends):
                     dotted = dotted_pictures(members)
                     for part, name in dotted.items():
                         key, uri = clean_key(f"{self.prefix}{raw}.{part}"), f"{self.file.uri}/{raw}.{part}"
                         yield refuse(key, uri, Reason.MISSING_IMAGE, _dotted(f"{raw}.{name}"))
                     if dotted and not picture_of(members):
                         continue
-                    sample = TarSample(clean_key(f"{self.prefix}{raw}"), f"{self.file.uri}/{raw}", members)
+                    sample = TarSample(clean_key(f"{self.prefix}{raw}"), f"{self.file.uri}/{raw}", members, problem)
                     if sample.key in kinds:
                         detail = f"{self.file.name} has an earlier sample {raw}"
                         if not kinds[sample.key] & members.keys():
@@ -162,7 +186,12 @@ class Tar:
                         kinds[sample.key] = frozenset(members)
                         yield sample
         except Exception as error:  # tarfile and the decompressors raise a dozen types for a corrupt archive
+            if is_passing(error):
+                raise
             check_blame(error, STAGE)
+            if isinstance(error, RecordError):
+                yield refuse(clean_key(self.file.name), self.file.uri, error.reason, error.detail)
+                return
             # Without any sample it is no tar, or cannot be accessed; otherwise a part of it has been read.
             reason = Reason.TRUNCATED_ARCHIVE if kinds else Reason.UNREADABLE_FILE
             detail = f"{self.file.name} breaks off after {len(kinds)} samples: {error}"
@@ -171,17 +200,28 @@ class Tar:
 
 @dataclass(frozen=True)
 class TarSample:
-    """A sample of a tar."""
+    """A sample of a tar; `too_large` says which of its members is not read for its size, if one is."""
 
     key: str
     uri: str
     members: Members
+    too_large: RecordError | None = None
 
     def load(self) -> Example:
-        """Make its example; the caption is that of the .txt, the .caption or the .json, the first that is not empty."""
+        """Make its example; the caption is that of the .txt, the .caption or the .json, the first that is not empty.
+
+        Raises:
+            RecordError: a member is too large, or what `to_example` raises.
+        """
+        self.check()
         fields = parse_metadata(self.members["json"]) if "json" in self.members else {}
         caption = first_caption(self.members.get("txt"), self.members.get("caption"), caption_of(fields))
         return to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri))
+
+    def check(self) -> None:
+        """Raise a RecordError if a member is too large."""
+        if self.too_large:
+            raise self.too_large
 
 
 def is_tar(file: File) -> bool:
@@ -214,34 +254,50 @@ def take_tars(tars: Sequence[Tar], limit: int | None) -> list[Tar]:
     return taken
 
 
-def read_samples(archive: tarfile.TarFile, ends: Keys = "first-dot") -> Iterator[tuple[str, Members]]:
-    """Yield the key and the members of each sample; `ends` is where keys end.
+def read_samples(
+    archive: tarfile.TarFile, ends: Keys = "first-dot"
+) -> Iterator[tuple[str, Members, RecordError | None]]:
+    """Yield the key and the members of each sample, and the error for a member that is too large; `ends` as in `Tar`.
 
     Raises:
         Exception: the archive is truncated or corrupt. The last sample before that has been yielded only if it has a
             picture and a caption and none of its members is incomplete.
     """
-    key, members, inside = "", Members(), False
+    key, members, inside, read = "", Members(), False, 0
+    problem: RecordError | None = None
     try:
         for info in archive:
             match = _MEMBERS[ends].fullmatch(info.name)
-            content = archive.extractfile(info) if match and info.isfile() else None
-            if not match or not content:
+            if not match or not info.isfile():
                 continue
             # "tar -c ." puts "./" before every name.
             name, kind = match[1].removeprefix("./"), match[2].lower()
             if members and (name != key or kind in members):
-                yield key, members
-                members = {}
+                yield key, members, problem
+                members, problem, read = {}, None, 0
             key, inside = name, True
-            members[kind] = content.read()
+            members[kind] = b""
+            limit = _limit_of(kind)
+            # A megabyte of a compressed tar may stand for gigabytes.
+            if limit and (info.size > limit or read + info.size > MAX_SAMPLE):
+                problem = too_large(info.name, info.size, limit)
+            elif limit and (content := archive.extractfile(info)):
+                members[kind] = content.read()
+                read += info.size
             inside = False
     except Exception:
         if not inside and picture_of(members) and ("txt" in members or "json" in members):
-            yield key, members
+            yield key, members, problem
         raise
     if members:
-        yield key, members
+        yield key, members, problem
+
+
+def _limit_of(kind: str) -> int:
+    """The most bytes of a member that are read, 0 if nobody reads it."""
+    if kind in _PICTURES:
+        return MAX_PICTURE
+    return MAX_TEXT if kind in (*_CAPTIONS, "caption") else 0
 
 
 def picture_of(members: Members) -> bytes | None:

@@ -279,8 +279,8 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     fill(tmp_path, {"else/where/a.jpg": JPEG, "else/where/a.txt": "a dog", "in/b.jpg": JPEG, "in/b.txt": "a cat"})
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "else")
     (tmp_path / "else" / "loop").symlink_to(tmp_path / "else")
-    captions = [caption for _, caption in outcomes(read_all(list_source(str(tmp_path / "in"))))]
-    assert captions == ["a cat", "a dog"]
+    listing = list_source(str(tmp_path / "in"), follow_links=True)
+    assert [caption for _, caption in outcomes(read_all(listing))] == ["a cat", "a dog"]
 
 
 def test_an_exif_rotated_picture_is_stored_upright(tmp_path: Path) -> None:
@@ -326,5 +326,5 @@ def test_an_unreadable_folder_is_an_error_not_an_empty_one(tmp_path: Path, monke
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)  # the rights themselves do not stop root
-    with pytest.raises(InputError, match=r"cannot be read: .*Permission denied: .*closed"):
+    with pytest.raises(InputError, match=r"cannot be read: .*closed: Permission denied$"):
         list_source(str(tmp_path))

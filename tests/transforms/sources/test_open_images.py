@@ -9,7 +9,7 @@ from schemas.rejects import Reason, Reject
 from tests.pictures import encode, scene, with_orientation
 from transforms.batch import Outcome
 from transforms.listing import Listing, list_source
-from transforms.read import read_batches
+from transforms.read import Reading, read_batches
 
 JPEG = encode(scene(), "JPEG", quality=95)  # 32 x 24 pixels
 BOXES = "train-annotations-bbox.csv"
@@ -31,7 +31,9 @@ def row(image: str, label: str, left: float, right: float, top: float, bottom: f
 def read_bare(listing: Listing) -> list[Outcome]:
     """Read all records, those without a caption too."""
     items = [(chunk.shard, item) for chunk in listing.chunks for item in chunk.items]
-    return [r for shard, item in items for b in read_batches(shard, item, needs_captions=False) for r in b.records]
+    return [
+        r for shard, item in items for b in read_batches(shard, item, Reading(needs_captions=False)) for r in b.records
+    ]
 
 
 def test_boxes_are_read_in_pixels_with_the_names_of_their_classes(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.strategies import masks
 from transforms.batch import Outcome
 from transforms.listing import Listing, list_source
 from transforms.models.presets import resolve
-from transforms.read import read_batches
+from transforms.read import Reading, read_batches
 from transforms.sources.sa1b import read_annotation, segments_of
 
 JPEG = encode(scene(), "JPEG")  # 32 x 24 pixels
@@ -307,7 +307,7 @@ def test_captions_beside_may_be_views(tmp_path: Path) -> None:
 def test_a_picture_without_a_caption_may_get_one_later(tmp_path: Path) -> None:
     listing = list_source(str(write(tmp_path, {"sa_0.tar": tar(members("sa_1", captions=False))})))
     (item,) = listing.chunks[0].items
-    (batch,) = read_batches(0, item, needs_captions=False)
+    (batch,) = read_batches(0, item, Reading(needs_captions=False))
     assert outcomes(batch.records) == [("sa_1", "")]
 
 
@@ -426,7 +426,7 @@ def test_a_tar_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write(tmp_path, {"sa_0.tar": whole})
     listing = list_source(str(tmp_path))
     stream = io.BytesIO(whole)
-    monkeypatch.setattr("transforms.sources.webdataset.open_file", lambda _: stream)
+    monkeypatch.setattr("transforms.sources.files.open_file", lambda _: stream)
     (item,) = listing.chunks[0].items
     records = iter(item.read())
     assert next(records).key == "sa_0"
