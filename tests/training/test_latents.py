@@ -58,11 +58,11 @@ def losses_of(data: Path, vae: Path, output: Path, cache: LatentCache | None, co
 def test_kept_latents_give_the_losses_of_pictures_that_are_encoded(
     vae: Path, tmp_path: Path, counted: list[int], precision: str
 ) -> None:
-    """Three pictures, each shown as it is and mirrored: 9 views in 3 steps, of which no two equal ones are encoded."""
+    """Three pictures, each shown as it is and mirrored: 12 views in 4 steps, of which no two equal ones are encoded."""
     write_dataset(tmp_path / "data", [[example(f"key{i}", SUBJECTS) for i in range(3)]])
     config = CONFIG.model_copy(update={"precision": precision})
     expected = losses_of(tmp_path / "data", vae, tmp_path / "plain", None, config)
-    assert sum(counted) == 9
+    assert sum(counted) == 12
     counted.clear()
     cache = open_cache(tmp_path / "cache", AutoencoderKL.from_pretrained(vae), precision, 1.0)
     first = losses_of(tmp_path / "data", vae, tmp_path / "first", cache, config)
