@@ -64,9 +64,11 @@ class Job(StrictModel):
 
 
 def shard_fingerprint(chunk: str, job: Job) -> str:
-    """Return the SHA-256 of what a shard is made from, its chunk's fingerprint, and how, all fields of the job."""
-    fields = job.model_dump(mode="json", exclude=None if job.libraries else {"libraries"})
-    how = json.dumps(fields, sort_keys=True)
+    """Return the SHA-256 of what a shard is made from, its chunk's fingerprint, and how, all fields of the job.
+
+    Fields that earlier releases did not have count only where they are not the default.
+    """
+    how = json.dumps(job.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
     return hashlib.sha256(f"{chunk}\n{how}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
