@@ -2,6 +2,7 @@
 
 The first pictures are built into a temporary folder, three times: the first run also loads libraries and models, the
 second shows what a round of shards takes before its first picture, the third has more pictures and so shows the rate.
+If that run is short, longer ones follow.
 """
 
 import os
@@ -23,9 +24,13 @@ from schemas.strict import StrictModel
 
 if TYPE_CHECKING:
     from jobs.build import Request
+    from schemas.dataset import DatasetInfo
 
-FEW, MANY = 4, 44
-"""Pictures of the short runs, and of the long one."""
+FEW, MANY, MOST = 4, 44, 2000
+"""Pictures of the short runs, of the first long one, and about the most of a long one."""
+
+LONG = 5.0
+"""Seconds that a long run takes more than a short one, if there are pictures enough."""
 
 MACHINES = Path(__file__).with_name("machines.yaml")
 
@@ -44,6 +49,7 @@ class Measured:
     """What one process on this machine takes.
 
     Attributes:
+        pictures: how many were built in the longest run.
         start: seconds before the first picture of a run.
         round: seconds before the first picture of each further round.
         picture: seconds for each picture.
@@ -52,6 +58,7 @@ class Measured:
         memory: peak of the process, in bytes.
     """
 
+    pictures: int
     start: float
     round: float
     picture: float
@@ -79,21 +86,28 @@ def measure(request: "Request", clock: Callable[[], float] = time.perf_counter) 
     from jobs.build import build
 
     quiet = Console(quiet=True)
-    spent = []
-    with tempfile.TemporaryDirectory(prefix="subjectloom-") as folder:
-        for number, limit in enumerate((FEW, FEW, MANY)):
-            output = str(Path(folder) / str(number))
+
+    def spend(limit: int) -> tuple[float, "DatasetInfo", int]:
+        with tempfile.TemporaryDirectory(prefix="subjectloom-") as folder:
             began = clock()
-            info = build(replace(request, output=output, limit=limit), quiet)
-            spent.append(clock() - began)
-        size = sum(path.stat().st_size for path in Path(output).glob("*.tar"))
+            info = build(replace(request, output=f"{folder}/out", limit=limit), quiet)
+            size = sum(path.stat().st_size for path in Path(folder, "out").glob("*.tar"))
+            return clock() - began, info, size
+
+    first, second, limit = spend(FEW)[0], spend(FEW)[0], MANY
+    spent, info, size = spend(limit)
+    # A rate from a fraction of a second would be noise.
+    while spent - second < LONG and info.counts.read == limit and limit < MOST:
+        limit *= 4
+        spent, info, size = spend(limit)
     read = info.counts.read
     if read <= FEW:
         raise InputError(f"{request.source} holds {read} pictures: a plan needs more than {FEW} to measure a rate")
-    picture = max(spent[2] - spent[1], 0.0) / (read - FEW)
+    picture = max(spent - second, 0.0) / (read - FEW)
     return Measured(
-        start=max(spent[0] - FEW * picture, 0.0),
-        round=max(spent[1] - FEW * picture, 0.0),
+        pictures=read,
+        start=max(first - FEW * picture, 0.0),
+        round=max(second - FEW * picture, 0.0),
         picture=picture,
         bytes=size / read,
         written=info.counts.written / read,
@@ -123,7 +137,8 @@ def read_machines(path: Path) -> list[Machine]:
 
 def lines(measured: Measured, planned: Plan, pictures: int, machines: Sequence[Machine]) -> Iterator[str]:
     """Yield the lines that are printed."""
-    yield f"measured  {MANY} pictures: {measured.picture:.3f} s each, {measured.start:.1f} s to start, one process"
+    start = f"{measured.start:.1f} s to start, one process"
+    yield f"measured  {measured.pictures} pictures: {measured.picture:.3f} s each, {start}"
     yield f"time      {in_words(planned.seconds)} for {pictures:,} pictures on one process of this machine"
     yield f"shards    {planned.shards:,}, {planned.bytes / 1e9:,.2f} GB, about {planned.samples:,} samples"
     yield f"memory    {measured.memory / 1e9:.1f} GB for each process; as much disk as 4 shards for each, meanwhile"
@@ -139,6 +154,15 @@ def in_words(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} seconds"
+
+
+def since_start() -> float:
+    """Seconds since this process was started, by Linux' /proc; 0 elsewhere."""
+    status = Path("/proc/self/stat")
+    if not status.exists():
+        return 0.0
+    ticks = int(status.read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def plan(
@@ -158,6 +182,7 @@ def plan(
 
     check_recipe(recipe)
     check_source(source)
+    before = since_start()
     rented = read_machines(machines)
     fields = read_config(RECIPES[recipe].config, config, settings or [])
     use_machine(None, None, os.cpu_count() or 1, small_models=preset != "hub")
@@ -165,5 +190,6 @@ def plan(
         from jobs.build import SHARDS_PER_ROUND, Request
 
         measured = measure(Request(recipe, source, "", fields, resolve(preset, {})))
+    measured = replace(measured, start=measured.start + before)
     planned = plan_for(measured, pictures, fields.samples_per_shard, SHARDS_PER_ROUND)
     print_lines(*lines(measured, planned, pictures, rented))

@@ -42,8 +42,16 @@ def test_three_short_runs_tell_start_round_and_rate_apart(monkeypatch: pytest.Mo
     assert 2000 < measured.bytes < 20_000
 
 
+def test_fast_pictures_are_measured_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.jobs.test_plan.PICTURE", 0.05)
+    machinery = Machinery(160)
+    measured = measured_by(machinery, monkeypatch)
+    assert (machinery.runs, measured.pictures) == (4, 160)
+    assert measured.picture == pytest.approx(0.05)
+
+
 def test_a_plan_has_the_time_of_all_rounds() -> None:
-    planned = plan_for(Measured(START, ROUND, PICTURE, 1000, 0.5, 10**9), 9500, 1000, 4)
+    planned = plan_for(Measured(44, START, ROUND, PICTURE, 1000, 0.5, 10**9), 9500, 1000, 4)
     assert (planned.shards, planned.samples, planned.bytes) == (10, 4750, 9_500_000)
     assert planned.seconds == pytest.approx(START + 2 * ROUND + 9500 * PICTURE)  # three rounds
 
@@ -57,7 +65,7 @@ def test_machines_have_prices_of_the_user(tmp_path: Path) -> None:
     assert len(read_machines(MACHINES)) >= 3
     (tmp_path / "m.yaml").write_text("- {name: mine, dollars_per_hour: 2, processes: 4, speed: 0.5}")
     (machine,) = read_machines(tmp_path / "m.yaml")
-    measured = Measured(START, ROUND, PICTURE, 1000, 1.0, 10**9)
+    measured = Measured(44, START, ROUND, PICTURE, 1000, 1.0, 10**9)
     text = "\n".join(lines(measured, plan_for(measured, 28_800, 1000, 4), 28_800, [machine]))
     assert f"measured  {MANY} pictures: 0.250 s each" in text
     assert "time      2.0 hours for 28,800 pictures" in text
