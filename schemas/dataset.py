@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from schemas.rejects import Reject
 from schemas.strict import StrictModel
@@ -80,13 +81,15 @@ class DatasetInfo(Job):
     """The contents of `dataset.json`.
 
     `seconds` are summed over workers, by stage; `libraries` are versions by name; `licenses` counts the
-    samples by the licence that their source states.
+    samples by the licence that their source states; `gaps` counts, by a name, pictures and annotations of the source
+    that have no counterpart there.
     """
 
     counts: Counts
     seconds: dict[str, float]
     libraries: dict[str, str]
     licenses: dict[str, int]
+    gaps: dict[str, int] = Field(default_factory=dict)
 
 
 class RejectRow(StrictModel):

@@ -126,7 +126,13 @@ def finished_shards(output: str) -> dict[int, str]:
     return done
 
 
-def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], sample_format: SampleFormat) -> DatasetInfo:
+def finish_dataset(
+    output: str,
+    job: Job,
+    fingerprints: Mapping[int, str],
+    sample_format: SampleFormat,
+    gaps: Mapping[str, int] | None = None,
+) -> DatasetInfo:
     """Write the index, the rejects and `dataset.json` from the shards' parts, and check the books.
 
     The index is sorted by key and held in memory meanwhile, about 300 bytes per sample. Shards and parts of
@@ -137,6 +143,7 @@ def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], sampl
         job: how the dataset was made.
         fingerprints: of all its shards, by number.
         sample_format: the recipe's.
+        gaps: pictures and annotations of the source without a counterpart, by a name.
 
     Raises:
         InputError: two samples have one key.
@@ -145,7 +152,7 @@ def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], sampl
     parts, rows = _read_parts(output, fingerprints, sample_format)
     index = pa.concat_tables([sample_format.index_columns.empty_table(), *rows]).sort_by("key")
     _refuse_twins(index)
-    info = _compose(job, parts, index)
+    info = _compose(job, parts, index, gaps or {})
     _remove_stale(output, {part.shard: part.written for part in parts}, job.recipe)
     replace_file(join(output, "index.parquet"), table_to_parquet(index))
     replace_file(join(output, "rejects.parquet"), table_to_parquet(rejects_table(r for p in parts for r in p.rejects)))
@@ -281,7 +288,7 @@ def _refuse_twins(index: pa.Table) -> None:
         )
 
 
-def _compose(job: Job, parts: list[Part], index: pa.Table) -> DatasetInfo:
+def _compose(job: Job, parts: list[Part], index: pa.Table, gaps: Mapping[str, int]) -> DatasetInfo:
     rejects: dict[str, Counter[str]] = defaultdict(Counter)
     seconds: dict[str, float] = defaultdict(float)
     for part in parts:
@@ -303,6 +310,7 @@ def _compose(job: Job, parts: list[Part], index: pa.Table) -> DatasetInfo:
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
         libraries=library_versions(),
         licenses=dict(sorted(Counter(index["license"].to_pylist()).items())),
+        gaps=dict(gaps),
     )
 
 

@@ -6,12 +6,13 @@ For local sources Beam is not imported, so that a wrong folder is reported at on
 """
 
 import posixpath
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import cast, get_args
 
 from schemas.errors import InputError, choices
 from transforms.sources.files import File, find_files
+from transforms.sources.folder import find_pictures
 from transforms.sources.kinds import KINDS, Query, is_parquet
 from transforms.sources.records import Chunk
 from transforms.sources.webdataset import Keys, is_tar
@@ -22,10 +23,14 @@ BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class Listing:
-    """A source of the kind `kind`, as the chunks that its shards are made from."""
+    """A source of the kind `kind`, as the chunks that its shards are made from.
+
+    `gaps` counts pictures and annotations that have no counterpart and are no records, by a name for people.
+    """
 
     kind: str
     chunks: tuple[Chunk, ...]
+    gaps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def has_segments(self) -> bool:
@@ -86,11 +91,12 @@ def list_source(
     if keys != "first-dot" and chosen != "webdataset":
         raise InputError(f"{source}: --keys {keys} is for the names in WebDataset tars, the source is {chosen}")
     query = Query(source, files, wanted, samples_per_shard, batch_size, limit, cast("Keys", keys), follow_links)
-    return Listing(chosen, tuple(KINDS[chosen].list(query)))
+    listed = KINDS[chosen].list(query)
+    return Listing(chosen, tuple(listed.chunks), listed.gaps)
 
 
 def detect_kind(source: str, files: Sequence[File]) -> str:
-    """Return the kind of a source, from the names of its files.
+    """Return the kind of a source, from the names of its files; pictures are known by their contents too.
 
     Raises:
         InputError: they show no kind, or several.
@@ -104,6 +110,8 @@ def detect_kind(source: str, files: Sequence[File]) -> str:
     if len(found) > 1:
         examples = ", ".join(f"{name} ({sign})" for name, sign in found.items())
         raise InputError(f"{source} holds several kinds of source, {examples}: choose one with --source")
+    if not found and find_pictures(files):
+        return "folder"
     if not found:
         raise InputError(
             f"{source}: nothing to read among its {len(files)} files: no pictures, tars, Parquet files, COCO "

@@ -24,7 +24,7 @@ from thinc.api import Config, use_ops
 
 from jobs.sample_models.caption_trees import write_captions
 from jobs.sample_models.fit import Output, Seed
-from jobs.sample_models.treebank import Tree, read_trees, to_clear
+from jobs.sample_models.treebank import Tree, read_trees, retokenize, to_clear
 from schemas.errors import InputError
 
 CAPTIONS = 4000
@@ -190,6 +190,12 @@ def to_doc(nlp: Language, trees: Sequence[Tree]) -> Doc:
     )
 
 
+def as_found(nlp: Language, tree: Tree) -> Tree:
+    """Put a relabelled sentence on the tokens that `nlp` finds in its text: spaCy learns nothing from other ones."""
+    doc = nlp.make_doc(tree.text)
+    return retokenize(tree, [token.text for token in doc], [bool(token.whitespace_) for token in doc])
+
+
 def evaluate(nlp: Language, treebank: Path) -> ParserScores:
     """Parse the raw text of each sentence of a CoNLL-U file and compare it with the relabelled gold trees."""
     gold = [to_doc(nlp, [to_clear(tree)]) for tree in read_trees(treebank)]
@@ -233,7 +239,7 @@ def train(treebank: Path, output: Path, seed: int, steps: int, start: Path | Non
     """
     rng = np.random.default_rng(seed)
     nlp = spacy.blank("en")
-    sentences = [to_clear(tree) for tree in read_trees(_split(treebank, "train"))]
+    sentences = [as_found(nlp, to_clear(tree)) for tree in read_trees(_split(treebank, "train"))]
     documents = [to_doc(nlp, trees) for trees in group(sentences, rng)]
     documents += [to_doc(nlp, [tree]) for tree in write_captions(CAPTIONS, rng)]
     held_out = [to_doc(nlp, [to_clear(tree)]) for tree in read_trees(_split(treebank, "dev"))]

@@ -2,14 +2,14 @@
 
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import has_magic
 
 from schemas.rejects import Reject
 from transforms.sources.coco import is_annotation, list_annotated
 from transforms.sources.files import File, find_beside, find_files, refuse_links
-from transforms.sources.folder import is_picture, list_pictures
+from transforms.sources.folder import has_picture_extension, list_pictures, may_be_picture
 from transforms.sources.open_images import is_boxes, list_framed
 from transforms.sources.parquet import list_rows
 from transforms.sources.records import Chunk, Entry, cut_entries
@@ -47,9 +47,17 @@ class Query:
         folder = posixpath.dirname(folder) or "." if posixpath.basename(folder) == "annotations" else folder
         return find_files(folder, follow_links=self.follow_links)
 
-    def cut(self, entries: Sequence[Entry | Reject]) -> list[Chunk]:
+    def cut(self, entries: Sequence[Entry | Reject]) -> "Listed":
         """Cut entries into chunks."""
-        return cut_entries(entries[: self.limit], self.samples_per_shard, self.batch_size)
+        return Listed(cut_entries(entries[: self.limit], self.samples_per_shard, self.batch_size))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The chunks of a source, and how many of its pictures and annotations have no counterpart, by name."""
+
+    chunks: Sequence[Chunk]
+    gaps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Kind:
     """
 
     sign: Callable[[File], bool]
-    list: Callable[[Query], list[Chunk]]
+    list: Callable[[Query], Listed]
     reads: Callable[[File], bool] | None = None
     hides: frozenset[str] = frozenset()
     segments: bool = False
@@ -79,34 +87,35 @@ class Kind:
         return (self.reads or self.sign)(file)
 
 
-def _list_folder(query: Query) -> list[Chunk]:
+def _list_folder(query: Query) -> Listed:
     beside = query.files if query.is_folder else find_beside(query.files, follow_links=query.follow_links)
     return query.cut(list_pictures(query.files, beside))
 
 
-def _list_tars(query: Query) -> list[Chunk]:
+def _list_tars(query: Query) -> Listed:
     refuse_links(query.files)
-    return list_tars(query.wanted, query.limit, query.keys)
+    return Listed(list_tars(query.wanted, query.limit, query.keys))
 
 
-def _list_parquet(query: Query) -> list[Chunk]:
+def _list_parquet(query: Query) -> Listed:
     refuse_links(query.files)
-    return list_rows(query.wanted, query.samples_per_shard, query.limit)
+    return Listed(list_rows(query.wanted, query.samples_per_shard, query.limit))
 
 
-def _list_coco(annotation: str, query: Query) -> list[Chunk]:
+def _list_coco(annotation: str, query: Query) -> Listed:
     refuse_links(query.files)
     return query.cut(list_annotated(query.around(), query.wanted, annotation))
 
 
-def _list_open_images(query: Query) -> list[Chunk]:
+def _list_open_images(query: Query) -> Listed:
     refuse_links(query.files)
-    return query.cut(list_framed(query.around(), query.wanted))
+    entries, gaps = list_framed(query.around(), query.wanted)
+    return replace(query.cut(entries), gaps=gaps)
 
 
-def _list_sa1b(query: Query) -> list[Chunk]:
+def _list_sa1b(query: Query) -> Listed:
     refuse_links(query.files)
-    return list_annotated_tars(query.wanted, query.around(), query.limit)
+    return Listed(list_annotated_tars(query.wanted, query.around(), query.limit))
 
 
 def is_parquet(file: File) -> bool:
@@ -129,7 +138,7 @@ def _is_instances(file: File) -> bool:
 _PICTURES, _TABLES = frozenset({"folder"}), frozenset({"parquet"})
 
 KINDS: Mapping[str, Kind] = {
-    "folder": Kind(is_picture, _list_folder),
+    "folder": Kind(has_picture_extension, _list_folder, reads=may_be_picture),
     "webdataset": Kind(_is_other_tar, _list_tars, reads=is_tar),
     "parquet": Kind(is_parquet, _list_parquet),
     "coco-panoptic": Kind(_is_panoptic, partial(_list_coco, "panoptic"), hides=_PICTURES, segments=True, labels=True),

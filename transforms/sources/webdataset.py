@@ -4,7 +4,8 @@
 
 A tar is read as a stream, never unpacked, and becomes one shard. As in webdataset, the key of a member ends at the
 first dot of its file name; what follows is its kind. So photo.1.jpg and photo.2.jpg have one key: they are rejects,
-unless keys are chosen to end at the last dot.
+unless keys are chosen to end at the last dot. A member of an unknown kind, or without a dot, is the sample's picture if
+it begins like one and there is no other.
 """
 
 import bz2
@@ -14,11 +15,13 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from itertools import islice
 from typing import BinaryIO, Literal, Self, cast
 
 from schemas.errors import RecordError
 from schemas.example import Example
+from schemas.images import HEAD, is_picture
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.batch import check_blame
@@ -53,8 +56,8 @@ _HEADERS = (
 """Types of members that belong to the header of the next one."""
 
 _MEMBERS = {
-    "first-dot": re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL),
-    "last-dot": re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)", re.DOTALL),
+    "first-dot": re.compile(r"((?:.*/)?[^./]+)(?:\.([^/]*))?", re.DOTALL),
+    "last-dot": re.compile(r"((?:.*/)?[^./][^/]*?)(?:\.([^./]*))?", re.DOTALL),
 }
 _PICTURES = (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS)
 _CAPTIONS = ("txt", "json")
@@ -268,20 +271,31 @@ def read_samples(
     try:
         for info in archive:
             match = _MEMBERS[ends].fullmatch(info.name)
-            if not match or not info.isfile():
+            if not match:
                 continue
             # "tar -c ." puts "./" before every name.
-            name, kind = match[1].removeprefix("./"), match[2].lower()
+            name, kind = match[1].removeprefix("./"), (match[2] or "").lower()
+            content = cast("BufferedReader", archive.extractfile(info)) if info.isfile() else None
+            if not content and not (kind in _PICTURES and (info.islnk() or info.issym())):
+                continue
+            limit = _limit_of(kind)
+            head = content.peek(HEAD)[:HEAD] if content and not limit else b""
+            if not is_picture(head):
+                head = b""
+            elif "." not in kind:
+                limit = MAX_PICTURE
+            if not kind and not head:  # a README
+                continue
             if members and (name != key or kind in members):
                 yield key, members, problem
                 members, problem, read = {}, None, 0
             key, inside = name, True
-            members[kind] = b""
-            limit = _limit_of(kind)
+            # Of a kind that nobody reads, what tells a picture. A link has no content of its own.
+            members[kind] = head
             # A megabyte of a compressed tar may stand for gigabytes.
             if limit and (info.size > limit or read + info.size > MAX_SAMPLE):
                 problem = too_large(info.name, info.size, limit)
-            elif limit and (content := archive.extractfile(info)):
+            elif limit and content:
                 members[kind] = content.read()
                 read += info.size
             inside = False
@@ -301,8 +315,12 @@ def _limit_of(kind: str) -> int:
 
 
 def picture_of(members: Members) -> bytes | None:
-    """The picture of a sample; None if it has none."""
-    return next((members[kind] for kind in _PICTURES if kind in members), None)
+    """The picture of a sample, by its kind or else by its content; None if it has none."""
+    known = next((members[kind] for kind in _PICTURES if kind in members), None)
+    if known is not None:
+        return known
+    plain = (content for kind, content in members.items() if "." not in kind)
+    return next((content for content in plain if is_picture(content[:HEAD])), None)
 
 
 _SCATTERED = (
@@ -323,7 +341,11 @@ def dotted_pictures(members: Members) -> dict[str, str]:
     parts = [(name, *name.rpartition(".")[::2]) for name in members if "." in name]
     captioned = {part for _, part, kind in parts if kind in _CAPTIONS}
     is_bare = picture_of(members) is None
-    return {part: name for name, part, kind in parts if kind in _PICTURES and (is_bare or part in captioned)}
+    return {
+        part: name
+        for name, part, kind in parts
+        if (is_bare or part in captioned) and (kind in _PICTURES or is_picture(members[name][:HEAD]))
+    }
 
 
 def _dotted(name: str) -> str:
