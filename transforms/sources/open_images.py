@@ -165,13 +165,16 @@ def _read_boxes(annotations: Sequence[File], pictures: Mapping[str, File], names
         for row in _rows_of(table, pictures):
             label = row["LabelName"] and names.get(row["LabelName"], row["LabelName"])
             # Without a label it is no box either.
-            edges = [_edge(row[name] if label else "") for name in NEEDED[2:]]
-            boxes.frames[row["ImageID"]].append(Frame(label or "no label", *edges, row["IsGroupOf"] != "1"))
+            left, right, top, bottom = (_edge(row[name] if label else "") for name in NEEDED[2:])
+            frame = Frame(label or "no label", left, right, top, bottom, row["IsGroupOf"] != "1")
+            boxes.frames[row["ImageID"]].append(frame)
         for text in sorted(misshapen):  # threads read them in any order
             of = [name for name in text.split(",") if name in pictures]
             boxes.nameless += not of
             for name in of[:1]:
-                boxes.frames[name].append(Frame("of another length", *[math.nan] * 4, is_single=True))
+                boxes.frames[name].append(
+                    Frame("of another length", math.nan, math.nan, math.nan, math.nan, is_single=True)
+                )
     boxes.missing -= {None, *(os.fsencode(name) for name in pictures)}
     return boxes
 
