@@ -38,7 +38,7 @@ from tests.datasets import jpeg
 from transforms.batch import Batch, each
 from transforms.models.presets import resolve
 from transforms.sources.kinds import KINDS, Listed, Query
-from transforms.sources.records import Item, Unloaded
+from transforms.sources.records import Chunk, Item, Unloaded
 from transforms.step import Step, map_batches
 from transforms.work import Death
 
