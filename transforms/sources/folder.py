@@ -14,6 +14,7 @@ of a .txt are one. A file whose extension is unknown, or that has none, is a pic
 import csv
 import io
 import json
+import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from schemas.example import Example
 from schemas.images import HEAD, is_picture
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
+from transforms.files import is_remote
 from transforms.outages import retry
 from transforms.sources.files import MAX_PICTURE, MAX_TABLE, MAX_TEXT, File
 from transforms.sources.records import (
@@ -98,11 +100,20 @@ def may_be_picture(file: File) -> bool:
 
 
 def find_pictures(files: Sequence[File]) -> list[File]:
-    """Return the pictures among `files`: by their extensions, and by what they begin with where these are unknown."""
+    """Return the pictures among `files`: by their extensions, and by what they begin with where these are unknown.
+
+    Of the latter, those that another picture is a link to are left out, as in the cache of the Hugging Face hub.
+    """
     unknown = [file for file in files if may_be_picture(file) and not has_picture_extension(file)]
     with ThreadPoolExecutor(32) as pool:  # remote files take their time to open
         likely = {file for file, begins in zip(unknown, pool.map(_begins_like_picture, unknown), strict=True) if begins}
-    return [file for file in files if has_picture_extension(file) or file in likely]
+    known = {_identity(file) for file in files if has_picture_extension(file)} if likely else set()
+    return [f for f in files if has_picture_extension(f) or (f in likely and _identity(f) not in known)]
+
+
+def _identity(file: File) -> object:
+    """What the names of one file have in common."""
+    return file.path if is_remote(file.path) else os.path.realpath(file.path)
 
 
 def _begins_like_picture(file: File) -> bool:

@@ -15,7 +15,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from itertools import islice
 from typing import BinaryIO, Literal, Self, cast
 
@@ -275,27 +275,18 @@ def read_samples(
                 continue
             # "tar -c ." puts "./" before every name.
             name, kind = match[1].removeprefix("./"), (match[2] or "").lower()
-            content = cast("BufferedReader", archive.extractfile(info)) if info.isfile() else None
-            if not content and not (kind in _PICTURES and (info.islnk() or info.issym())):
-                continue
-            limit = _limit_of(kind)
-            head = content.peek(HEAD)[:HEAD] if content and not limit else b""
-            if not is_picture(head):
-                head = b""
-            elif "." not in kind:
-                limit = MAX_PICTURE
-            if not kind and not head:  # a README
+            member = _open_member(archive, info, kind)
+            if not member:
                 continue
             if members and (name != key or kind in members):
                 yield key, members, problem
                 members, problem, read = {}, None, 0
             key, inside = name, True
-            # Of a kind that nobody reads, what tells a picture. A link has no content of its own.
-            members[kind] = head
+            content, members[kind], limit = member
             # A megabyte of a compressed tar may stand for gigabytes.
             if limit and (info.size > limit or read + info.size > MAX_SAMPLE):
                 problem = too_large(info.name, info.size, limit)
-            elif limit and content:
+            elif limit:
                 members[kind] = content.read()
                 read += info.size
             inside = False
@@ -305,6 +296,28 @@ def read_samples(
         raise
     if members:
         yield key, members, problem
+
+
+def _open_member(
+    archive: tarfile.TarFile, info: tarfile.TarInfo, kind: str
+) -> tuple[BufferedReader, bytes, int] | None:
+    """Open a member of a sample.
+
+    Returns:
+        Its content; what it begins with, if nobody reads its kind and it is a picture; and the most bytes that are
+        read. None if it belongs to no sample, as a README.
+    """
+    if kind in _PICTURES and (info.islnk() or info.issym()):
+        return BufferedReader(BytesIO()), b"", MAX_PICTURE  # it has no content of its own, and a stream no way back
+    if not info.isfile():
+        return None
+    content = cast("BufferedReader", archive.extractfile(info))
+    if limit := _limit_of(kind):
+        return content, b"", limit
+    head = content.peek(HEAD)[:HEAD]
+    if not is_picture(head):
+        return (content, b"", 0) if kind else None
+    return content, head, 0 if "." in kind else MAX_PICTURE
 
 
 def _limit_of(kind: str) -> int:
