@@ -27,11 +27,10 @@ from schemas.example import Example, Source
 from schemas.rejects import Reject
 from schemas.samples import FORMATS
 from schemas.samples.base import SampleFormat, SampleRecord
-from transforms.members import cut_entries
 from transforms.models.presets import resolve
 from transforms.sources.files import File
-from transforms.sources.kinds import KINDS, Kind, Query
-from transforms.sources.records import Chunk, Entry
+from transforms.sources.kinds import KINDS, Kind, Listed, Query
+from transforms.sources.records import Entry
 
 SUFFIX = ".count"
 
@@ -68,10 +67,10 @@ class Blank:
         return Example(self.key, b"", 1, 1, caption, Source(self.uri), caption)
 
 
-def list_blanks(query: Query) -> Iterator[Chunk]:
+def list_blanks(query: Query) -> Listed:
     """Make the chunks of as many records as the name of the source's file says."""
     entries: Iterator[Entry | Reject] = (Blank(number) for number in range(int(query.wanted[0].stem)))
-    return cut_entries(entries, query.members, query.size, query.batch_size)
+    return query.cut(entries)
 
 
 def is_count(file: File) -> bool:

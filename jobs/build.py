@@ -160,7 +160,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
             shown = nullcontext() if request.debug or not is_local(options) else quiet_stderr()
             with console.status(f"keeping the best {cut.best:,}"), shown:
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
-    info = finish_dataset(request.output, job, final, recipe.format)
+    info = finish_dataset(request.output, job, final, recipe.format, listing.gaps)
     print_lines(console, check_names_afterwards(job, request.output))
     return info
 

@@ -130,6 +130,8 @@ def _numbers(inspection: Inspection) -> Iterator[tuple[str, str]]:
     for stage, reasons in counts.rejects.items():
         for reason, count in reasons.items():
             yield f"  {stage}", f"{count:,} {reason}"
+    for name, count in info.gaps.items():
+        yield name, f"{count:,}"
     for stage, seconds in info.seconds.items():
         yield f"seconds, {stage}", f"{seconds:,.1f}"
     for license_, count in info.licenses.items():

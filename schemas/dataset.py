@@ -86,12 +86,14 @@ class DatasetInfo(Job):
     """The contents of `dataset.json`.
 
     `seconds` are summed over workers, by stage; `libraries` names two versions where a resumed run had another one;
-    `licenses` counts the samples by the licence that their source states.
+    `licenses` counts the samples by the licence that their source states; `gaps` counts, by a name, pictures and
+    annotations of the source that have no counterpart there.
     """
 
     counts: Counts
     seconds: dict[str, float]
     licenses: dict[str, int]
+    gaps: dict[str, int] = Field(default_factory=dict)
 
 
 class RejectRow(StrictModel):

@@ -30,15 +30,36 @@ MAX_SIDE = 65_500
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """The formats that are decoded. Pillow knows forty more, some of which start other programs (EPS)."""
 
+_DECODED = rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0{4}|(II[*+]\0|MM\0[*+])|.{4}ftypavi[fs]"
+"""What a file in one of these formats begins with."""
+
 _OTHERS = {
-    "HEIC": rb".{4}ftyp.{0,64}?hei[cmsx]",
+    "HEIC": rb".{4}ftyp(mif1|msf1|.{0,64}?he[iv][cmsx])",
     "JPEG XL": rb"\xff\x0a|.{4}JXL ",
     "JPEG 2000": rb".{4}jP  |\xff\x4f\xff\x51",
-    "SVG": rb"\s*(<\?xml[^>]*>\s*)?<svg",
+    "JPEG XR": rb"II\xbc",
+    "SVG": rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*|<!DOCTYPE[^>]*>\s*)*<svg",
     "Photoshop": rb"8BPS",
-    "PDF": rb"%PDF",
+    "GIMP": rb"gimp xcf ",
+    "camera raw": rb".{4}ftypcrx |FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0",
+    "OpenEXR": rb"v/1\x01",
+    "Radiance HDR": rb"#\?(RADIANCE|RGBE)\n",
+    "DirectDraw Surface": rb"DDS \x7c\0\0\0",
+    "Portable Anymap": rb"P([1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s|7\nWIDTH |[Ff]\n\d+ \d+\n)",
+    "PCX": rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08].{60}\0",
+    "QOI": rb"qoif.{8}[\x03\x04][\0\x01]",
+    "Apple icon": rb"icns",
+    "Windows icon": rb"\0\0[\x01\x02]\0[\x01-\x40]\0.{3}\0",
+    "FITS": rb"SIMPLE  =",
+    "DICOM": rb".{128}DICM",
 }
 """Formats of pictures that are not decoded, by what a file begins with."""
+
+_DOCUMENTS = {"PDF": rb"%PDF", "PostScript": rb"%!PS"}
+"""Documents that are now and then saved as pictures, by what a file begins with."""
+
+HEAD = 1000
+"""Bytes at the beginning of a file that tell its format."""
 
 _ORIENTATIONS = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp")
 """Keywords of a PNG's texts in which programs write the EXIF orientation."""
@@ -101,6 +122,11 @@ def to_stored_jpeg(data: bytes) -> tuple[bytes, NDArray[np.uint8]]:
     return stored, decode_image(stored)
 
 
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins with the `HEAD` bytes `head` is a picture, of a format that is decoded or not."""
+    return any(re.match(start, head, re.DOTALL) for start in (_DECODED, *_OTHERS.values()))
+
+
 def is_turned(data: bytes) -> bool:
     """Whether the EXIF orientation of a picture file rotates or mirrors it; a broken or unknown one does not."""
     try:
@@ -161,6 +187,9 @@ def _open(data: bytes) -> Image.Image:
                 Reason.ANIMATED_IMAGE, f"{frames} frames: a caption describes one; save the wanted one alone"
             )
         if picture.format == "TIFF":
+            if picture.getexif().get(ExifTags.Base.NewSubfileType) == 1:
+                detail = "its TIFF is a small preview, as in a camera's raw file: convert that to JPEG or PNG"
+                raise RecordError(Reason.UNDECODABLE_IMAGE, detail)
             picture.load()  # here, where warnings are silenced: it reads its tags while loading
     return picture
 
@@ -257,8 +286,8 @@ def _decoding() -> Iterator[None]:
 
 def _check_format(data: bytes) -> None:
     """Raise a RecordError that names the format of a picture that is none of `FORMATS`."""
-    for name, start in _OTHERS.items():
-        if re.match(start, data[:1000], re.DOTALL):
+    for name, start in (_OTHERS | _DOCUMENTS).items():
+        if re.match(start, data[:HEAD], re.DOTALL):
             detail = f"a picture of the format {name}, which is not decoded: convert it to JPEG or PNG"
             raise RecordError(Reason.UNDECODABLE_IMAGE, detail)
 

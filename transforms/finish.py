@@ -52,7 +52,13 @@ TWINS = 100_000
 """Most samples with the key of another one that are removed at a time."""
 
 
-def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], sample_format: SampleFormat) -> DatasetInfo:
+def finish_dataset(
+    output: str,
+    job: Job,
+    fingerprints: Mapping[int, str],
+    sample_format: SampleFormat,
+    gaps: Mapping[str, int] | None = None,
+) -> DatasetInfo:
     """Write the index, the rejects and `dataset.json` from the shards' parts, and check the books.
 
     The index is sorted by key, the rejects by key, stage and source. Shards and parts of an earlier run that do not
@@ -63,6 +69,7 @@ def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], sampl
         job: how the dataset was made.
         fingerprints: of all its shards, by number.
         sample_format: the recipe's.
+        gaps: pictures and annotations of the source without a counterpart, by a name.
 
     Raises:
         SubjectloomError: a shard is not finished.
@@ -74,7 +81,7 @@ def finish_dataset(output: str, job: Job, fingerprints: Mapping[int, str], sampl
             rewrite_shard(output, sample_format, shard, fingerprints[shard], _Twins(keys).reject, STAGE)
     books = _add_up(output, shards)
     _write_rejects(output, shards)
-    info = books.info(job)
+    info = books.info(job, gaps or {})
     _remove_stale(output, books.written, job.recipe)
     remove_all_pieces(output)
     remove_files(join(output, STATE, name) for name in ("plan", "plan-items"))
@@ -117,7 +124,7 @@ class _Books:
         for row in pc.value_counts(licenses).to_pylist():
             self.licenses[row["values"]] += row["counts"]
 
-    def info(self, job: Job) -> DatasetInfo:
+    def info(self, job: Job, gaps: Mapping[str, int]) -> DatasetInfo:
         counts = Counts(
             read=self.read,
             written=sum(self.written.values()),
@@ -131,6 +138,7 @@ class _Books:
             counts=counts,
             seconds={stage: round(spent, 3) for stage, spent in self.seconds.items()},
             licenses=dict(sorted(self.licenses.items())),
+            gaps=dict(gaps),
         )
 
 

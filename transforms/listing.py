@@ -16,6 +16,7 @@ from typing import cast, get_args
 from schemas.errors import InputError, choices
 from transforms.members import Members, MembersWriter, ShardSize, read_members
 from transforms.sources.files import File, walk_files
+from transforms.sources.folder import find_pictures
 from transforms.sources.kinds import KINDS, Query, is_parquet
 from transforms.sources.records import Chunk, Item
 from transforms.sources.webdataset import Keys, is_tar
@@ -31,7 +32,8 @@ class Listing:
 
     The items of a chunk are in a temporary file, and are read when they are used. `members` are the inputs by shard, a
     local file for `transforms.dataset.prepare_output` (None: the source is not listed for a dataset). `lost` counts the
-    inputs of an earlier run that are no longer there, by the number of their shard.
+    inputs of an earlier run that are no longer there, by the number of their shard. `gaps` counts pictures and
+    annotations that have no counterpart and are no records, by a name for people.
     """
 
     kind: str
@@ -39,6 +41,7 @@ class Listing:
     members: Path | None = None
     lost: Mapping[int, int] = field(default_factory=dict)
     folder: Folder | None = field(default=None, repr=False, compare=False)
+    gaps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def has_segments(self) -> bool:
@@ -111,7 +114,8 @@ def list_source(  # noqa: PLR0913 - what can be chosen about a source, by name
     read = first if chosen == "folder" else [*first, *wanted]
     size = ShardSize(samples_per_shard, shard_bytes)
     query = Query(source, files, read, size, batch_size, limit, cast("Keys", keys), rename, members, follow_links)
-    return _shelve(chosen, KINDS[chosen].list(query), how, members)
+    listed = KINDS[chosen].list(query)
+    return replace(_shelve(chosen, listed.chunks, how, members), gaps=listed.gaps)
 
 
 def _shelve(kind: str, chunks: Iterable[Chunk], how: Mapping[str, object], members: Members) -> Listing:
@@ -129,7 +133,7 @@ def _shelve(kind: str, chunks: Iterable[Chunk], how: Mapping[str, object], membe
 
 
 def detect_kind(source: str, files: Iterable[File]) -> str:
-    """Return the kind of a source, from the names of its files.
+    """Return the kind of a source, from the names of its files; pictures are known by their contents too.
 
     Raises:
         InputError: they show no kind, or several.
@@ -153,6 +157,8 @@ def detect_kind(source: str, files: Iterable[File]) -> str:
     if len(found) > 1:
         examples = ", ".join(f"{name} ({sign})" for name, sign in found.items())
         raise InputError(f"{source} holds several kinds of source, {examples}: choose one with --source")
+    if not found and find_pictures([*files]):
+        return "folder"
     if not found:
         raise InputError(
             f"{source}: nothing to read among its {count} files: no pictures, tars, Parquet files, COCO "

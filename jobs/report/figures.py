@@ -288,18 +288,22 @@ def stage_bars(info: DatasetInfo) -> list[Figure]:
 
 
 def provenance(info: DatasetInfo) -> list[Figure]:
-    """Return the dataset's config, models, library versions and licences as rows of text.
+    """Return the dataset's config, models, library versions, licences and gaps of its source as rows of text.
 
     Hashes are shortened: `dataset.json` has them in full.
     """
     models = [(kind, model.name, shortened(model.revision)) for kind, model in info.models.items()]
     licences = [(name or "none stated", f"{n:,}") for name, n in info.licenses.items()]
-    return [
+    rows: list[Figure] = [
         {"name": "Configuration", "rows": [*flat(info.config)], "long_names": False},
         {"name": "Models", "rows": models, "long_names": False},
         {"name": "Library versions", "rows": list(info.libraries.items()), "long_names": False},
         {"name": "Licences of the sources", "rows": licences, "long_names": True},
     ]
+    if info.gaps:
+        gaps = [(name, f"{n:,}") for name, n in info.gaps.items()]
+        rows.append({"name": "Gaps of the source", "rows": gaps, "long_names": True})
+    return rows
 
 
 def origin_of_masks(info: DatasetInfo) -> str:

@@ -3,11 +3,13 @@
     python -m jobs.sample_models.parser --treebank DIR --output DIR [--seed 0] [--steps 6000] [--start DIR]
 
 The treebank folder holds `train.conllu[.gz]` and `dev.conllu[.gz]` of UD English EWT. The output is a pipeline of
-tok2vec, morphologizer and parser for `spacy.load`; it sets `pos_`, `morph` (Number), `dep_` and `noun_chunks`.
+tok2vec, morphologizer and parser for `spacy.load`; it sets `pos_`, `morph` (Number), `dep_` and `noun_chunks`. While
+it is trained, a tagger on the same tok2vec learns `supertag`s: what the parser needs to know of each token.
 """
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,11 +26,14 @@ from thinc.api import Config, use_ops
 
 from jobs.sample_models.caption_trees import write_captions
 from jobs.sample_models.fit import Output, Seed
-from jobs.sample_models.treebank import Tree, read_trees, to_clear
+from jobs.sample_models.treebank import Tree, read_trees, retokenize, to_clear
 from schemas.errors import InputError
 
 CAPTIONS = 4000
 """Captions added to EWT's 12,544 sentences: enough to learn their structure, few enough to keep real English."""
+
+RARE = 10
+"""A supertag that fewer tokens have is cut to its part of speech and its place in a noun phrase."""
 
 SENTENCES = (0.6, 0.25, 0.15)
 """Shares of documents of one, two and three sentences, so that the parser learns where a sentence ends."""
@@ -36,7 +41,7 @@ SENTENCES = (0.6, 0.25, 0.15)
 CONFIG = """
 [nlp]
 lang = "en"
-pipeline = ["tok2vec", "morphologizer", "parser"]
+pipeline = ["tok2vec", "tagger", "morphologizer", "parser"]
 batch_size = 256
 
 [components]
@@ -60,6 +65,16 @@ width = 96
 window_size = 1
 maxout_pieces = 3
 depth = 4
+
+[components.tagger]
+factory = "tagger"
+
+[components.tagger.model]
+@architectures = "spacy.Tagger.v2"
+
+[components.tagger.model.tok2vec]
+@architectures = "spacy.Tok2VecListener.v1"
+width = 96
 
 [components.morphologizer]
 factory = "morphologizer"
@@ -135,8 +150,12 @@ FURTHER = {
     "training.batcher.size.start": 500,
     "training.batcher.size.stop": 500,
     "training.optimizer.learn_rate.initial_rate": 0.0005,
+    "training.dropout": 0.3,
 }
 """Settings of a training that starts with trained weights."""
+
+COMPONENTS = ("tok2vec", "morphologizer", "parser")
+"""Those of the trained pipeline."""
 
 META = {
     "name": "subjectloom_sample_parser",
@@ -190,6 +209,30 @@ def to_doc(nlp: Language, trees: Sequence[Tree]) -> Doc:
     )
 
 
+def as_found(nlp: Language, tree: Tree) -> Tree:
+    """Put a relabelled sentence on the tokens that `nlp` finds in its text: spaCy learns nothing from other ones."""
+    doc = nlp.make_doc(tree.text)
+    return retokenize(tree, [token.text for token in doc], [bool(token.whitespace_) for token in doc])
+
+
+def add_supertags(documents: Sequence[Doc]) -> None:
+    """Tag the tokens with part of speech, place in a noun phrase, relation and side of the head.
+
+    As "NOUN|I|dobj|L": inside a noun phrase (B begins one, O is in none), the object of a word to its left.
+    """
+    for doc in documents:
+        places = dict.fromkeys(range(len(doc)), "O")
+        for chunk in doc.noun_chunks:
+            places |= dict.fromkeys(range(chunk.start, chunk.end), "I") | {chunk.start: "B"}
+        for token in doc:
+            side = "0" if token.head == token else "L" if token.head.i < token.i else "R"
+            token.tag_ = f"{token.pos_}|{places[token.i]}|{token.dep_}|{side}"
+    counts = Counter(token.tag_ for doc in documents for token in doc)
+    for token in (token for doc in documents for token in doc):
+        if counts[token.tag_] < RARE:
+            token.tag_ = "|".join(token.tag_.split("|")[:2])
+
+
 def evaluate(nlp: Language, treebank: Path) -> ParserScores:
     """Parse the raw text of each sentence of a CoNLL-U file and compare it with the relabelled gold trees."""
     gold = [to_doc(nlp, [to_clear(tree)]) for tree in read_trees(treebank)]
@@ -233,9 +276,10 @@ def train(treebank: Path, output: Path, seed: int, steps: int, start: Path | Non
     """
     rng = np.random.default_rng(seed)
     nlp = spacy.blank("en")
-    sentences = [to_clear(tree) for tree in read_trees(_split(treebank, "train"))]
+    sentences = [as_found(nlp, to_clear(tree)) for tree in read_trees(_split(treebank, "train"))]
     documents = [to_doc(nlp, trees) for trees in group(sentences, rng)]
     documents += [to_doc(nlp, [tree]) for tree in write_captions(CAPTIONS, rng)]
+    add_supertags(documents)
     held_out = [to_doc(nlp, [to_clear(tree)]) for tree in read_trees(_split(treebank, "dev"))]
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
@@ -243,7 +287,7 @@ def train(treebank: Path, output: Path, seed: int, steps: int, start: Path | Non
         DocBin(docs=held_out).to_disk(work / "dev.spacy")
         config = spacy.util.load_model_from_config(Config().from_str(CONFIG), auto_fill=True).config
         if start:
-            config["components"] = {name: {"source": str(start)} for name in config["components"]}
+            config["components"] |= {name: {"source": str(start)} for name in COMPONENTS}
         config.to_disk(work / "config.cfg")
         overrides = {
             "corpora.train.path": str(work / "train.spacy"),
@@ -257,7 +301,7 @@ def train(treebank: Path, output: Path, seed: int, steps: int, start: Path | Non
         with use_ops("numpy", use_blis=False):
             train_pipeline(work / "config.cfg", work / "run", overrides=overrides)
         # The learning rate ends at 0: the last weights are as good as any, and the dev set has no part in the choice.
-        save(spacy.load(work / "run" / "model-last"), output)
+        save(spacy.load(work / "run" / "model-last", exclude=["tagger"]), output)
     scores = evaluate(spacy.load(output), _split(treebank, "dev"))
     (output / "scores.json").write_text(json.dumps(asdict(scores), indent=2) + "\n", encoding="utf-8")
     return scores

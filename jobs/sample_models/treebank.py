@@ -7,9 +7,9 @@ chunk, preposition included. Here function words become heads again and labels t
 """
 
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 NOMINAL = ("NOUN", "PROPN", "PRON", "NUM", "DET", "SYM", "X")
@@ -252,3 +252,50 @@ def _leave_out_separators(tree: Tree) -> None:
             if not tree.heads[i] < j < i or tree.deps[j] != "punct" or tree.words[j] in QUOTES:
                 break
             tree.heads[j] = tree.heads[i]
+
+
+def retokenize(tree: Tree, words: Sequence[str], spaces: Sequence[bool]) -> Tree:
+    """Return a relabelled tree over other tokens of its text, those that a pipeline finds in it.
+
+    The treebank has "e-mail" as one token and "its" for "it's" as two. A token that is split becomes compounds and
+    punctuation under its last word, "!!" two marks under its head; tokens that are joined become the highest of them.
+
+    Args:
+        tree: as `to_clear` returns it.
+        words: the other tokens.
+        spaces: whether a space follows each.
+
+    Raises:
+        ValueError: the tokens are not those of the tree's text.
+    """
+    if "".join(words) != "".join(tree.words):
+        raise ValueError(f"the tokens {words} are not those of {tree.text!r}")
+    ends, new_ends = list(accumulate(map(len, tree.words))), list(accumulate(map(len, words)))
+    heirs: dict[int, int] = {}  # token of the tree -> token that takes its dependents
+    origins: list[tuple[int, int]] = []  # of each new token, its heir and the token of the tree that this replaces
+    for start, end in pairwise([0, *sorted({*ends} & {*new_ends})]):
+        before = [i for i, last in enumerate(ends) if start < last <= end]
+        after = [j for j, last in enumerate(new_ends) if start < last <= end]
+        heir = max(after, key=lambda j: (_is_word(words[j]), j))
+        heirs |= dict.fromkeys(before, heir)
+        origins += [(heir, min(before, key=lambda i: _depth(tree, i)))] * len(after)
+    result = Tree(words=[*words], spaces=[*spaces])
+    for j, (heir, origin) in enumerate(origins):
+        is_heir, is_word = j == heir, _is_word(words[j])
+        head = heirs[tree.heads[origin]] if is_heir or not _is_word(words[heir]) else heir
+        result.pos.append(tree.pos[origin] if is_heir or is_word else "PUNCT")
+        result.numbers.append(tree.numbers[origin] if is_heir else "")
+        result.heads.append(head)
+        result.deps.append(tree.deps[origin] if is_heir else "compound" if is_word else "punct")
+    return result
+
+
+def _is_word(text: str) -> bool:
+    return any(map(str.isalnum, text))
+
+
+def _depth(tree: Tree, i: int) -> int:
+    depth = 0
+    while tree.heads[i] != i:
+        i, depth = tree.heads[i], depth + 1
+    return depth

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from schemas.samples import FORMATS
 from tests.datasets import jpeg
 from transforms.batch import Batch, each
 from transforms.models.presets import resolve
-from transforms.sources.kinds import KINDS, Query
+from transforms.sources.kinds import KINDS, Listed, Query
 from transforms.sources.records import Chunk, Item, Unloaded
 from transforms.step import Step, map_batches
 from transforms.work import Death
@@ -99,8 +99,8 @@ def exit_7() -> Example:
     os._exit(7)
 
 
-def list_deadly(query: Query, list_pictures: Callable[[Query], Iterable[Chunk]]) -> list[Chunk]:
-    return [replace(chunk, items=tuple(map(Reading, chunk.items))) for chunk in list_pictures(query)]
+def list_deadly(query: Query, list_pictures: Callable[[Query], Listed]) -> Listed:
+    return Listed([replace(chunk, items=tuple(map(Reading, chunk.items))) for chunk in list_pictures(query).chunks])
 
 
 def use(monkeypatch: pytest.MonkeyPatch, step: Step) -> None:

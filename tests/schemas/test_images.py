@@ -12,12 +12,15 @@ from PIL import Image
 import schemas.images
 from schemas.errors import RecordError
 from schemas.images import (
+    FORMATS,
+    HEAD,
     MAX_PIXELS,
     MAX_SIDE,
     decode_grey,
     decode_image,
     encode_grey,
     encode_jpeg,
+    is_picture,
     to_stored_jpeg,
 )
 from schemas.rejects import Reason
@@ -261,7 +264,45 @@ def test_no_bytes_are_an_empty_image() -> None:
 
 
 def test_formats_that_are_no_pictures_of_a_dataset_are_refused() -> None:
-    assert refusal(encode(scene(), "PPM")).detail == "not a picture of a known format"
+    assert refusal(encode(scene(), "PPM")).detail == (
+        "a picture of the format Portable Anymap, which is not decoded: convert it to JPEG or PNG"
+    )
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "PPM", "PCX", "ICO", "DDS", "JPEG2000"])
+def test_a_picture_begins_like_one(form: str) -> None:
+    """As Pillow writes the formats."""
+    assert is_picture(encode(scene(), form)[:HEAD])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"\0" * HEAD,
+        b"P3 is a player\n",
+        b"<html>",
+        b"%PDF-1.7",
+        b"PK\3\4",
+        b"\x93NUMPY",
+        b"BMW, a car",
+        b"ftypmp42",
+        b"\n",
+        b"<!--" * 249 + b"<svg",
+        b"<!-- -->" * 100,
+        b"\0\0\0\x18ftypmp42\0\0\0\0isommp42",
+        b"II",
+        b"RIFF\0\0\0\0WAVE",
+    ],
+)
+def test_what_does_not_begin_like_a_picture_is_none(head: bytes) -> None:
+    assert not is_picture(head)
+
+
+def test_the_preview_in_a_camera_s_raw_file_is_not_the_photograph() -> None:
+    """Raw files are TIFFs whose first picture is a small preview, and says so."""
+    assert "a small preview" in refusal(encode(scene(), "TIFF", tiffinfo={254: 1})).detail
+    assert to_stored_jpeg(encode(scene(), "TIFF", tiffinfo={254: 0}))[1].shape == (24, 32, 3)
 
 
 @pytest.mark.parametrize("data", [b"\x00" * 500, b"<html>404</html>", b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n"])

@@ -36,6 +36,13 @@ def commit(output: Path, shard: int, *keys: str, fingerprint: str = "") -> None:
     commit_shard(str(output), FORMAT, shard, fingerprint or f"print-{shard}", [settled])
 
 
+def test_gaps_of_the_source_are_in_the_books(tmp_path: Path) -> None:
+    prepare_output(str(tmp_path), JOB)
+    commit(tmp_path, 0, "a")
+    info = finish_dataset(str(tmp_path), JOB, {0: "print-0"}, FORMAT, {"pictures without boxes": 3})
+    assert read_info(str(tmp_path)).gaps == info.gaps == {"pictures without boxes": 3}
+
+
 def test_a_finished_dataset_tells_what_it_holds(tmp_path: Path) -> None:
     info = write_dataset(tmp_path, SHARDS)
     assert info == read_info(str(tmp_path)) == DatasetInfo.model_validate_json((tmp_path / "dataset.json").read_text())

@@ -8,15 +8,17 @@ The key is the path without its extension, cleaned by `clean_key`. A caption is 
 .caption, the .json (`caption`, `text`, `captions`) and Hugging Face's metadata.jsonl or metadata.csv, and the first
 that is not empty is taken; licence and address are those of the .json, else of the metadata. A file may be named after
 the picture with its extension ("dog.jpg.json"). In JSON, a list of texts is several captions of the picture; the lines
-of a .txt are one.
+of a .txt are one. A file whose extension is unknown, or that has none, is a picture if it begins like one.
 """
 
 import csv
 import io
 import json
+import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -24,11 +26,14 @@ from typing import Any
 
 from schemas.errors import RecordError
 from schemas.example import Example
+from schemas.images import HEAD, is_picture
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
+from transforms.files import is_remote
 from transforms.outages import retry
 from transforms.sources.files import MAX_PICTURE, MAX_TABLE, MAX_TEXT, File
 from transforms.sources.records import (
+    DATA_EXTENSIONS,
     IMAGE_EXTENSIONS,
     OTHER_EXTENSIONS,
     Entry,
@@ -41,6 +46,7 @@ from transforms.sources.records import (
 )
 
 _PICTURES = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS))
+_DATA = tuple(f".{extension}" for extension in DATA_EXTENSIONS)
 _COMMON = IMAGE_EXTENSIONS.index("jfif")
 """Number of extensions at the beginning that are read whatever else has the same name."""
 _TEXTS = (".txt", ".caption")
@@ -91,14 +97,52 @@ class Picture:
         return to_example(self.key, self.image.read(MAX_PICTURE), caption, source_of(row | fields, self.uri))
 
 
-def is_picture(file: File) -> bool:
+def has_picture_extension(file: File) -> bool:
     """Whether a file has the extension of a picture."""
     return file.has_extension(_PICTURES)
 
 
+def may_be_picture(file: File) -> bool:
+    """Whether the extension of a file is not that of a file of another kind."""
+    return not file.has_extension(_DATA)
+
+
+def find_pictures(files: Sequence[File]) -> list[File]:
+    """Return the pictures among `files`: by their extensions, and by what they begin with where these are unknown.
+
+    Of the latter, those that another picture is a link to are left out, as in the cache of the Hugging Face hub.
+    """
+    unknown = [file for file in files if may_be_picture(file) and not has_picture_extension(file)]
+    with ThreadPoolExecutor(32) as pool:  # remote files take their time to open
+        likely = {file for file, begins in zip(unknown, pool.map(_begins_like_picture, unknown), strict=True) if begins}
+    known = {_identity(file) for file in files if has_picture_extension(file)} if likely else set()
+    return [f for f in files if has_picture_extension(f) or (f in likely and _identity(f) not in known)]
+
+
+def _identity(file: File) -> object:
+    """What the names of one file have in common."""
+    return file.path if is_remote(file.path) else os.path.realpath(file.path)
+
+
+def _begins_like_picture(file: File) -> bool:
+    """Whether it does; one that cannot be opened counts, so that it becomes a reject."""
+
+    def read() -> bytes:
+        with file.open() as stream:
+            return stream.read(HEAD)
+
+    try:
+        return is_picture(retry(read))
+    except RecordError:  # no plain file
+        return False
+    except OSError:
+        return True
+
+
 def _rank(file: File) -> int:
-    """The place of a picture's extension in the order in which pictures of one name are taken."""
-    return _PICTURES.index(posixpath.splitext(file.name)[1].lower())
+    """The place of a picture's extension in the order in which those of one name are taken; an unknown one is last."""
+    extension = posixpath.splitext(file.name)[1].lower()
+    return _PICTURES.index(extension) if extension in _PICTURES else len(_PICTURES)
 
 
 def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry | Reject]:
@@ -106,24 +150,21 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
 
     Args:
         files: the files of the source, sorted by name.
-        beside: files among which their captions and pictures may also be, sorted by name.
+        beside: these and the files among which their captions and pictures may also be, sorted by name.
 
     Returns:
         An entry per picture; a reject for the second picture of one key, and for a caption without a picture. Of
-        pictures that have one name and less common extensions (IMG.HEIC beside IMG.JPG), one is taken.
+        pictures that have one name and less common extensions (IMG.HEIC or IMG.JPG.bak beside IMG.JPG), one is taken.
     """
     captions = {(file.stem, kind): file for file in beside for kind in _CAPTIONS if file.has_extension((kind,))}
     metadata = [file for file in beside if posixpath.basename(file.name) in _METADATA]
     rows_of = cache(_read_rows)  # a metadata file is read once, for its pictures and for its rejects
     rows = {name: row for file in metadata for name, row in rows_of(file) if not isinstance(row, Reject)}
     ranks: dict[str, int] = {}
-    for file in beside:
-        if is_picture(file):
-            ranks[file.stem] = min(_rank(file), ranks.get(file.stem, len(_PICTURES)))
-    pictures = {file.name for file in beside if is_picture(file)}
-    known = (*_PICTURES, *_CAPTIONS, *_METADATA)
-    unknown = {file.stem: file for file in beside if not file.has_extension(known)}
-    return list(_pair(files, captions, rows_of, rows, ranks, pictures, unknown))
+    found = find_pictures(beside)
+    for file in found:
+        ranks[file.stem] = min(_rank(file), ranks.get(file.stem, len(_PICTURES)))
+    return list(_pair(files, captions, rows_of, rows, ranks, {file.name for file in found}))
 
 
 def stream_pictures(files: Iterable[File]) -> Iterator[Entry | Reject]:
@@ -165,7 +206,6 @@ def _pair(
     rows: Mapping[str, dict[str, Any]],
     ranks: Mapping[str, int],
     pictures: set[str],
-    unknown: Mapping[str, File],
 ) -> Iterator[Entry | Reject]:
     """As `list_pictures`.
 
@@ -176,14 +216,16 @@ def _pair(
         rows: the rows of metadata files by the name of their picture.
         ranks: the best rank of a picture by stem.
         pictures: the names of all pictures.
-        unknown: the files of unknown kinds by stem.
     """
     first: dict[str, File] = {}
     stems = pictures | ranks.keys()
     for file in files:
         key = clean_key(file.stem)
-        if is_picture(file):
-            if _rank(file) >= max(_COMMON, ranks[file.stem] + 1):
+        if file.name in pictures:
+            is_backup = (
+                _rank(file) == len(_PICTURES) and file.stem != file.name and file.stem in pictures
+            )  # a.jpg.bak beside a.jpg
+            if is_backup or _rank(file) >= max(_COMMON, ranks[file.stem] + 1):
                 continue
             if key in first:
                 detail = f"{first[key].name} has the same key: rename one of the two"
@@ -202,10 +244,7 @@ def _pair(
                 if isinstance(row, Reject) or name not in pictures
             )
         elif _is_orphan(file, captions, stems):
-            detail = f"no picture stands beside {file.name}"
-            if file.stem in unknown:
-                detail += f", and {unknown[file.stem].name} has the extension of no known kind of picture"
-            yield refuse(key, file.uri, Reason.MISSING_IMAGE, detail)
+            yield refuse(key, file.uri, Reason.MISSING_IMAGE, f"no picture stands beside {file.name}")
 
 
 def _beside(picture: File, captions: Mapping[tuple[str, str], File]) -> tuple[tuple[File, ...], File | None]:

@@ -1,8 +1,8 @@
 """The kinds of source, a row each: what a kind is detected by, how it is listed, and what its examples come with."""
 
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import has_magic
 from itertools import islice
@@ -11,7 +11,7 @@ from schemas.rejects import Reject
 from transforms.members import Members, ShardSize, cut_entries, cut_items, in_earlier_order
 from transforms.sources.coco import is_annotation, list_annotated
 from transforms.sources.files import File, find_beside, find_files, refuse_links
-from transforms.sources.folder import is_picture, list_pictures, stream_pictures
+from transforms.sources.folder import has_picture_extension, list_pictures, may_be_picture, stream_pictures
 from transforms.sources.open_images import is_boxes, list_framed
 from transforms.sources.parquet import list_rows
 from transforms.sources.records import Chunk, Entry
@@ -53,9 +53,17 @@ class Query:
         folder = posixpath.dirname(folder) or "." if posixpath.basename(folder) == "annotations" else folder
         return find_files(folder, follow_links=self.follow_links)
 
-    def cut(self, entries: Iterable[Entry | Reject]) -> Iterator[Chunk]:
+    def cut(self, entries: Iterable[Entry | Reject]) -> "Listed":
         """Cut entries into chunks."""
-        return cut_entries(islice(entries, self.limit), self.members, self.size, self.batch_size)
+        return Listed(cut_entries(islice(entries, self.limit), self.members, self.size, self.batch_size))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The chunks of a source, and how many of its pictures and annotations have no counterpart, by name."""
+
+    chunks: Iterable[Chunk]
+    gaps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Kind:
     """
 
     sign: Callable[[File], bool]
-    list: Callable[[Query], Iterable[Chunk]]
+    list: Callable[[Query], Listed]
     reads: Callable[[File], bool] | None = None
     hides: frozenset[str] = frozenset()
     segments: bool = False
@@ -85,7 +93,7 @@ class Kind:
         return (self.reads or self.sign)(file)
 
 
-def _list_folder(query: Query) -> Iterator[Chunk]:
+def _list_folder(query: Query) -> Listed:
     if not query.is_folder:
         return query.cut(list_pictures([*query.files], find_beside(query.files, follow_links=query.follow_links)))
     if isinstance(query.files, Sorted) and not query.files.is_in_memory:
@@ -93,32 +101,33 @@ def _list_folder(query: Query) -> Iterator[Chunk]:
     return query.cut(list_pictures([*query.files], [*query.files]))
 
 
-def _list_tars(query: Query) -> list[Chunk]:
+def _list_tars(query: Query) -> Listed:
     refuse_links(query.files)
     tars = list_tars(query.wanted, query.limit, query.size.bytes, query.keys)
-    return cut_items([(tar.name, tar, tar.limit) for tar in tars], query.members)
+    return Listed(cut_items([(tar.name, tar, tar.limit) for tar in tars], query.members))
 
 
-def _list_parquet(query: Query) -> list[Chunk]:
+def _list_parquet(query: Query) -> Listed:
     refuse_links(query.files)
     order = in_earlier_order([file.name for file in query.wanted], query.members)
-    return list_rows([query.wanted[i] for i in order], query.size, query.limit)
+    return Listed(list_rows([query.wanted[i] for i in order], query.size, query.limit))
 
 
-def _list_coco(annotation: str, query: Query) -> Iterator[Chunk]:
+def _list_coco(annotation: str, query: Query) -> Listed:
     refuse_links(query.files)
     return query.cut(list_annotated(query.around(), query.wanted, annotation))
 
 
-def _list_open_images(query: Query) -> Iterator[Chunk]:
+def _list_open_images(query: Query) -> Listed:
     refuse_links(query.files)
-    return query.cut(list_framed(query.around(), query.wanted))
+    entries, gaps = list_framed(query.around(), query.wanted)
+    return replace(query.cut(entries), gaps=gaps)
 
 
-def _list_sa1b(query: Query) -> list[Chunk]:
+def _list_sa1b(query: Query) -> Listed:
     refuse_links(query.files)
     listed = list_annotated_tars(query.wanted, query.around(), query.limit, query.size.bytes, rename=query.rename)
-    return cut_items([(item.tar.name, item, item.tar.limit) for item in listed], query.members)
+    return Listed(cut_items([(item.tar.name, item, item.tar.limit) for item in listed], query.members))
 
 
 def is_parquet(file: File) -> bool:
@@ -141,7 +150,7 @@ def _is_instances(file: File) -> bool:
 _PICTURES, _TABLES = frozenset({"folder"}), frozenset({"parquet"})
 
 KINDS: Mapping[str, Kind] = {
-    "folder": Kind(is_picture, _list_folder),
+    "folder": Kind(has_picture_extension, _list_folder, reads=may_be_picture),
     "webdataset": Kind(_is_other_tar, _list_tars, reads=is_tar),
     "parquet": Kind(is_parquet, _list_parquet),
     "coco-panoptic": Kind(_is_panoptic, partial(_list_coco, "panoptic"), hides=_PICTURES, segments=True, labels=True),

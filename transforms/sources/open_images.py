@@ -6,18 +6,20 @@
     0001eeaf4aed83f9.jpg ...      anywhere in the folder; a .txt or .caption beside one is its caption
 
 The pictures are those that are there, not all that the CSVs list: these name millions, of which users download a part.
-A picture without a box is read too. The format: https://storage.googleapis.com/openimages/web/download_v7.html
+A picture without a box is read too; both are counted (`GAPS`). A row with a gap, or of another length, costs its
+box. The format: https://storage.googleapis.com/openimages/web/download_v7.html
 """
 
+import math
+import os
 import posixpath
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
+from pyarrow.csv import ConvertOptions, InvalidRow, ParseOptions, ReadOptions, read_csv
 
 from schemas.errors import InputError, RecordError
 from schemas.example import Box, Example, Source
@@ -27,19 +29,23 @@ from schemas.rejects import Reason, Reject
 from transforms.outages import retry
 from transforms.sources.coco_masks import check_left_out, mismatch
 from transforms.sources.files import MAX_PICTURE, MAX_TEXT, File
-from transforms.sources.folder import is_picture
+from transforms.sources.folder import find_pictures
 from transforms.sources.records import Entry, refuse, to_example
 
-OF_BOXES = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
-EDGES = dict.fromkeys(OF_BOXES[2:], pa.float64())
-BOX = {"ImageID": pa.string(), "LabelName": pa.string(), **EDGES, "IsGroupOf": pa.string()}
-PICTURE = dict.fromkeys(("ImageID", "OriginalURL", "License"), pa.string())
-"""Columns that are read, with types: an ID of digits must not be read as a number."""
+NEEDED = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
+BOX = (*NEEDED, "IsGroupOf")
+PICTURE = ("ImageID", "OriginalURL", "License")
+"""Columns that are read, as bytes: an ID of digits must not be read as a number, nor a bad byte end the job."""
+
+GAPS = ("pictures without boxes", "pictures with boxes that are not there", "rows without a picture")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A box of the CSV: its edges are shares of the picture's width and height, from the left and from the top."""
+    """A box of the CSV: its edges are shares of the picture's width and height, from the left and from the top.
+
+    An edge that is missing, or no number, is NaN.
+    """
 
     label: str
     left: float
@@ -53,6 +59,13 @@ class Frame:
         """Whether the box lies in the picture, or crosses its edge; an edge that is no number does not."""
         edges = (self.left, self.right, self.top, self.bottom)
         return all(-1 <= edge <= 2 for edge in edges)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with a box that is not near."""
+        if math.isnan(self.left + self.right + self.top + self.bottom):
+            return f"a row of its boxes has a gap or no numbers ({self.label})"
+        return f"the box of {self.label} does not lie in it"
 
     def box(self, width: int, height: int) -> Box:
         """The box in the pixels of a picture of `width` x `height`."""
@@ -98,7 +111,7 @@ class Framed:
         if is_turned(data):
             raise mismatch("its EXIF orientation rotates the picture, and its boxes were drawn without that")
         boxes = [frame.box(example.width, example.height) for frame in self.frames if frame.is_near]
-        bad = [f"the box of {frame.label} does not lie in it" for frame in self.frames if not frame.is_near]
+        bad = [frame.problem for frame in self.frames if not frame.is_near]
         check_left_out(bad, len(boxes))
         return replace(example, boxes=tuple(boxes), left_out=len(bad))
 
@@ -108,28 +121,24 @@ def is_boxes(file: File) -> bool:
     return _is_csv(file, "annotations-bbox")
 
 
-def list_framed(files: Sequence[File], annotations: Sequence[File]) -> list[Entry | Reject]:
+def list_framed(files: Sequence[File], annotations: Sequence[File]) -> tuple[list[Entry | Reject], dict[str, int]]:
     """List the pictures among `files`, with the boxes that the CSVs `annotations` hold for them.
 
     Returns:
-        An entry per picture, in the order of their names; a reject for the second picture of one key.
+        An entry per picture, in the order of their names, and a reject for the second picture of one key; and how many
+        pictures and rows have no counterpart, by the names in `GAPS`, but for those that are 0.
 
     Raises:
         InputError: a CSV cannot be read or lacks a column, or there is no file with the names of the labels.
     """
-    pictures = {posixpath.basename(file.stem): file for file in files if is_picture(file)}
+    found = find_pictures(files)
+    pictures = {posixpath.basename(file.stem): file for file in found}
     captions = {file.stem: file for kind in (".caption", ".txt") for file in files if file.has_extension((kind,))}
-    names = _read_names(files)
     sources = _read_sources(files, pictures)
-    frames: dict[str, list[Frame]] = defaultdict(list)
-    for annotation in annotations:
-        for row in _read_rows(annotation, pictures, BOX, OF_BOXES):
-            edges = row["XMin"], row["XMax"], row["YMin"], row["YMax"]
-            label = names.get(row["LabelName"], row["LabelName"])
-            frames[row["ImageID"]].append(Frame(label, *edges, row["IsGroupOf"] != "1"))
+    boxes = _read_boxes(annotations, pictures, _read_names(files))
     listed: list[Entry | Reject] = []
     first: dict[str, File] = {}
-    for file in (file for file in files if is_picture(file)):
+    for file in found:
         name = posixpath.basename(file.stem)
         key = clean_key(name)
         if key in first:
@@ -138,8 +147,48 @@ def list_framed(files: Sequence[File], annotations: Sequence[File]) -> list[Entr
         else:
             first[key] = file
             source = sources.get(name, Source(file.uri))
-            listed.append(Framed(key, file, captions.get(file.stem), source, tuple(frames[name])))
-    return listed
+            listed.append(Framed(key, file, captions.get(file.stem), source, tuple(boxes.frames.get(name, ()))))
+    counts = (len(pictures.keys() - boxes.frames.keys()), len(boxes.missing), boxes.nameless)
+    return listed, {name: count for name, count in zip(GAPS, counts, strict=True) if count}
+
+
+@dataclass
+class _Boxes:
+    """The boxes of the pictures that are there, the names of those that are not, and the rows that name none."""
+
+    frames: dict[str, list[Frame]] = field(default_factory=lambda: defaultdict(list))
+    missing: set[bytes] = field(default_factory=set)
+    nameless: int = 0
+
+
+def _read_boxes(annotations: Sequence[File], pictures: Mapping[str, File], names: Mapping[str, str]) -> _Boxes:
+    boxes = _Boxes()
+    for file in annotations:
+        table, misshapen = _read_csv(file, BOX, needed=NEEDED)
+        boxes.missing.update(pc.unique(table["ImageID"]).to_pylist())
+        boxes.nameless += table["ImageID"].null_count
+        for row in _rows_of(table, pictures):
+            label = row["LabelName"] and names.get(row["LabelName"], row["LabelName"])
+            # Without a label it is no box either.
+            left, right, top, bottom = (_edge(row[name] if label else "") for name in NEEDED[2:])
+            frame = Frame(label or "no label", left, right, top, bottom, row["IsGroupOf"] != "1")
+            boxes.frames[row["ImageID"]].append(frame)
+        for text in sorted(misshapen):  # threads read them in any order
+            of = [name for name in text.split(",") if name in pictures]
+            boxes.nameless += not of
+            for name in of[:1]:
+                boxes.frames[name].append(
+                    Frame("of another length", math.nan, math.nan, math.nan, math.nan, is_single=True)
+                )
+    boxes.missing -= {None, *(os.fsencode(name) for name in pictures)}
+    return boxes
+
+
+def _edge(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _read_names(files: Sequence[File]) -> dict[str, str]:
@@ -149,17 +198,19 @@ def _read_names(files: Sequence[File]) -> dict[str, str]:
         raise InputError(
             "no class-descriptions*.csv among the files: it has the names of the labels, download it beside the boxes"
         )
-    plain = ReadOptions(column_names=["LabelName", "DisplayName"])
-    tables = (_read_csv(file, {"LabelName": pa.string(), "DisplayName": pa.string()}, plain) for file in found)
-    return {row["LabelName"]: row["DisplayName"] for table in tables for row in table.to_pylist()}
+    columns = ("LabelName", "DisplayName")
+    tables = (_read_csv(file, columns, ReadOptions(column_names=columns))[0] for file in found)
+    return {row["LabelName"]: row["DisplayName"] for table in tables for row in _decoded(table)}
 
 
 def _read_sources(files: Sequence[File], pictures: Mapping[str, File]) -> dict[str, Source]:
     """Read the pictures' addresses and licences, if there is a CSV of pictures."""
     found = [file for file in files if _is_csv(file, "images") and not is_boxes(file)]
-    rows = (row for file in found for row in _read_rows(file, pictures, PICTURE, ("ImageID",)))
+    tables = (_read_csv(file, PICTURE, needed=PICTURE[:1])[0] for file in found)
     return {
-        row["ImageID"]: Source(row["OriginalURL"] or pictures[row["ImageID"]].uri, row["License"] or "") for row in rows
+        row["ImageID"]: Source(row["OriginalURL"] or pictures[row["ImageID"]].uri, row["License"])
+        for table in tables
+        for row in _rows_of(table, pictures)
     }
 
 
@@ -167,29 +218,55 @@ def _is_csv(file: File, part: str) -> bool:
     return file.has_extension((".csv",)) and part in posixpath.basename(file.name)
 
 
-def _read_rows(
-    file: File, pictures: Mapping[str, File], columns: Mapping[str, pa.DataType], needed: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Read the rows of a CSV whose ID is one of `pictures`; the columns `needed` must not have gaps."""
-    table = _read_csv(file, columns, ReadOptions())
-    missing = [name for name in needed if table[name].null_count]
-    if missing:
-        raise InputError(f"{file.path} is no CSV of Open Images: it has no, or gaps in, column {', '.join(missing)}")
-    known = pc.is_in(table["ImageID"], value_set=pa.array(list(pictures), pa.string()))
-    rows: list[dict[str, Any]] = table.filter(known).to_pylist()
-    return rows
+def _rows_of(table: pa.Table, pictures: Mapping[str, File]) -> list[dict[str, str]]:
+    """The rows of a table whose ID is one of `pictures`."""
+    names = pa.array([os.fsencode(name) for name in pictures], pa.binary())
+    return _decoded(table.filter(pc.is_in(table["ImageID"], value_set=names)))
 
 
-def _read_csv(file: File, columns: Mapping[str, pa.DataType], how: ReadOptions) -> pa.Table:
+def _decoded(table: pa.Table) -> list[dict[str, str]]:
+    """The rows as text; a gap is "". An ID is the name of a file, with whatever bytes."""
+    return [
+        {
+            name: os.fsdecode(v or b"") if name == "ImageID" else (v or b"").decode(errors="replace")
+            for name, v in row.items()
+        }
+        for row in table.to_pylist()
+    ]
+
+
+def _read_csv(
+    file: File, columns: Sequence[str], how: ReadOptions | None = None, needed: Sequence[str] = ()
+) -> tuple[pa.Table, list[str]]:
+    """Read columns of a CSV, and the text of the rows that do not have as many values as the first one.
+
+    Raises:
+        InputError: it cannot be read, or has nothing in one of the columns `needed`.
+    """
+    misshapen: list[str] = []
+
+    def leave_out(row: InvalidRow) -> str:
+        misshapen.append(row.text or "")
+        return "skip"
+
     options = ConvertOptions(
-        column_types=columns, include_columns=list(columns), include_missing_columns=True, strings_can_be_null=True
+        column_types=dict.fromkeys(columns, pa.binary()),
+        include_columns=columns,
+        include_missing_columns=True,
+        strings_can_be_null=True,
+        check_utf8=False,
     )
 
     def read() -> pa.Table:
+        misshapen.clear()
         with file.open() as stream:
-            return read_csv(stream, how, convert_options=options)
+            return read_csv(stream, how, ParseOptions(invalid_row_handler=leave_out), options)
 
     try:
-        return retry(read)
+        table = retry(read)
     except (OSError, RecordError, pa.ArrowException) as error:
         raise InputError(f"{file.path} cannot be read as CSV: {error}") from error
+    empty = [name for name in needed if len(table) == table[name].null_count]
+    if empty and (len(table) or misshapen):
+        raise InputError(f"{file.path} is no CSV of Open Images: it has nothing in column {', '.join(empty)}")
+    return table, misshapen

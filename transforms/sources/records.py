@@ -16,11 +16,26 @@ from transforms.text.markup import undo_markup
 
 STAGE = "read"
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif", "jpe", "avif")
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+IMAGE_EXTENSIONS = _words("jpg jpeg png webp gif bmp tif tiff jfif jpe jif jfi pjpeg pjp avif dib apng")
 """Extensions of pictures that are decoded; of several pictures of one sample, the first in this order is taken."""
 
-OTHER_EXTENSIONS = ("heic", "heif", "jxl", "jp2", "psd", "tga", "ppm")
+OTHER_EXTENSIONS = _words(
+    """heic heif heics hif avifs jxl jp2 j2k jpf jpx jxr wdp bpg flif psd psb xcf kra svg svgz ai eps emf wmf ico icns
+    cur tga ppm pgm pbm pnm pam pfm pcx xbm xpm sgi exr hdr dds qoi mng fits dcm djvu
+    dng cr2 cr3 crw nef nrw arw sr2 srf srw orf rw2 raf pef x3f 3fr erf kdc mrw mos iiq rwl"""
+)
 """Extensions of pictures that are not decoded, unless their content is another's: they become rejects."""
+
+DATA_EXTENSIONS = _words(
+    """txt caption json jsonl csv tsv parquet pq arrow feather npy npz pt pth safetensors pkl h5 tar gz tgz zip 7z xml
+    yaml yml toml md html htm pdf py sh log lock mp3 wav flac mp4 mov avi mkv webm"""
+)
+"""Extensions of files that are not pictures and are not opened to find out; those of all other files are unknown."""
 
 MAX_CAPTION = 2_000
 """Most characters of a caption: a longer text is an article, or an error of the scraper."""

@@ -4,7 +4,8 @@
 
 A tar is read as a stream, never unpacked, and becomes one shard. As in webdataset, the key of a member ends at the
 first dot of its file name; what follows is its kind. So photo.1.jpg and photo.2.jpg have one key: they are rejects,
-unless keys are chosen to end at the last dot.
+unless keys are chosen to end at the last dot. A member of an unknown kind, or without a dot, is the sample's picture if
+it begins like one and there is no other.
 """
 
 import bz2
@@ -14,11 +15,13 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedReader, BytesIO
 from itertools import islice
 from typing import Any, BinaryIO, Literal, Self, cast
 
 from schemas.errors import RecordError
 from schemas.example import Example
+from schemas.images import HEAD, is_picture
 from schemas.keys import clean_key
 from schemas.rejects import Reason, Reject
 from transforms.batch import check_blame
@@ -52,8 +55,8 @@ _HEADERS = (
 """Types of members that belong to the header of the next one."""
 
 _MEMBERS = {
-    "first-dot": re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL),
-    "last-dot": re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)", re.DOTALL),
+    "first-dot": re.compile(r"((?:.*/)?[^./]+)(?:\.([^/]*))?", re.DOTALL),
+    "last-dot": re.compile(r"((?:.*/)?[^./][^/]*?)(?:\.([^./]*))?", re.DOTALL),
 }
 _PICTURES = (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS)
 _CAPTIONS = ("txt", "json")
@@ -336,21 +339,23 @@ def read_samples(
     try:
         for info in archive:
             match = _MEMBERS[ends].fullmatch(info.name)
-            if not match or not info.isfile():
+            if not match:
                 continue
             # "tar -c ." puts "./" before every name.
-            name, kind = match[1].removeprefix("./"), match[2].lower()
+            name, kind = match[1].removeprefix("./"), (match[2] or "").lower()
+            member = _open_member(archive, info, kind)
+            if not member:
+                continue
             if members and (name != key or kind in members):
                 yield offset, key, members, problem
                 members, problem, read = {}, None, 0
             offset = offset if members else info.offset
             key, inside = name, True
-            members[kind] = b""
-            limit = _limit_of(kind)
+            content, members[kind], limit = member
             # A megabyte of a compressed tar may stand for gigabytes.
             if limit and (info.size > limit or read + info.size > MAX_SAMPLE):
                 problem = too_large(info.name, info.size, limit)
-            elif limit and (content := archive.extractfile(info)):
+            elif limit:
                 members[kind] = content.read()
                 read += info.size
             inside = False
@@ -362,6 +367,28 @@ def read_samples(
         yield offset, key, members, problem
 
 
+def _open_member(
+    archive: tarfile.TarFile, info: tarfile.TarInfo, kind: str
+) -> tuple[BufferedReader, bytes, int] | None:
+    """Open a member of a sample.
+
+    Returns:
+        Its content; what it begins with, if nobody reads its kind and it is a picture; and the most bytes that are
+        read. None if it belongs to no sample, as a README.
+    """
+    if kind in _PICTURES and (info.islnk() or info.issym()):
+        return BufferedReader(BytesIO()), b"", MAX_PICTURE  # it has no content of its own, and a stream no way back
+    if not info.isfile():
+        return None
+    content = cast("BufferedReader", archive.extractfile(info))
+    if limit := _limit_of(kind):
+        return content, b"", limit
+    head = content.peek(HEAD)[:HEAD]
+    if not is_picture(head):
+        return (content, b"", 0) if kind else None
+    return content, head, 0 if "." in kind else MAX_PICTURE
+
+
 def _limit_of(kind: str) -> int:
     """The most bytes of a member that are read, 0 if nobody reads it."""
     if kind in _PICTURES:
@@ -370,8 +397,12 @@ def _limit_of(kind: str) -> int:
 
 
 def picture_of(members: Members) -> bytes | None:
-    """The picture of a sample; None if it has none."""
-    return next((members[kind] for kind in _PICTURES if kind in members), None)
+    """The picture of a sample, by its kind or else by its content; None if it has none."""
+    known = next((members[kind] for kind in _PICTURES if kind in members), None)
+    if known is not None:
+        return known
+    plain = (content for kind, content in members.items() if "." not in kind)
+    return next((content for content in plain if is_picture(content[:HEAD])), None)
 
 
 _SCATTERED = (
@@ -392,7 +423,11 @@ def dotted_pictures(members: Members) -> dict[str, str]:
     parts = [(name, *name.rpartition(".")[::2]) for name in members if "." in name]
     captioned = {part for _, part, kind in parts if kind in _CAPTIONS}
     is_bare = picture_of(members) is None
-    return {part: name for name, part, kind in parts if kind in _PICTURES and (is_bare or part in captioned)}
+    return {
+        part: name
+        for name, part, kind in parts
+        if (is_bare or part in captioned) and (kind in _PICTURES or is_picture(members[name][:HEAD]))
+    }
 
 
 def _dotted(name: str) -> str:

@@ -81,8 +81,9 @@ def _whole_words(parse: Parse) -> list[Chunk]:
             found.append((i - 1, i + 1))
         if parse.word(i - 1) in ("and", "&") and parse.word(i - 2) in COLOURS and parse.word(i) in COLOURS:
             noun = _noun_after(parse, i)
-            if noun is not None and not covered & {i, noun}:
-                found.append((i, noun + 1))
+            if noun is not None and i not in covered:
+                own = next(((start, end) for start, end in found if start <= noun < end), (noun, noun + 1))
+                found = [*(chunk for chunk in found if chunk != own), (i, own[1])]
     found = _with_first_colours(parse, sorted(found))
     chunks: list[Chunk] = []
     for start, end in found:

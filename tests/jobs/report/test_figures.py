@@ -227,6 +227,8 @@ def test_provenance_is_rows_of_text() -> None:
         "Library versions": [("numpy", "2.0")],
         "Licences of the sources": [("none stated", "2"), ("CC0", "4,000")],
     }
+    gaps = provenance(info().model_copy(update={"gaps": {"pictures without boxes": 1200}}))[-1]
+    assert (gaps["name"], gaps["rows"]) == ("Gaps of the source", [("pictures without boxes", "1,200")])
 
 
 def test_a_nested_config_is_flattened() -> None:

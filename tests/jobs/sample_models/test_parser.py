@@ -108,7 +108,7 @@ def test_a_saved_pipeline_has_no_paths_and_no_words_and_parses_the_same(tmp_path
 @pytest.mark.skipif(not TREEBANK.exists(), reason="no treebank beside the repository")
 def test_the_sample_parser_reaches_its_scores_on_held_out_text() -> None:
     scores = evaluate(spacy.load(SAMPLE), TREEBANK / "dev.conllu.gz")
-    assert scores.noun_phrase_f1 >= 0.89, scores
+    assert scores.noun_phrase_f1 >= 0.90, scores
     assert scores.part_of_speech >= 0.92, scores
     assert scores.unlabelled_attachment >= 0.83, scores
 

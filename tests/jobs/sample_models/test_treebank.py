@@ -2,7 +2,7 @@
 
 import gzip
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.sample_models.parser import to_doc
-from jobs.sample_models.treebank import LABELS, Tree, read_trees, to_clear
+from jobs.sample_models.treebank import LABELS, Tree, read_trees, retokenize, to_clear
 from tests.paths import SHARED
 from tests.trees import arcs, has_cycle, roots, tree
 
@@ -418,3 +418,28 @@ def test_any_tree_stays_a_tree_with_one_root(sentence: Tree) -> None:
 def test_every_sentence_of_the_treebank_stays_a_tree_with_one_root() -> None:
     for sentence in islice(read_trees(TREEBANK / "dev.conllu.gz"), 500):
         check_relabelled(sentence)
+
+
+# Other tokens.
+
+
+def test_split_words_become_compounds_and_joined_ones_the_highest_of_them() -> None:
+    sentence = tree("it PRON 3 nsubj", "e-mail NOUN 3 attr", "s AUX 3 ROOT", "!! PUNCT 3 punct")
+    sentence.numbers[1] = "Sing"
+    found = retokenize(sentence, ["it", "e", "-", "mail", "s!", "!"], [True, False, False, True, False, False])
+    assert arcs(found) == ["it nsubj s!", "e compound mail", "- punct mail", "mail attr s!", "s! ROOT s!", "! punct s!"]
+    assert found.pos == ["PRON", "NOUN", "PUNCT", "NOUN", "AUX", "PUNCT"]
+    assert found.numbers == ["", "", "", "Sing", "", ""]
+    assert found.text == "it e-mail s!!"
+
+
+@given(any_tree(), st.data())
+def test_a_tree_stays_one_over_any_tokens(sentence: Tree, data: st.DataObject) -> None:
+    text = "".join(sentence.words)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1))))
+    words = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+    found = retokenize(sentence, words, [False] * len(words))
+    assert (found.words, len(roots(found)), has_cycle(found)) == (words, 1, False)
+    assert retokenize(sentence, sentence.words, sentence.spaces) == sentence
+    with pytest.raises(ValueError, match="are not those of"):
+        retokenize(sentence, [*words, "x"], [])

@@ -11,6 +11,7 @@ import transforms.outages
 from schemas.errors import InputError, OutageError, RecordError
 from schemas.rejects import Reason
 from tests.pictures import encode, scene, tar
+from transforms.matting import backgrounds
 from transforms.matting.backgrounds import PAINTED, Background, Backgrounds, cover, draw_background, list_backgrounds
 from transforms.matting.composite import Composition, LayOnBackgrounds
 
@@ -82,6 +83,21 @@ def test_a_compressed_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.tgz").write_bytes((tmp_path / "a.tgz").read_bytes()[:-20])
     with pytest.raises(InputError, match=r"the backgrounds in .*a\.tgz cannot be read"):
         list_backgrounds(str(tmp_path))
+
+
+def test_points_of_compressed_tars_are_bounded_for_all_of_them_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backgrounds, "SPACING", 100)
+    for name in "ab":
+        tar_of(tmp_path / f"{name}.tgz", [f"{i}.jpg" for i in range(9)], "w:gz")
+    total = sum(path.stat().st_size for path in tmp_path.iterdir())
+    for points, spacing in ((1000, 100), (2, total // 2)):
+        monkeypatch.setattr(backgrounds, "POINTS", points)
+        listed = list_backgrounds(str(tmp_path)).names
+        assert {background.compressed.spacing for background in listed if background.compressed} == {spacing}
+        assert len({id(background.compressed) for background in listed}) == 2  # pickled once for each tar
+        assert [background.read().rstrip(b"\0").decode() for background in listed] == [f"{i}.jpg" for i in range(9)] * 2
 
 
 def test_a_set_may_hold_a_name_that_is_no_utf8(tmp_path: Path) -> None:

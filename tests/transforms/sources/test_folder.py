@@ -262,17 +262,69 @@ def test_statistics_and_notes_are_no_captions(tmp_path: Path) -> None:
     ]
 
 
-def test_a_picture_of_an_unknown_kind_is_named_where_its_caption_stands(tmp_path: Path) -> None:
-    fill(tmp_path, {"a.jpg": JPEG, "a.txt": "a dog", "b.pcx": b"x", "b.txt": "a cat", "c.txt": "nothing"})
-    rejects = [r for r in read_all(list_source(str(tmp_path))) if isinstance(r, Reject)]
-    assert [(r.key, r.reason, r.detail) for r in rejects] == [
-        (
-            "b",
-            Reason.MISSING_IMAGE,
-            "no picture stands beside b.txt, and b.pcx has the extension of no known kind of picture",
-        ),
-        ("c", Reason.MISSING_IMAGE, "no picture stands beside c.txt"),
+PNG, HEIC = encode(scene()), b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+@pytest.mark.parametrize("caption", [True, False])
+def test_a_picture_of_any_extension_stands_in_the_books_with_a_caption_and_without(
+    tmp_path: Path, *, caption: bool
+) -> None:
+    """By its extension or, where that is unknown, by what it begins with."""
+    good = {
+        "d41d8cd9": JPEG,
+        "e.image": PNG,
+        "f.pjpeg": JPEG,
+        "g.1": encode(scene(), "BMP"),
+        "h.": JPEG,
+        "sub/i.bin": JPEG,
+    }
+    bad = {
+        "b.pcx": b"x",
+        "c.SVG": b"<svg/>",
+        "j": HEIC,
+        "k.tmp": b"8BPS\0\1",
+        "l.cr3": b"",
+        "m.img": b"P6\n# x\n9 9\n255\n",
+    }
+    others = {
+        "n.bin": b"\0" * 99,
+        "Thumbs.db": b"\xd0\xcf\x11\xe0",
+        "o.npy": JPEG,
+        "p.exe": b"MZ",
+        "q": b"",
+        "r.md": PNG,
+    }
+    stem_of = {name: name.rpartition(".")[0] or name for name in ("a.jpg", *good, *bad)}
+    texts = {f"{stem_of[name]}.txt": f"a {name}" for name in good | bad} if caption else {}
+    records = read_all(list_source(str(fill(tmp_path, {"a.jpg": JPEG, **good, **bad, **others, **texts}))))
+    assert [record.key for record in records] == [clean_key(stem_of[name]) for name in sorted(stem_of)]
+    undecodable = {r.key for r in records if isinstance(r, Reject) and r.reason is Reason.UNDECODABLE_IMAGE}
+    empty = {r.key for r in records if isinstance(r, Reject) and r.reason is Reason.EMPTY_IMAGE}
+    assert (undecodable, empty) == ({"b", "c", "j", "k", "m"}, {"l"})
+    examples = {record.key: record.caption for record in records if isinstance(record, Example)}
+    assert examples == ({clean_key(stem_of[name]): f"a {name}" for name in good} if caption else {})
+
+
+def test_a_folder_of_nothing_but_pictures_without_extensions_is_one_of_pictures(tmp_path: Path) -> None:
+    fill(tmp_path, {"d41d8cd9": JPEG, "d41d8cd9.txt": "a dog", "README": "about"})
+    for kind in (None, "folder"):
+        assert outcomes(read_all(list_source(str(tmp_path), kind))) == [("d41d8cd9", "a dog")]
+    assert outcomes(read_all(list_source(str(tmp_path / "d41*")))) == [("d41d8cd9", "a dog")]
+
+
+def test_a_backup_beside_its_picture_is_passed_over(tmp_path: Path) -> None:
+    backups = dict.fromkeys(("a.jpg.bak", "a.jpg~", "a.jpg_original", "a.orig"), JPEG)
+    fill(tmp_path, {"a.jpg": JPEG, "a.txt": "a dog", **backups, "b.jpg.bak": JPEG})
+    assert outcomes(read_all(list_source(str(tmp_path)))) == [
+        ("a", "a dog"),
+        (clean_key("b.jpg"), Reason.MISSING_CAPTION),
     ]
+
+
+def test_a_caption_without_a_picture_is_named(tmp_path: Path) -> None:
+    (_, reject) = read_all(list_source(str(fill(tmp_path, {"a.jpg": JPEG, "a.txt": "a dog", "c.txt": "nothing"}))))
+    assert isinstance(reject, Reject)
+    assert (reject.key, reject.reason, reject.detail) == ("c", Reason.MISSING_IMAGE, "no picture stands beside c.txt")
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_where_keys_end_is_asked_of_tars_alone(tmp_path: Path) -> None:
         # Two pictures of one key are one sample, as without a dot.
         ([*samples("1.a"), ("1.a.png", PNG)], [(clean_key("1.a"), Reason.MISSING_IMAGE)]),
         ([("1.a.txt", "a caption")], [("1", Reason.MISSING_IMAGE)]),
+        ([("1.a.xyz", JPEG), ("1.b.xyz", JPEG)], [(clean_key(f"1.{x}"), Reason.MISSING_IMAGE) for x in "ab"]),
     ],
 )
 def test_as_many_records_as_pictures(tmp_path: Path, members: list[Member], expected: list[tuple[str, str]]) -> None:
@@ -213,16 +214,34 @@ def test_incomplete_and_repeated_samples_are_rejects(tmp_path: Path) -> None:
     ]
 
 
-def test_folders_links_and_names_without_a_kind_are_no_samples(tmp_path: Path) -> None:
+def test_folders_and_names_without_a_kind_are_no_samples_and_links_have_no_content(tmp_path: Path) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, kind in (("d.jpg", tarfile.DIRTYPE), ("l.jpg", tarfile.SYMTYPE)):
+        links = (("l.jpg", tarfile.SYMTYPE), ("m.jpg", tarfile.LNKTYPE), ("n.txt", tarfile.LNKTYPE))
+        for name, kind in (("d.jpg", tarfile.DIRTYPE), *links):
             info = tarfile.TarInfo(name)
             info.type = kind
             archive.addfile(info)
         for name in ("README", ".hidden.jpg"):
             archive.addfile(tarfile.TarInfo(name))
-    assert read(tmp_path, {"a.tar": stream.getvalue()}) == []
+    assert outcomes(read(tmp_path, {"a.tar": stream.getvalue()})) == [(k, Reason.EMPTY_IMAGE) for k in ("l", "m")]
+
+
+@pytest.mark.parametrize("keys", ["first-dot", "last-dot"])
+def test_a_picture_of_any_kind_or_none_is_that_of_its_sample(tmp_path: Path, keys: str) -> None:
+    members: list[Member] = [("1", JPEG), ("1.txt", "one"), ("README", "about"), ("2.image", PNG), ("2.txt", "two")]
+    members += [("3.", JPEG), ("3.txt", "three"), ("x/4", b"8BPS"), ("5.txt", "five"), ("LICENSE", "MIT"), ("5", JPEG)]
+    members += [("6.thumb", PNG), ("6.jpg", JPEG), ("6.txt", "six"), ("7.cls", "3"), ("7.txt", "seven")]
+    (tmp_path / "a.tar").write_bytes(tar(members))
+    assert outcomes(read_all(list_source(str(tmp_path), keys=keys))) == [
+        ("1", "one"),
+        ("2", "two"),
+        ("3", "three"),
+        (clean_key("x/4"), Reason.UNDECODABLE_IMAGE),
+        ("5", "five"),
+        ("6", "six"),
+        ("7", Reason.MISSING_IMAGE),
+    ]
 
 
 def test_samples_of_one_key_in_two_tars_stay_two(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def texts(parser: Parser, caption: str) -> list[str]:
         ("orange and white cat on a red and white blanket", ["orange and white cat", "a red and white blanket"]),
         ("a photo of an orange and white cat", ["an orange and white cat"]),
         ("A gold and silver watch on a table", ["A gold and silver watch", "a table"]),
+        ("a gold and white plate", ["a gold and white plate"]),
         ("A tan and white dog runs", ["A tan and white dog"]),
         ("a red, white, and blue flag on a pole", ["a red, white, and blue flag", "a pole"]),
         ("her orange and white cat", ["her orange and white cat"]),
