@@ -39,7 +39,7 @@ from transforms.dataset import (
     read_job,
 )
 from transforms.files import is_remote, join
-from transforms.finish import finish_dataset
+from transforms.finish import finish_noted, note_expected
 from transforms.listing import Listing, list_source
 from transforms.models.presets import Models, check_downloads, name_of, revision_of
 from transforms.models.settings import Precision
@@ -136,6 +136,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
         refuse_shorter(request, listing)
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume, members=listing.members)
     with leaving_nothing(request.output):
+        note_expected(request.output, final, listing.gaps)
         done = shards_done(request.output, fingerprints, final, cut, console)
         missing = [chunk for chunk in chunks if chunk.shard not in done]
         if len(missing) < len(chunks):
@@ -151,8 +152,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
                 accelerator=request.accelerator,
             )  # fmt: skip
             if not is_local(options):
-                needs = Needs(request.output, [*checkpoints_of(steps).values()], cuda=has_gpu(request.dataflow_preset))
-                whole = replace(whole, needs=needs)
+                whole = replace(whole, needs=needs_of(request, steps), finishes=cut is None)
                 print_lines(console, [f"{len(missing)} shards: the runner's own log and pages show how it goes"])
             make_shards(whole.of(missing), options, console, debug=request.debug)
         refuse_unread(request.output, [chunk.shard for chunk in missing])
@@ -160,9 +160,14 @@ def build(request: Request, console: Console) -> DatasetInfo:
             shown = nullcontext() if request.debug or not is_local(options) else quiet_stderr()
             with console.status(f"keeping the best {cut.best:,}"), shown:
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
-    info = finish_dataset(request.output, job, final, recipe.format, listing.gaps)
+    info = finish_noted(request.output)
     print_lines(console, check_names_afterwards(job, request.output))
     return info
+
+
+def needs_of(request: Request, steps: Sequence[Step]) -> Needs:
+    """What workers elsewhere are checked for."""
+    return Needs(request.output, [*checkpoints_of(steps).values()], cuda=has_gpu(request.dataflow_preset))
 
 
 def compile_code(steps: Sequence[Step], console: Console) -> None:

@@ -187,6 +187,18 @@ def build(
 
 
 @app.command()
+def finish(output: Annotated[str, typer.Argument(help="Folder of a dataset whose shards are all made.")]) -> None:
+    """Finish a dataset whose build ended before it could: write its index, rejects, dataset.json and report."""
+    from jobs.report.page import write_report
+    from transforms.finish import finish_noted
+
+    info = finish_noted(output)
+    report = write_report(output)
+    print_books(info.counts.model_dump(), info.seconds)
+    out.print(f"dataset  {output}\nreport   {report}", soft_wrap=True)
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="The recipe whose fields are listed.")] = None,
 ) -> None:

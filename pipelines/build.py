@@ -1,14 +1,17 @@
 """The Beam pipeline of every recipe: read a source, run the recipe's steps, write the shards."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
 
 from pipelines.recipe import BuildConfig
 from schemas.dataset import Part
+from schemas.errors import SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.batch import Batch
+from transforms.finish import finish_noted
 from transforms.progress import CountRecords
 from transforms.read import ReadBatches, Reading
 from transforms.settled import settle
@@ -35,6 +38,7 @@ class BuildDataset(beam.PTransform):
         groups: the chunks where remote workers find them (`transforms.read.publish`); none for local ones.
         deadly: records that are rejected, as they killed the process that worked on them, by their keys.
         needs: what each worker is checked for before it begins; None for no check.
+        finishes: finish the dataset when all shards are made: what started the pipeline need not live until then.
         accelerator: what the machines of steps with a model have, as Beam's resource hints say it; "" for no hint.
     """
 
@@ -48,6 +52,7 @@ class BuildDataset(beam.PTransform):
     groups: Sequence[Shelved[Chunk]] = ()
     deadly: Mapping[str, Death] = field(default_factory=dict)
     needs: Needs | None = None
+    finishes: bool = False
     accelerator: str = ""
 
     def of(self, chunks: Sequence[Chunk]) -> "BuildDataset":
@@ -56,11 +61,14 @@ class BuildDataset(beam.PTransform):
 
     def expand(self, root: beam.Pipeline) -> beam.PCollection[Part]:
         """Chain the steps in their order, and write what comes out of them."""
-        return (
+        parts = (
             self.through_steps(root, self.config.batch_size, self.output)
             | CountRecords(self.progress)
             | WriteDataset(self.output, self.format, self.groups or self.chunks, self.config.unread == "leave-out")
         )
+        if self.finishes:
+            _ = parts | "all shards" >> beam.combiners.Count.Globally() | "finish" >> beam.Map(_finish, self.output)
+        return parts
 
     def through_steps(self, root: beam.Pipeline, batch_size: int, output: str = "") -> beam.PCollection[Batch]:
         """Read the records and put them through the recipe's steps, but those whose pieces are in `output` already."""
@@ -75,6 +83,11 @@ class BuildDataset(beam.PTransform):
                 step.with_resource_hints(accelerator=self.accelerator) if self.accelerator and needs_gpu else step
             )
         return batches
+
+
+def _finish(_: int, output: str) -> None:
+    with suppress(SubjectloomError):  # some shards are not made, which the job itself reports
+        finish_noted(output)
 
 
 @dataclass(eq=False)

@@ -1,11 +1,13 @@
 """Finish a dataset: compose the index, the rejects and `dataset.json` from the books of its shards.
 
-However long the dataset is, some ten thousand rows are in memory at a time (`transforms.tables`), and a kilobyte for
-each shard.
+A build notes beforehand what finishing needs, so that a dataset can be finished without it: by a remote pipeline's last
+step, or by `subjectloom finish`. However long the dataset is, some ten thousand rows are in memory at a time
+(`transforms.tables`), and a kilobyte for each shard.
 Samples of two shards that have one key become neighbours in the sorted index: the one in the first shard stays, the
 others become rejects, and their shards are written again without them.
 """
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,8 +31,9 @@ from schemas.dataset import (
     rejects_table,
     to_json,
 )
-from schemas.errors import SubjectloomError
+from schemas.errors import InputError, SubjectloomError
 from schemas.rejects import Reason
+from schemas.samples import FORMATS
 from schemas.samples.base import SampleFormat
 from schemas.shards import shard_name
 from transforms.dataset import (
@@ -40,16 +43,46 @@ from transforms.dataset import (
     both_versions,
     check_books,
     finished_shards,
+    read_info,
+    read_job,
 )
-from transforms.files import join, list_files, open_file, remove_files, replace_file, replacing
+from transforms.files import join, list_files, open_file, read_file, remove_files, replace_file, replacing
 from transforms.pieces import remove_all_pieces
 from transforms.tables import sort_tables, write_tables
 from transforms.write import rewrite_shard
 
 STAGE = "finish"
 
+EXPECTED = "expected.json"
+"""File in `STATE` with what finishing needs to know besides the books of the shards."""
+
 TWINS = 100_000
 """Most samples with the key of another one that are removed at a time."""
+
+
+def note_expected(output: str, fingerprints: Mapping[int, str], gaps: Mapping[str, int]) -> None:
+    """Note the fingerprints of all shards that the dataset will have, by number, and the gaps of its source."""
+    content = {
+        "fingerprints": [[shard, fingerprint] for shard, fingerprint in fingerprints.items()],
+        "gaps": dict(gaps),
+    }
+    replace_file(join(output, STATE, EXPECTED), json.dumps(content).encode())
+
+
+def finish_noted(output: str) -> DatasetInfo:
+    """Finish the dataset in `output` from what its build noted, or return what says that it is finished.
+
+    Raises:
+        InputError: no build has been there.
+        SubjectloomError: a shard is not finished.
+    """
+    names = list_files(output)
+    if "dataset.json" in names:
+        return read_info(output)
+    if join(STATE, EXPECTED) not in names:
+        raise InputError(f"{output} holds no dataset whose shards are made: there is no {STATE}/{EXPECTED}")
+    job, expected = read_job(output), json.loads(read_file(join(output, STATE, EXPECTED)))
+    return finish_dataset(output, job, dict(expected["fingerprints"]), FORMATS[job.recipe], expected["gaps"])
 
 
 def finish_dataset(
