@@ -393,8 +393,20 @@ def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precis
         models={kind: ModelName(name=name_of(path), revision=revision_of(path)) for kind, path in checkpoints.items()},
         seed=config.seed,
         precision=precision,
-        libraries=library_versions(),
+        libraries=library_versions() | instructions(checkpoints),
     )
+
+
+def instructions(checkpoints: Mapping[str, str]) -> dict[str, str]:
+    """The instruction set that torch computes with on this machine; {} if no step runs a model of torch.
+
+    Another one may change the last digits of a score, and so a shard.
+    """
+    if not checkpoints.keys() - {"parser"}:
+        return {}
+    import torch  # noqa: PLC0415 - a build without such models does not wait for it
+
+    return {"torch.cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def without_run_fields(job: Job) -> Job:

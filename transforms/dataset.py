@@ -194,7 +194,8 @@ def library_versions() -> dict[str, str]:
 def both_versions(earlier: Mapping[str, str]) -> dict[str, str]:
     """Return the versions of the libraries; after those of an earlier run, where they are others."""
     now = library_versions()
-    return {name: v if earlier.get(name, v) == v else f"{earlier[name]}, {v}" for name, v in now.items()}
+    both = {name: v if earlier.get(name, v) == v else f"{earlier[name]}, {v}" for name, v in now.items()}
+    return {**earlier, **both}
 
 
 def _earlier_job(output: str, names: list[str]) -> Job | None:

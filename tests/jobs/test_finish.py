@@ -1,6 +1,7 @@
 """Datasets that are finished without the build that made their shards."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,16 @@ def test_what_cannot_be_finished_is_named(tmp_path: Path) -> None:
     message = rf"1 of 2 shards in {re.escape(str(output))} are not finished, such as captioned-000001\.tar: run again"
     with pytest.raises(SubjectloomError, match=message):
         finish_noted(str(output))
+
+
+def test_shards_of_a_cpu_with_other_instructions_are_not_mixed_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pictures(tmp_path / "pictures", 6)
+    monkeypatch.setattr(jobs.build, "instructions", lambda _: {"torch.cpu": "DEFAULT"})
+    assert build(request(source, tmp_path / "out"), QUIET).libraries["torch.cpu"] == "DEFAULT"
+    monkeypatch.setattr(jobs.build, "instructions", lambda _: {"torch.cpu": "AVX2"})
+    resumed = replace(request(source, tmp_path / "out"), resume=True)
+    with pytest.raises(InputError, match=r"were made with torch\.cpu DEFAULT \(now AVX2\): --mix-versions keeps them"):
+        build(resumed, QUIET)
+    assert build(replace(resumed, mix_versions=True), QUIET).libraries["torch.cpu"] == "DEFAULT"
