@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 SHARED = [
     "contourpy>=1.3",
     "jinja2>=3.1",
+    "markupsafe>=3.0",
     "numpy>=2.0",
     "pillow>=12.0",
     "psutil>=7.0",
