@@ -20,6 +20,7 @@ from typer.main import get_group
 
 from jobs.arguments import expand_arguments, move_to_front, parse_overrides, split_arguments, workers_of
 from jobs.exports import Option, all_options, export_dataset, formats_help
+from jobs.generate_command import generate
 from jobs.plan import plan
 from jobs.settings import read_config
 from jobs.stop import INTERRUPTED, stoppable
@@ -319,6 +320,9 @@ def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
                 print_lines(f"step {done}  {losses}  {metrics['samples_per_second']:.1f} samples/s")
     if not done:
         print_lines(f"all {steps} steps are finished already: give more --steps to go on")
+
+
+app.command()(generate)
 
 
 weights = typer.Typer(help="Models from the checkpoints of a run, and weights of other projects.", no_args_is_help=True)
