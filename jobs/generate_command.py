@@ -8,7 +8,7 @@ from rich.console import Console
 
 from jobs.stop import stoppable
 from schemas.errors import InputError
-from schemas.machine import choose_device, limit_threads, threads_for
+from schemas.machine import use_machine
 
 
 def generate(
@@ -77,9 +77,7 @@ def generate(
     )
     check_references(find_model(request).recipe, request)
     check_files(request.references)
-    limit_threads(threads or threads_for(1, small_models=False))
-    if device is not None:
-        choose_device(device)
+    use_machine(threads, device, 1, small_models=False)
     console = Console(quiet=context.parent is not None and bool(context.parent.params.get("quiet")))
     with console.status("starting"):  # importing torch and Beam takes seconds
         from jobs.generate import generate as run_generate
