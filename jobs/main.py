@@ -20,11 +20,12 @@ from typer.main import get_group
 
 from jobs.arguments import expand_arguments, move_to_front, parse_overrides, split_arguments, workers_of
 from jobs.exports import Option, all_options, export_dataset, formats_help
+from jobs.generate_command import generate
 from jobs.plan import plan
 from jobs.settings import read_config
 from jobs.stop import INTERRUPTED, stoppable
 from schemas.errors import ConfigError, InputError, SubjectloomError, choices
-from schemas.machine import choose_device, limit_threads, threads_for
+from schemas.machine import use_machine
 
 app = typer.Typer(
     help="Training datasets for subject-driven text-to-image generation.",
@@ -258,6 +259,7 @@ def with_options(command: Callable[..., None], options: Iterable[Option]) -> Cal
 
 app.command()(with_options(export, all_options()))
 app.command()(plan)
+app.command()(generate)
 
 
 @app.command()
@@ -388,13 +390,6 @@ def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) 
     from jobs.report.page import write_report
 
     out.print(str(write_report(output)), soft_wrap=True)
-
-
-def use_machine(threads: int | None, device: str | None, processes: int, *, small_models: bool) -> None:
-    """Set threads and device for this process and its workers, before anything that uses them is imported."""
-    limit_threads(threads or threads_for(processes, small_models=small_models))
-    if device is not None:
-        choose_device(device)
 
 
 def check_recipe(recipe: str) -> None:

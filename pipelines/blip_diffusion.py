@@ -149,4 +149,28 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
     ]  # fmt: skip
 
 
-RECIPE = Recipe(name="blip-diffusion", config=BlipDiffusionConfig, settle=settle, steps=steps, writes_captions=True)
+def find(config: BlipDiffusionConfig, models: "Models", masked: bool) -> "Sequence[Step]":
+    """Return the steps that lay the subject on another background; one of any size and kind, at any place."""
+    from transforms.matting.backgrounds import Backgrounds
+    from transforms.matting.composite import Composition, LayOnBackgrounds
+    from transforms.matting.cutout import DrawTrimaps, SolveMattes, TrimapBounds
+    from transforms.regions.heatmaps import FindHeatmaps
+    from transforms.regions.named import NameSubject
+    from transforms.regions.subject import ChooseSubject, Filters
+
+    assert config.lower is not None
+    assert config.upper is not None
+    return [
+        NameSubject(models.parser),
+        *([] if masked else [FindHeatmaps(models.clipseg, models.hosting)]),
+        ChooseSubject(Filters(rival=config.rival, people=True), (config.lower + config.upper) / 2),
+        DrawTrimaps(TrimapBounds(config.lower, config.upper), config.band),
+        SolveMattes(),
+        LayOnBackgrounds(Backgrounds(), Composition(), config.seed),
+    ]
+
+
+RECIPE = Recipe(
+    name="blip-diffusion", config=BlipDiffusionConfig, settle=settle, steps=steps, find=find, subjects=1,
+    writes_captions=True,
+)  # fmt: skip

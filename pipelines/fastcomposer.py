@@ -111,4 +111,22 @@ def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "
     ]
 
 
-RECIPE = Recipe(name="fastcomposer", config=FastComposerConfig, settle=settle, steps=steps)
+def find(config: FastComposerConfig, models: "Models", masked: bool) -> "Sequence[Step]":
+    """Return the steps that tie a caption to the segment that it names."""
+    from transforms.regions.match import MatchPhrases
+    from transforms.regions.named import NameSubject
+    from transforms.regions.segment import SegmentPictures
+    from transforms.regions.similarity import ScoreSimilarity
+
+    assert config.threshold is not None
+    if masked:
+        return [NameSubject(models.parser)]
+    return [
+        NameSubject(models.parser),
+        SegmentPictures(models.segmenter, config.min_area, config.plurals == "union", models.hosting),
+        ScoreSimilarity(config.similarity, models.clip, models.hosting),
+        MatchPhrases(config.threshold, config.plurals, config.min_area),
+    ]
+
+
+RECIPE = Recipe(name="fastcomposer", config=FastComposerConfig, settle=settle, steps=steps, find=find)

@@ -147,6 +147,18 @@ def _ground(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "
     return [segment], [score, MatchPhrases(config.threshold), TakeMatches()]
 
 
+def find(config: MipAdapterConfig, models: "Models", masked: bool) -> "Sequence[Step]":
+    """Return the steps that ground a caption in its picture; objects of any size, which pass no gate."""
+    from transforms.listing import Listing
+    from transforms.regions.ground import TakeMatches
+    from transforms.regions.named import NameSubject
+
+    if masked:
+        return [NameSubject(models.parser), TakeMatches()]
+    segment, ground = _ground(config.model_copy(update={"min_area": 0.0}), models, Listing("folder", ()))
+    return [NameSubject(models.parser), *segment, *ground]
+
+
 def cut(config: MipAdapterConfig) -> "Cut":
     """Keep the best samples, and of near duplicates only the best."""
     from transforms.selection.cut import Cut
@@ -155,5 +167,5 @@ def cut(config: MipAdapterConfig) -> "Cut":
 
 
 RECIPE = Recipe(
-    name="mip-adapter", config=MipAdapterConfig, settle=settle, steps=steps, cut=cut, writes_captions=True
+    name="mip-adapter", config=MipAdapterConfig, settle=settle, steps=steps, find=find, cut=cut, writes_captions=True
 )  # fmt: skip

@@ -89,6 +89,10 @@ class Recipe(Generic[Config]):
             config contradicts them.
         steps: the steps between reading and writing, in order, for a settled config.
         cut: which samples are kept when all of them are scored; None keeps all.
+        find: the steps that find, in a photograph whose caption names its one subject, this subject, as `steps` find
+            those of a dataset; without what only selects samples. They are called with a settled config, models and
+            whether the example's one segment is the subject's mask. None: samples have no subjects.
+        subjects: most subjects of a sample; None: any number.
         writes_captions: whether its steps write the captions that the source lacks, where the preset has a captioner.
     """
 
@@ -97,6 +101,8 @@ class Recipe(Generic[Config]):
     settle: Callable[[Config, "Models", "Listing"], Config]
     steps: Callable[[Config, "Models", "Listing"], "Sequence[Step]"]
     cut: Callable[[Config], "Cut | None"] = no_cut
+    find: Callable[[Config, "Models", bool], "Sequence[Step]"] | None = None
+    subjects: int | None = None
     writes_captions: bool = False
 
     @property

@@ -59,3 +59,14 @@ def choose_device(name: str) -> None:
     if name.partition(":")[0] not in DEVICES:
         raise ConfigError(f"--device {name}: there is no such device; one of {', '.join(DEVICES)}")
     os.environ[DEVICE] = name
+
+
+def use_machine(threads: int | None, device: str | None, processes: int, *, small_models: bool) -> None:
+    """Set threads and device for this process and its workers, before anything that uses them is imported.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    limit_threads(threads or threads_for(processes, small_models=small_models))
+    if device is not None:
+        choose_device(device)

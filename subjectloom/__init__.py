@@ -9,7 +9,10 @@ from typing import Any
 _MODULES = {
     "jobs.build": ("Request", "build"),
     "jobs.exports": ("export_dataset",),
+    "jobs.drawing": ("DrawRequest", "Reference"),
+    "jobs.generate": ("generate",),
     "jobs.inspect": ("inspect",),
+    "jobs.pictures": ("write_pictures",),
     "jobs.report.page": ("write_report",),
     "jobs.train": ("run_training",),
     "pipelines": ("RECIPES",),
@@ -17,6 +20,7 @@ _MODULES = {
     "schemas.errors": ("ConfigError", "InputError", "ModelError", "SubjectloomError"),
     "schemas.samples": ("FORMATS",),
     "schemas.shards": ("Sample", "read_sample"),
+    "training.drawing": ("Drawing",),
     "training.recipes": ("training_of",),
     "training.shards": ("batches", "find_shards"),
     "transforms.dataset": ("read_info", "read_table"),

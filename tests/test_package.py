@@ -21,9 +21,10 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_public_names_are_these() -> None:
     """Whoever removes or renames one breaks the programs of others."""
     assert subjectloom.__all__ == [
-        "ConfigError", "DatasetInfo", "FORMATS", "InputError", "ModelError", "RECIPES", "Request", "Sample",
-        "SubjectloomError", "batches", "build", "export_dataset", "find_shards", "inspect", "read_info", "read_sample",
-        "read_table", "resolve", "run_training", "training_of", "write_report",
+        "ConfigError", "DatasetInfo", "DrawRequest", "Drawing", "FORMATS", "InputError", "ModelError", "RECIPES",
+        "Reference", "Request", "Sample", "SubjectloomError", "batches", "build", "export_dataset", "find_shards",
+        "generate", "inspect", "read_info", "read_sample", "read_table", "resolve", "run_training", "training_of",
+        "write_pictures", "write_report",
     ]  # fmt: skip
     assert all(getattr(subjectloom, name) is not None for name in subjectloom.__all__)
     assert dir(subjectloom) == subjectloom.__all__

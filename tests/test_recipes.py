@@ -12,15 +12,19 @@ import torch
 from rich.console import Console
 
 from jobs.build import Request, build
+from jobs.drawing import Reference
+from jobs.generate import compose_samples
 from jobs.inspect import inspect
+from jobs.references import find_subjects
 from jobs.report.page import write_report
 from jobs.scenes import write_scenes
 from jobs.settings import read_config
 from jobs.train import run_training
 from pipelines import RECIPES
 from schemas.samples import FORMATS
+from training.generate import batch_of
 from training.recipes import TRAININGS, training_of
-from training.shards import batches, find_shards, read_texts
+from training.shards import batches, find_shards, make_batch, read_samples, read_texts, to_floats
 from transforms.models.places import SAMPLE
 from transforms.models.presets import resolve
 
@@ -34,6 +38,15 @@ SETTINGS = {
     "blip-diffusion": ["rival=0.9", "min_area=0.01"],
 }
 """Settings by recipe without which eight scenes would give too few samples."""
+
+NAMED = {"fastcomposer": "subjects", "mip-adapter": "objects"}
+COMPARED = {
+    # FastComposer shows noise behind a subject, other noise in another sample: its mask is compared.
+    "fastcomposer": ["subject_segmentation"],
+    "mip-adapter": ["object_segmentation", "object_pixel_values"],
+    "blip-diffusion": ["input_pixel_values"],
+}
+"""Where subjects stand in the records, and what shows them in the batches."""
 
 QUICK: dict[str, Any] = {"batch": 4, "workers": 0, "warmup": 1, "checkpoint_every": 20, "sample_every": 20}
 
@@ -110,6 +123,29 @@ def test_a_batch_holds_what_the_recipe_s_docstring_states(recipe: str, batch: di
             assert bounds[0] <= tensor.min(), name
             assert tensor.max() <= bounds[1], name
             assert tensor.max() > tensor.min(), name
+
+
+@pytest.mark.slow
+def test_a_subject_is_found_in_a_photograph_as_in_the_dataset(recipe: str, dataset: Path, scenes: Path) -> None:
+    """The phrase alone, as `generate` asks for it, finds what the whole caption found when the dataset was built."""
+    if RECIPES[recipe].find is None:
+        return
+    training, shards = training_of(recipe), find_shards(str(dataset), recipe)
+    config = training.config(**training.presets["sample"])
+    model: Any = training.model(training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0), config)
+    raw = next(read_samples(shards))
+    record: Any = FORMATS[recipe].record.model_validate_json(raw["json"])
+    phrase = record.phrase if recipe == "blip-diffusion" else getattr(record, NAMED[recipe])[0].text
+    reference = Reference.parse(f"{phrase}={scenes / 'images' / record.key}.jpg")
+    found = find_subjects(recipe, [reference], "sample", QUIET)
+    room: dict[str, Any] = {name: 1 for name in ("max_subjects", "max_objects") if name in training.config.model_fields}
+    samples = compose_samples(recipe, found, "", phrase)
+    mine = batch_of(training, samples, model, config.model_copy(update=room))
+    own = to_floats(make_batch([(0, raw)], training.view, model.tools, config.plain()))
+    for name in COMPARED[recipe]:
+        difference = (mine[name][:, :1] - own[name][:, :1]).abs()
+        assert difference.mean() < 1e-3, name
+        assert own[name][:, :1].std() > 0.02, name
 
 
 @pytest.mark.slow

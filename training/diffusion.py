@@ -133,6 +133,8 @@ class LatentDiffusion(nn.Module):
 
     sampling_steps = 50
     guidance = 7.5
+    negative_prompt = ""
+    sampler: Any = DDIMScheduler
     min_snr: float = 0.0
     noise_offset: float = 0.0
     masks_noise = False
@@ -239,9 +241,9 @@ class LatentDiffusion(nn.Module):
         return {}
 
     def unconditional(self, batch: Batch) -> Batch:
-        """The same batch without its conditions, from which guidance leads away: by default an empty caption."""
-        empty = self.tokenize([""]).to(batch["input_ids"].device)
-        return {**batch, "input_ids": empty.expand_as(batch["input_ids"])}
+        """The same batch without its conditions, from which guidance leads away: by default `negative_prompt` alone."""
+        negative = self.tokenize([self.negative_prompt]).to(batch["input_ids"].device)
+        return {**batch, "input_ids": negative.expand_as(batch["input_ids"])}
 
     def sampling_conditions(self, batch: Batch, steps: int) -> Sequence[Conditions]:
         """Conditions at each sampling step, for the unconditional batch followed by `batch`: [2B, ...]."""
@@ -253,26 +255,27 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def sample(self, batch: Batch, noise: Tensor, *, steps: int | None = None, guidance: float | None = None) -> Tensor:
-        """Draw a picture for each sample by DDIM without fresh noise: [B, 3, H, W] float32 in [0, 1].
+        """Draw a picture for each sample by `sampler` without fresh noise: [B, 3, H, W] float32 in [0, 1].
 
         SDXL is told that the picture was cropped from nothing larger.
 
         Args:
             batch: the conditions; `pixel_values` and `sizes` are not used.
             noise: the start, [B, C, h, w] float32, standard normal.
-            steps: number of DDIM steps, by default `sampling_steps`.
+            steps: number of steps, by default `sampling_steps`.
             guidance: weight of classifier-free guidance, by default `guidance`; 1 is none.
         """
         steps = self.sampling_steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
-        schedule = DDIMScheduler.from_config(self.scheduler.config)
+        schedule = self.sampler.from_config(self.scheduler.config)
         schedule.set_timesteps(steps, device=noise.device)
         latents = noise * schedule.init_noise_sigma
         height, width = (side * downsampling(self.vae) for side in noise.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], device=noise.device)
         batch = {**batch, "sizes": sizes.expand(len(noise), -1)}
         for time, conditions in zip(schedule.timesteps, self.sampling_conditions(batch, steps), strict=True):
-            without, conditional = self.unet(torch.cat([latents] * 2), time, **conditions).sample.chunk(2)
+            scaled = schedule.scale_model_input(torch.cat([latents] * 2), time)
+            without, conditional = self.unet(scaled, time, **conditions).sample.chunk(2)
             latents = schedule.step(without + guidance * (conditional - without), time, latents).prev_sample
         with self.autoencoder_precision():
             pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
@@ -422,6 +425,11 @@ def concatenate(first: Batch, second: Batch) -> Batch:
         for name, value in first.items()
         if name != "pixel_values"
     }
+
+
+def first_sample(batch: Batch) -> Batch:
+    """The first sample of a batch, as a batch."""
+    return {name: value[:1] for name, value in batch.items()}
 
 
 def is_trained(part: nn.Module) -> bool:

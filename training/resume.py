@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "keep",
     "sample_every",
     "prompts",
+    "subject_share",
     "trackers",
     "data_path",
     "workers",

@@ -38,6 +38,13 @@ class Config(RunConfig):
         description="in these steps count samples without subjects with their whole picture (published: not at all); "
         "preset sample: true, its held-out noise loss after 400 steps is 3 % lower",
     )
+    subject_share: float = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        description="share of the sampling steps, the last ones, that use the subjects "
+        "(section 4.3, delayed conditioning)",
+    )
     trained_blocks: int = Field(default=2, ge=0, description="last blocks of the image encoder that are trained")
     train_encoders: bool = Field(
         default=False, description="train both encoders entirely: for one that starts from random weights"

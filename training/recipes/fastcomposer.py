@@ -43,6 +43,7 @@ from training.diffusion import (
     Conditions,
     Draws,
     LatentDiffusion,
+    first_sample,
     load_stable_diffusion,
     loading,
     normalize_for_clip,
@@ -230,7 +231,6 @@ class Model(LatentDiffusion):
     """
 
     guidance = 5.0
-    subject_share = 0.7
     parts: Parts
     image_encoder: CLIPVisionModelWithProjection
     fuser: Fuser
@@ -239,6 +239,7 @@ class Model(LatentDiffusion):
         config = config or Config()
         super().__init__(parts, drop_table(config))
         self.localization_weight, self.count_empty = config.localization_weight, config.count_empty
+        self.subject_share = config.subject_share
         self.masks_noise = config.mask_probability > 0
         localize(self.unet)
         self.text_encoder.requires_grad_(config.train_encoders)
@@ -279,12 +280,22 @@ class Model(LatentDiffusion):
             rows = columns = torch.zeros(1, dtype=torch.long, device=text.device)
         positions = batch["subject_token_index"][rows, columns]
         tokens = text[rows, positions]
-        fused = self.fuser(tokens, self.embed(batch["subject_pixel_values"][rows, columns]))
+        if "subject_embeddings" in batch:
+            embedded = batch["subject_embeddings"][rows, columns]
+        else:
+            embedded = self.embed(batch["subject_pixel_values"][rows, columns])
+        fused = self.fuser(tokens, embedded)
         return text.index_put((rows, positions), (tokens + 0 * fused if none else fused).to(text.dtype))
 
     def embed(self, references: Tensor) -> Tensor:
         """Embed references [N, 3, h, w] float32 in [0, 1]: [N, E]."""
         return self.image_encoder(normalize_for_clip(references, self.image_encoder.config.image_size)).image_embeds
+
+    @torch.no_grad()
+    def average_references(self, batch: Batch) -> Batch:
+        """The first sample alone, with the mean embedding of each of its subjects over all samples of the batch."""
+        embedded = self.embed(batch["subject_pixel_values"].flatten(0, 1)).unflatten(0, batch["subject_mask"].shape)
+        return {**first_sample(batch), "subject_embeddings": embedded.mean(0, keepdim=True)}
 
     def references(self, batch: Batch) -> Tensor:
         """The subjects' references, [B, M, 3, h, w] float32 in [0, 1]."""

@@ -66,6 +66,7 @@ from training.diffusion import (
     Batch,
     Conditions,
     LatentDiffusion,
+    first_sample,
     is_trained,
     load_stable_diffusion,
     loading,
@@ -314,8 +315,11 @@ class Model(LatentDiffusion):
             texts = self.encode_text(names.flatten(0, 1))
         kept = batch["image_kept"].repeat_interleave(names.shape[1])
         tokens = self.adapter.image_proj(self.embed(batch["object_pixel_values"].flatten(0, 1), kept))
+        tokens = tokens.unflatten(0, names.shape[:2])
+        if "object_tokens" in batch:
+            tokens = torch.where(batch["image_kept"][:, None, None, None], batch["object_tokens"].to(tokens), tokens)
         return References(
-            tokens=tokens.unflatten(0, names.shape[:2]),
+            tokens=tokens,
             texts=texts.unflatten(0, names.shape[:2]),
             words=batch["object_token_mask"],
             valid=batch["object_mask"],
@@ -337,6 +341,11 @@ class Model(LatentDiffusion):
                 shown = pixels * kept[:, None, None, None]
                 return self.image_encoder(shown, output_hidden_states=True).hidden_states[-2]
             return self.image_encoder(pixels).image_embeds * kept[:, None]
+
+    @torch.no_grad()
+    def average_references(self, batch: Batch) -> Batch:
+        """The first sample alone, with the mean image tokens of each of its objects over all samples of the batch."""
+        return {**first_sample(batch), "object_tokens": self.embed_references(batch).tokens.mean(0, keepdim=True)}
 
     def references(self, batch: Batch) -> Tensor:
         """The objects' references, [B, M, 3, h, w] float32 in [0, 1]."""

@@ -117,8 +117,18 @@ def match_phrases(
         if names != Names() and not np.any(allowed):
             raise RecordError(Reason.NO_MATCH, "no phrase and segment have a name that only and never allow")
         best = np.nanmax(similarity, initial=-np.inf)
-        raise RecordError(Reason.NO_MATCH, f"the best similarity is {best:.3f}, the threshold {threshold:.3f}")
+        detail = f"the best similarity is {best:.3f}, the threshold {threshold:.3f}"
+        raise RecordError(Reason.NO_MATCH, detail + _most_similar(example, similarity))
     return replace(example, matches=matches)
+
+
+def _most_similar(example: Example, similarity: NDArray[np.float64]) -> str:
+    """Name the most similar phrase and segment, as " ('a red dog' with a 'cat')"; "" if that has no class name."""
+    if np.isnan(similarity).all():
+        return ""
+    phrase, segment = np.unravel_index(int(np.nanargmax(similarity)), similarity.shape)
+    label = example.segments[segment].label
+    return f" ({example.phrases[phrase].text!r} with a {label!r})" if label else ""
 
 
 @dataclass(eq=False)

@@ -146,7 +146,7 @@ def test_the_transform_matches_each_example_by_itself() -> None:
     reject = batch.records[1]
     assert isinstance(reject, Reject)
     assert (reject.stage, reject.reason) == ("matches", Reason.NO_MATCH)
-    assert reject.detail == "the best similarity is 0.200, the threshold 0.500"
+    assert reject.detail == "the best similarity is 0.200, the threshold 0.500 ('thing 0' with a 'thing')"
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from training.diffusion import (
     Conditions,
     LatentDiffusion,
     concatenate,
+    first_sample,
     is_trained,
     load_stable_diffusion,
     loading,
@@ -199,6 +200,7 @@ class Model(LatentDiffusion):
     def __init__(self, parts: Parts, config: Config | None = None) -> None:
         self.config = config or Config()
         super().__init__(parts)
+        self.negative_prompt = self.config.negative_prompt
         self.image_encoder.requires_grad_(self.config.train_encoders and not self.config.finetune)
         for part in (self.qformer, self.prompter, self.text_encoder):
             part.requires_grad_(not self.config.finetune)
@@ -241,10 +243,8 @@ class Model(LatentDiffusion):
 
     def unconditional(self, batch: Batch) -> Batch:
         """The negative prompt in place of caption and subject prompt."""
-        ids = self.tokenize([self.config.negative_prompt]).to(batch["input_ids"].device)
         return {
-            **batch,
-            "input_ids": ids.expand_as(batch["input_ids"]),
+            **super().unconditional(batch),
             "subject_prompt_mask": torch.zeros_like(batch["subject_prompt_mask"]),
         }
 
@@ -261,7 +261,9 @@ class Model(LatentDiffusion):
         return {**batch, "input_ids": ids, "subject_prompt_mask": mask}
 
     def prompts(self, batch: Batch) -> Tensor:
-        """The subject prompts of a batch, [B, Q, D]: averaged ones if there are any, else those of the inputs."""
+        """The subject prompts of a batch, [B, Q, D]: its own averages, averaged ones of the model, or the inputs'."""
+        if "subject_prompts" in batch:
+            return batch["subject_prompts"]
         averaged = [self.subjects.get(text) for text in batch["subject_text"]]
         if all(prompt is not None for prompt in averaged):
             return torch.stack([prompt for prompt in averaged if prompt is not None])
@@ -295,6 +297,11 @@ class Model(LatentDiffusion):
             texts += batch["subject_text"]
             prompts.append(self.compute_prompts(batch))
         self.subjects = average_by_subject(texts, torch.cat(prompts))
+
+    @torch.no_grad()
+    def average_references(self, batch: Batch) -> Batch:
+        """The first sample alone, with the mean subject prompt of all samples of the batch."""
+        return {**first_sample(batch), "subject_prompts": self.compute_prompts(batch).mean(0, keepdim=True)}
 
     def references(self, batch: Batch) -> Tensor:
         """The inputs, [B, 1, 3, h, w] float32 in [0, 1]."""
