@@ -1,12 +1,14 @@
 """The command line before Typer reads it: what is Beam's, which options are fields, and options with parts."""
 
 from collections.abc import Sequence
+from glob import has_magic
 from itertools import pairwise
+from pathlib import Path
 
 from typer.core import TyperGroup
 
 from jobs.settings import expand_field_options
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, InputError, choices
 from schemas.machine import cores
 
 
@@ -82,3 +84,17 @@ def workers_of(beam_arguments: Sequence[str]) -> int:
         if name == "--direct_num_workers" and (value or following).isdecimal():
             return int(value or following) or cores()
     return 1
+
+
+def check_recipe(recipe: str) -> None:
+    """Refuse a recipe that does not exist."""
+    from pipelines import RECIPES  # noqa: PLC0415 - its fields need pydantic, other commands do not
+
+    if recipe not in RECIPES:
+        raise ConfigError(f"there is no recipe {recipe!r}{choices(recipe, RECIPES)}")
+
+
+def check_source(source: str) -> None:
+    """Refuse a local path that does not exist before anything slow is imported."""
+    if "://" not in source and not has_magic(source) and not Path(source).exists():
+        raise InputError(f"{source}: there is no such file or folder")

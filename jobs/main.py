@@ -6,7 +6,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from glob import has_magic
 from importlib import metadata
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -18,7 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.main import get_group
 
-from jobs.arguments import expand_arguments, move_to_front, parse_overrides, split_arguments, workers_of
+from jobs.arguments import (
+    check_recipe,
+    check_source,
+    expand_arguments,
+    move_to_front,
+    parse_overrides,
+    split_arguments,
+    workers_of,
+)
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.generate_command import generate
 from jobs.plan import plan
@@ -390,20 +397,6 @@ def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) 
     from jobs.report.page import write_report
 
     out.print(str(write_report(output)), soft_wrap=True)
-
-
-def check_recipe(recipe: str) -> None:
-    """Refuse a recipe that does not exist."""
-    from pipelines import RECIPES
-
-    if recipe not in RECIPES:
-        raise ConfigError(f"there is no recipe {recipe!r}{choices(recipe, RECIPES)}")
-
-
-def check_source(source: str) -> None:
-    """Refuse a local path that does not exist before anything slow is imported."""
-    if "://" not in source and not has_magic(source) and not Path(source).exists():
-        raise InputError(f"{source}: there is no such file or folder")
 
 
 def print_lines(*lines: str) -> None:

@@ -175,7 +175,8 @@ def plan(
     machines: Annotated[Path, typer.Option(help="YAML file with machines and their prices.")] = MACHINES,
 ) -> None:
     """Say what a build takes in time, memory, disk and money, from a few dozen pictures of INPUT."""
-    from jobs.main import check_recipe, check_source, out, print_lines
+    from jobs.arguments import check_recipe, check_source
+    from jobs.main import out, print_lines
     from jobs.settings import read_config
     from pipelines import RECIPES
     from schemas.machine import use_machine

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from typer.main import get_group
 
-from jobs.main import app, check_recipe, main
+from jobs.arguments import check_recipe
+from jobs.main import app, main
 from pipelines import RECIPES
 
 
