@@ -344,7 +344,7 @@ def load_stable_diffusion(folder: str | Path, *, allow_xl: bool = False) -> dict
     with loading(folder, XL_LAYOUT if allow_xl else LAYOUT):
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
         if is_xl(unet) and not allow_xl:
-            raise ValueError("it is a Stable Diffusion XL, which this recipe cannot train")
+            raise ModelError(f"no model in {folder}: it is a Stable Diffusion XL, which this recipe cannot train")
         base = {
             "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             "text_encoder": CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),

@@ -4,6 +4,7 @@
 again, one at a time. Both remove their files when nobody refers to them any more.
 """
 
+import hashlib
 import heapq
 import pickle
 import shutil
@@ -15,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar, overload
 
+from schemas.errors import SubjectloomError
 from transforms.files import open_file
 
 T = TypeVar("T")
@@ -72,18 +74,27 @@ def _read(path: Path) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Shelved(Sequence[T]):
-    """A sequence on a shelf: it is read each time that it is used, and travels to other processes as its place."""
+    """A sequence on a shelf: it is read each time that it is used, and travels to other processes as its place.
+
+    It is stored as a pickle, which can run programs: others may be able to write to a copy of its file, so that its
+    digest travels beside the place.
+    """
 
     path: str
     offset: int
+    size: int
+    digest: bytes
     length: int
     shelf: Any = field(default=None, repr=False, compare=False)
 
     def _load(self) -> Sequence[T]:
         with open_file(self.path) as stream:
             stream.seek(self.offset)
-            values: Sequence[T] = pickle.load(stream)  # noqa: S301 - of the process that listed the source
-            return values
+            content = stream.read(self.size)
+        if hashlib.sha256(content).digest() != self.digest:
+            raise SubjectloomError(f"{self.path} was changed while the build ran: run it again with --resume")
+        values: Sequence[T] = pickle.loads(content)  # noqa: S301 - of the process that listed the source
+        return values
 
     def at(self, path: str) -> "Shelved[T]":
         """The same sequence in a copy of its file."""
@@ -104,7 +115,7 @@ class Shelved(Sequence[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         # The shelf itself stays in the process that owns its files.
-        return {"path": self.path, "offset": self.offset, "length": self.length, "shelf": None}
+        return {**self.__dict__, "shelf": None}
 
 
 class Shelf(Generic[T]):
@@ -117,9 +128,9 @@ class Shelf(Generic[T]):
 
     def put(self, values: Sequence[T]) -> Shelved[T]:
         """Store a sequence."""
-        offset = self._stream.tell()
-        pickle.dump(values, self._stream)
-        return Shelved(str(self._path), offset, len(values), self)
+        offset, content = self._stream.tell(), pickle.dumps(values)
+        self._stream.write(content)
+        return Shelved(str(self._path), offset, len(content), hashlib.sha256(content).digest(), len(values), self)
 
     @property
     def path(self) -> Path:

@@ -26,7 +26,7 @@ REFUSED = {
     Reason.HUGE_IMAGE: ["60,000 x 60,000", "70,000 x 1", "negative size", "sparse file of a terabyte"],
     Reason.LONG_CAPTION: ["caption of a megabyte"],
     Reason.MISSING_CAPTION: ["caption of spaces", "empty caption", "no caption"],
-    Reason.MISSING_IMAGE: ["SVG by its name", "caption without a picture", "metadata with a path out"],
+    Reason.MISSING_IMAGE: ["caption without a picture", "metadata with a path out"],
     Reason.OUTSIDE_LINK: ["link out of the folder", "link to a device", "link to a folder outside"],
     Reason.UNDECODABLE_CAPTION: [
         "JSON that is a list",
@@ -42,6 +42,7 @@ REFUSED = {
         "HTML as picture",
         "JPEG header only",
         "SVG",
+        "SVG by its name",
         "TGA",
         "bomb of compressed text",
         "compressed picture",

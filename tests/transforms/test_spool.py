@@ -2,6 +2,9 @@ import gc
 import pickle
 from pathlib import Path
 
+import pytest
+
+from schemas.errors import SubjectloomError
 from transforms.spool import Shelf, Shelved, Sorted
 
 
@@ -43,3 +46,15 @@ def test_a_shelf_gives_back_what_was_put_and_is_removed_after_its_last_user() ->
     del stored
     gc.collect()
     assert not path.parent.exists()
+
+
+def test_a_list_that_others_changed_is_refused(tmp_path: Path) -> None:
+    shelf = Shelf[str]()
+    shelved = shelf.put(["a", "b"])
+    shelf.close()
+    copy = tmp_path / "plan"
+    copy.write_bytes(shelf.path.read_bytes())
+    assert list(shelved.at(str(copy))) == ["a", "b"]
+    copy.write_bytes(shelf.path.read_bytes().replace(b"b", b"c"))
+    with pytest.raises(SubjectloomError, match=f"^{copy} was changed while the build ran: run it again"):
+        list(shelved.at(str(copy)))
