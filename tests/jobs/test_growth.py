@@ -176,7 +176,7 @@ def test_workers_elsewhere_need_no_file_of_the_machine_that_lists_the_source(
     build(Request("captioned", str(source), address, config, resolve("sample", {})), QUIET)
     assert tars(tmp_path / "there") == tars(tmp_path / "here")
     left = {path.name for path in (tmp_path / "there" / ".subjectloom").rglob("*") if path.is_file()}
-    assert left == {"job.json", "members.parquet", "part-000000.parquet", "part-000001.parquet"}
+    assert left == {"expected.json", "job.json", "members.parquet", "part-000000.parquet", "part-000001.parquet"}
 
 
 def test_what_a_killed_run_had_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
