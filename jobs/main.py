@@ -26,6 +26,7 @@ from jobs.arguments import (
     split_arguments,
     workers_of,
 )
+from jobs.evaluate_command import evaluate
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.generate_command import generate
 from jobs.plan import plan
@@ -267,6 +268,7 @@ def with_options(command: Callable[..., None], options: Iterable[Option]) -> Cal
 app.command()(with_options(export, all_options()))
 app.command()(plan)
 app.command()(generate)
+app.command()(evaluate)
 
 
 @app.command()
