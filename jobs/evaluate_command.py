@@ -13,6 +13,7 @@ from schemas.machine import use_machine
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
     data: Annotated[list[str], typer.Option(help="Dataset whose samples are drawn; best one not trained on.")],
     output: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
@@ -30,17 +31,21 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; by default cuda if there is one.")] = None,
 ) -> None:
     """Measure how well a run's model draws the samples of a dataset, between two ends of real pictures."""
-    use_machine(threads, device, 1, small_models=False)
-    console = Console()
-    with console.status("drawing and measuring"):
-        from jobs.drawing import DrawRequest
-        from jobs.evaluate import evaluate as run_evaluate
-        from jobs.settings import read_config
-        from training.drawing import Drawing
+    from jobs.drawing import DrawRequest, find_model
+    from jobs.settings import read_config
+    from training.drawing import Drawing
+    from training.names import check_data
 
-        options = {"seed": seed, "steps": steps, "guidance": guidance, "batch": batch}
-        drawing = read_config(Drawing, None, [], {name: value for name, value in options.items() if value is not None})
-        request = DrawRequest(["-"], run=run, model=model, drawing=drawing, find_with=find_with)
+    options = {"seed": seed, "steps": steps, "guidance": guidance, "batch": batch}
+    drawing = read_config(Drawing, None, [], {name: value for name, value in options.items() if value is not None})
+    request = DrawRequest((), run=run, model=model, drawing=drawing, find_with=find_with)
+    find_model(request)
+    check_data(data)
+    use_machine(threads, device, 1, small_models=False)
+    console = Console(quiet=context.parent is not None and bool(context.parent.params.get("quiet")))
+    with console.status("drawing and measuring"):
+        from jobs.evaluate import evaluate as run_evaluate
+
         found = run_evaluate(request, data, count)
     table = Table("measure", "pictures", "mean", "95 % interval", box=None)
     for score in found.scores:

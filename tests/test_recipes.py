@@ -160,7 +160,7 @@ def test_an_evaluation_is_calibrated_by_real_pictures(recipe: str, dataset: Path
     training.model(parts, config).save(tmp_path / "model")
     note = {"recipe": recipe, "preset": "sample", **config.model_dump(mode="json")}
     (tmp_path / "config.json").write_text(json.dumps(note))
-    request = DrawRequest(["-"], run=tmp_path, drawing=Drawing(steps=1, batch=3))
+    request = DrawRequest((), run=tmp_path, drawing=Drawing(steps=1, batch=3))
     found = evaluate(request, [str(dataset)], SCENES)
     assert 2 <= found.samples <= SCENES
     means = {(score.measure, score.pictures): score.mean for score in found.scores}
