@@ -265,10 +265,8 @@ def with_options(command: Callable[..., None], options: Iterable[Option]) -> Cal
     return command
 
 
-app.command()(with_options(export, all_options()))
-app.command()(plan)
-app.command()(generate)
-app.command()(evaluate)
+for command in (with_options(export, all_options()), plan, generate, evaluate):
+    app.command()(command)
 
 
 @app.command()
