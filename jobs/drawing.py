@@ -127,9 +127,9 @@ def fields_of(recipe: str, fields: Mapping[str, Any], request: DrawRequest) -> R
         if name not in kind.model_fields:
             owner = owners_of_fields().get(name)
             raise ConfigError(f"{recipe} has no setting {name!r}" + (f", a field of {owner}" if owner else ""))
-    # Every reference is shown, whatever its class, and with the prompt as its caption.
-    count = max(1, len(request.references))
-    own = {"max_subjects": count, "max_objects": count, "labels": (), "captions": "own"}
+    own: dict[str, Any] = {"captions": "own"}  # the prompt
+    if count := len(request.references):  # all are shown, whatever their class
+        own |= {"max_subjects": count, "max_objects": count, "labels": ()}
     known = {name: value for name, value in {**fields, **own}.items() if name in kind.model_fields}
     return read_config(kind, None, [f"{name}={value}" for name, value in request.fields.items()], known)
 

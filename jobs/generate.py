@@ -71,13 +71,8 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
     shown = [reference for reference in request.references if reference.photographs]
     preset = request.find_with or start.preset
     found = find_subjects(start.recipe, shown, preset, console, doubts_preset=request.find_with is None)
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
     training = training_of(start.recipe)
-    parts = training.load(start.folder) if start.folder else training.load()
-    model: Any = training.model(parts, start.config)
-    size = request.drawing.size or (start.config.resolution if request.run else None)
-    drawing = set_drawing(model, request.drawing.model_copy(update={"size": size}), this_process().device)
+    model, drawing = open_model(start, request)
     known = known_subject(start.recipe, model, request.references, found)
     config = start.config.model_copy(update={"resolution": drawing.size})
     settings = describe(request, start, drawing)
@@ -86,6 +81,17 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
         references = shown_pictures(model.references(batch), [len(group) for group in found])
         for number, drawn in enumerate(draw_pictures(model, join_samples(model, batch), drawing)):
             yield Picture(i, number, to_bytes(drawn), {"prompt": prompt, "number": number, **settings}, references)
+
+
+def open_model(start: Start, request: DrawRequest) -> tuple[Any, Drawing]:
+    """Load the model of a request and set it up; return it with the settings in full, as `set_drawing` does."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    training = training_of(start.recipe)
+    parts = training.load(start.folder) if start.folder else training.load()
+    model = training.model(parts, start.config)
+    size = request.drawing.size or (start.config.resolution if request.run else None)
+    return model, set_drawing(model, request.drawing.model_copy(update={"size": size}), this_process().device)
 
 
 def known_subject(

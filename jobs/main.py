@@ -26,6 +26,7 @@ from jobs.arguments import (
     split_arguments,
     workers_of,
 )
+from jobs.evaluate_command import evaluate
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.generate_command import generate
 from jobs.plan import plan
@@ -264,9 +265,8 @@ def with_options(command: Callable[..., None], options: Iterable[Option]) -> Cal
     return command
 
 
-app.command()(with_options(export, all_options()))
-app.command()(plan)
-app.command()(generate)
+for command in (with_options(export, all_options()), plan, generate, evaluate):
+    app.command()(command)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """One contract for every recipe, by name: from scenes to a dataset, its report, its batches and a trained model."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import torch
 from rich.console import Console
 
 from jobs.build import Request, build
-from jobs.drawing import Reference
+from jobs.drawing import DrawRequest, Reference
+from jobs.evaluate import evaluate
 from jobs.generate import compose_samples
 from jobs.inspect import inspect
 from jobs.references import find_subjects
@@ -22,6 +24,7 @@ from jobs.settings import read_config
 from jobs.train import run_training
 from pipelines import RECIPES
 from schemas.samples import FORMATS
+from training.drawing import Drawing
 from training.generate import batch_of
 from training.recipes import TRAININGS, training_of
 from training.shards import batches, find_shards, make_batch, read_samples, read_texts, to_floats
@@ -146,6 +149,27 @@ def test_a_subject_is_found_in_a_photograph_as_in_the_dataset(recipe: str, datas
         difference = (mine[name][:, :1] - own[name][:, :1]).abs()
         assert difference.mean() < 1e-3, name
         assert own[name][:, :1].std() > 0.02, name
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_calibrated_by_real_pictures(recipe: str, dataset: Path, tmp_path: Path) -> None:
+    """An untrained model lies below the real pictures, and the sample's own picture above that of another sample."""
+    training, shards = training_of(recipe), find_shards(str(dataset), recipe)
+    config = training.config(**training.presets["sample"])
+    parts = training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0)
+    training.model(parts, config).save(tmp_path / "model")
+    note = {"recipe": recipe, "preset": "sample", **config.model_dump(mode="json")}
+    (tmp_path / "config.json").write_text(json.dumps(note))
+    request = DrawRequest((), run=tmp_path, drawing=Drawing(steps=1, batch=3))
+    found = evaluate(request, [str(dataset)], SCENES)
+    assert 2 <= found.samples <= SCENES
+    means = {(score.measure, score.pictures): score.mean for score in found.scores}
+    assert {measure for measure, _ in means} == {"clip-i", "clip-t", *([] if recipe == "captioned" else ["identity"])}
+    assert all(score.low <= score.mean <= score.high for score in found.scores)
+    assert means["clip-i", "own"] == pytest.approx(1)
+    assert means["clip-i", "another"] < 0.9
+    if recipe in NAMED:
+        assert means["identity", "own"] > 0.3 + max(means["identity", "another"], means["identity", "drawn"])
 
 
 @pytest.mark.slow
