@@ -83,7 +83,7 @@ def fit(
     """
     starts, parameters = zip(*(groups or [(0, model.parameters())]), strict=True)
     optimizer = torch.optim.AdamW(
-        [{"params": group} for group in parameters], lr=settings.peak, weight_decay=settings.weight_decay
+        [{"params": group} for group in parameters], lr=settings.peak, weight_decay=settings.weight_decay, fused=True
     )
     first = load_checkpoint(checkpoint, model, optimizer) if checkpoint and checkpoint.exists() else 0
     for step in range(first, settings.steps):

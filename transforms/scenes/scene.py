@@ -9,11 +9,13 @@ from transforms.scenes.grammar import Group, Span, write_caption
 from transforms.scenes.paint import COLORS, TEXTURES, paint_background, paint_texture
 from transforms.scenes.shapes import NOUNS, draw_silhouette
 
-MAX_OBJECTS = 5
+OBJECTS = (1, 5)
+"""Fewest and most objects of a scene."""
+MAX_OBJECTS = OBJECTS[1]
 MAX_HIDDEN = 0.3
 """Largest share of an object's area that other objects cover."""
-SCALES = (0.2, 0.5)
-"""Smallest and largest size of an object, as a share of the picture's side."""
+SCALES = {5: (0.2, 0.5), 3: (0.3, 0.6)}
+"""Smallest and largest size of an object, as a share of the picture's side, in scenes of at most so many objects."""
 OMITTED = 0.2
 """Probability that the caption leaves out a group."""
 
@@ -64,10 +66,20 @@ class _Placed:
         return slice(self.y, self.y + height), slice(self.x, self.x + width)
 
 
-def make_scene(rng: np.random.Generator, size: int = 256) -> Scene:
-    """Render a square scene of `size` x `size` pixels: 1 to 5 objects, partly hidden, some left out by the caption."""
-    kinds = _choose_kinds(rng)
-    placed = _place(rng, kinds, size)
+def make_scene(
+    rng: np.random.Generator, size: int = 256, objects: tuple[int, int] = OBJECTS, omitted: float = OMITTED
+) -> Scene:
+    """Render a square scene of `size` x `size` pixels, with objects that are partly hidden.
+
+    Args:
+        rng: draws everything random.
+        size: side of the picture.
+        objects: fewest and most objects, 1 to 5; where there are at most three, they are larger. An object that finds
+            no place is left out, so that there may be fewer.
+        omitted: probability that the caption leaves out a group of objects.
+    """
+    kinds = _choose_kinds(rng, objects)
+    placed = _place(rng, kinds, size, objects[1])
     canvas = paint_background(rng, size, size)
     visible: list[NDArray[np.float32]] = []
     for item in placed:
@@ -80,18 +92,18 @@ def make_scene(rng: np.random.Generator, size: int = 256) -> Scene:
             behind[window] *= 1 - item.alpha
         visible.append(np.zeros((size, size), np.float32))
         visible[-1][window] = item.alpha
-    caption, spans, phrase_of = _caption(rng, kinds, placed, size)
-    objects = tuple(
+    caption, spans, phrase_of = _caption(rng, kinds, placed, size, omitted)
+    things = tuple(
         SceneObject(*kinds[item.group], np.rint(alpha * 255).astype(np.uint8), phrase_of.get(item.group))
         for item, alpha in zip(placed, visible, strict=True)
     )
-    return Scene(np.rint(canvas).astype(np.uint8), caption, objects, spans)
+    return Scene(np.rint(canvas).astype(np.uint8), caption, things, spans)
 
 
-def _choose_kinds(rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """Choose up to five groups as (noun, colour, texture); a noun comes twice only in two colours."""
+def _choose_kinds(rng: np.random.Generator, objects: tuple[int, int]) -> list[tuple[str, str, str]]:
+    """Choose groups as (noun, colour, texture); a noun comes twice only in two colours."""
     kinds: list[tuple[str, str, str]] = []
-    for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
+    for _ in range(int(rng.integers(objects[0], objects[1] + 1))):
         repeat = bool(kinds) and rng.random() < 0.12
         noun = kinds[-1][0] if repeat else str(rng.choice(NOUNS))
         used = {color for other, color, _ in kinds if other == noun}
@@ -103,17 +115,18 @@ def _choose_kinds(rng: np.random.Generator) -> list[tuple[str, str, str]]:
     return kinds
 
 
-def _place(rng: np.random.Generator, kinds: list[tuple[str, str, str]], size: int) -> list[_Placed]:
-    """Place one to three objects of each kind, at most five, where they hide little of each other.
+def _place(rng: np.random.Generator, kinds: list[tuple[str, str, str]], size: int, most: int) -> list[_Placed]:
+    """Place one to three objects of each kind, at most `most`, where they hide little of each other.
 
     An object that fits nowhere after 20 attempts is left out; the first object always fits.
     """
     placed: list[_Placed] = []
     order = [g for g in range(len(kinds)) for _ in range(int(rng.choice((1, 2, 3), p=(0.8, 0.14, 0.06))))]
-    for group in order[:MAX_OBJECTS]:
+    smallest, large = SCALES[3 if most <= 3 else 5]
+    for group in order[:most]:
         for attempt in range(20):
-            largest = SCALES[1] if len(order) < 3 or attempt < 4 else 0.34
-            scale = float(rng.uniform(SCALES[0], largest))
+            largest = large if len(order) < 3 or attempt < 4 else 0.68 * large
+            scale = float(rng.uniform(smallest, largest))
             softness = float(rng.choice((0.0, 0.6, 1.2))) * size / 256
             mirrored = bool(rng.random() < 0.5)
             alpha = draw_silhouette(kinds[group][0], scale * size, float(rng.uniform(-20, 20)), mirrored, softness)
@@ -150,13 +163,13 @@ def _hides_little(placed: list[_Placed], size: int) -> bool:
 
 
 def _caption(
-    rng: np.random.Generator, kinds: list[tuple[str, str, str]], placed: list[_Placed], size: int
+    rng: np.random.Generator, kinds: list[tuple[str, str, str]], placed: list[_Placed], size: int, omitted: float
 ) -> tuple[str, tuple[Span, ...], dict[int, tuple[int, int]]]:
     """Write the caption; return it, its noun phrases and the span of each captioned group."""
     present = sorted({item.group for item in placed})
     nouns = [kinds[g][0] for g in present]
     # Of two groups with the same noun none is left out: the phrase of the other could be taken for its own.
-    named = [g for g in present if nouns.count(kinds[g][0]) > 1 or rng.random() >= OMITTED] or present[:1]
+    named = [g for g in present if nouns.count(kinds[g][0]) > 1 or rng.random() >= omitted] or present[:1]
     named = [int(g) for g in rng.permutation(named)]
     groups = []
     for g in named:
