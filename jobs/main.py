@@ -95,11 +95,14 @@ def scenes(
     count: Annotated[int, typer.Option(help="Scenes to render.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Scene i is a function of (seed, i).", min=0)] = 0,
     size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.", min=64, max=4096)] = 256,
+    objects: Annotated[
+        str, typer.Option(help="Fewest and most objects, from 1 to 5; with at most three they are larger.")
+    ] = "1-5",
 ) -> None:
     """Render sample scenes with captions and exact truth."""
-    from jobs.scenes import write_scenes
+    from jobs.scenes import parse_objects, write_scenes
 
-    rendered = write_scenes(output, count, seed, size)
+    rendered = write_scenes(output, count, seed, size, parse_objects(objects))
     for _ in track(rendered, "scenes", total=count, console=out, disable=not out.is_terminal, transient=True):
         pass
     out.print(f"{count} scenes in {output}: images/, backgrounds/, truth/", soft_wrap=True)

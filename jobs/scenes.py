@@ -13,15 +13,18 @@ from schemas.errors import InputError
 from schemas.masks import Mask
 from transforms.scenes import Scene, make_scene
 from transforms.scenes.paint import paint_background
+from transforms.scenes.scene import OBJECTS
 
 SCENES, BACKGROUNDS = 0, 1
 """Streams of random numbers: the number of scenes does not change the backgrounds, nor the other way round."""
 
 
-def write_scenes(output: Path, count: int, seed: int, size: int = 256) -> Iterator[int]:
+def write_scenes(
+    output: Path, count: int, seed: int, size: int = 256, objects: tuple[int, int] = OBJECTS
+) -> Iterator[int]:
     """Render `count` scenes of `size` x `size` pixels and `count` / 4 backgrounds, on all cores.
 
-    Scene i is a function of (seed, i).
+    Scene i, of the fewest to the most `objects`, is a function of (seed, i).
 
     Yields:
         The number of scenes written so far.
@@ -37,20 +40,34 @@ def write_scenes(output: Path, count: int, seed: int, size: int = 256) -> Iterat
         rng = np.random.default_rng([seed, BACKGROUNDS, index])
         background = np.rint(paint_background(rng, size, size)).astype(np.uint8)
         Image.fromarray(background).save(output / "backgrounds" / f"{index:06d}.jpg", quality=92)
-    jobs = ((output, seed, index, size) for index in range(count))
+    jobs = ((output, seed, index, size, objects) for index in range(count))
     with get_context("spawn").Pool() as workers:
         for done, _ in enumerate(workers.imap_unordered(_write_job, jobs, chunksize=8), start=1):
             yield done
 
 
-def scene_of(seed: int, index: int, size: int = 256) -> Scene:
+def parse_objects(text: str) -> tuple[int, int]:
+    """Read the fewest and the most objects of a scene: "1-3", or "2" for both.
+
+    Raises:
+        InputError: they are not two such numbers.
+    """
+    fewest, _, most = text.partition("-")
+    if fewest.isdecimal() and (most or fewest).isdecimal():
+        objects = int(fewest), int(most or fewest)
+        if OBJECTS[0] <= objects[0] <= objects[1] <= OBJECTS[1]:
+            return objects
+    raise InputError(f"--objects {text}: give the fewest and the most objects of a scene, from 1 to 5, such as 1-3")
+
+
+def scene_of(seed: int, index: int, size: int = 256, objects: tuple[int, int] = OBJECTS) -> Scene:
     """Render scene `index` of `seed`, which `write_scenes` writes under the key `index:06d`."""
-    return make_scene(np.random.default_rng([seed, SCENES, index]), size)
+    return make_scene(np.random.default_rng([seed, SCENES, index]), size, objects)
 
 
-def _write_job(job: tuple[Path, int, int, int]) -> None:
-    output, seed, index, size = job
-    write_scene(output, f"{index:06d}", scene_of(seed, index, size))
+def _write_job(job: tuple[Path, int, int, int, tuple[int, int]]) -> None:
+    output, seed, index, size, objects = job
+    write_scene(output, f"{index:06d}", scene_of(seed, index, size, objects))
 
 
 def write_scene(output: Path, key: str, scene: Scene) -> None:

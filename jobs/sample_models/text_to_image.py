@@ -3,13 +3,15 @@
     python -m jobs.sample_models.text_to_image --output transforms/models/sample/text_to_image \
         --checkpoint FILE --pool FILE.npz
 
-Text encoder, U-Net, autoencoder and scheduler are of the published classes and in the published layout. Pictures have 64
-pixels a side and latents 16, those of the sample autoencoder. The U-Net predicts the velocity (Salimans and Ho 2022,
-"Progressive Distillation for Fast Sampling of Diffusion Models", section 4): where nearly all is noise, that is nearly
-the picture, and few steps are enough to learn which colours and shapes a caption names.
+Text encoder, U-Net, autoencoder and scheduler have the published classes and layout. Pictures have 64 pixels a side and
+latents 16, those of the sample autoencoder. The U-Net predicts the velocity (Salimans and Ho 2022, "Progressive
+Distillation for Fast Sampling of Diffusion Models", section 4): where nearly all is noise, that is nearly the picture,
+so that few steps teach it the colours and shapes that a caption names.
 
-The first steps show close-ups of scenes with a single object, a quarter of their latents: these cost a third of the time,
-and all of it goes into what objects look like.
+The first steps show close-ups of scenes with a single object, a quarter of their latents: they take less than half the
+time, and none of it goes into backgrounds.
+
+A run with the same checkpoint goes on where it stopped. `--start FOLDER` goes on from saved weights instead.
 """
 
 from collections.abc import Sequence
@@ -30,7 +32,6 @@ from torch.func import functional_call
 
 from jobs.sample_models.fit import Batch, Checkpoint, Output, Peak, Scenes, Seed, Settings, Steps, fit
 from jobs.sample_models.pools import map_scenes
-from schemas.errors import InputError
 from training.diffusion import LatentDiffusion, Parts, load_stable_diffusion
 from training.small import SIDE, WIDTH, seeded, small_scheduler, small_text_encoder
 from training.tokenizer import small_tokenizer, tokenize
@@ -118,10 +119,10 @@ class Trained(nn.Module):
 
 
 def new_unet(channels: int) -> UNet2DConditionModel:
-    """Build the untrained U-Net: 6.8 million parameters, cross-attention to captions where latents are 16, 8 and 4 wide.
+    """Build the untrained U-Net: 6.8 million parameters, cross-attention at 16, 8 and 4 latents a side.
 
-    Most of its parameters are at the two coarse levels, where a picture has few latents: a CPU's time goes into the fine
-    one. Heads are as wide as the fine level.
+    Most parameters are at the two coarse levels, where they cost little time. Heads are 32 wide: narrower ones take a
+    CPU several times as long.
     """
     return UNet2DConditionModel(
         sample_size=SIDE // 4,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.scenes import scene_of, write_scenes
+from jobs.scenes import parse_objects, scene_of, write_scenes
 from schemas.errors import InputError
 from schemas.masks import Mask
 
@@ -52,3 +52,21 @@ def test_there_are_backgrounds_too(folder: Path) -> None:
 def test_a_folder_with_something_in_it_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"out is not empty: name a new folder"):
         next(write_scenes(folder, count=1, seed=0))
+
+
+@pytest.mark.parametrize(("text", "objects"), [("1-3", (1, 3)), ("2", (2, 2)), ("1-5", (1, 5))])
+def test_objects_as_the_command_takes_them(text: str, objects: tuple[int, int]) -> None:
+    assert parse_objects(text) == objects
+
+
+@pytest.mark.parametrize("text", ["0-3", "3-1", "1-6", "-3", "1-3-5", "many", ""])
+def test_other_numbers_of_objects_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=f"--objects {text}: give the fewest and the most"):
+        parse_objects(text)
+
+
+def test_objects_reach_the_files(tmp_path: Path) -> None:
+    list(write_scenes(tmp_path / "out", count=2, seed=0, size=64, objects=(3, 3)))
+    for index in range(2):
+        truth = json.loads((tmp_path / "out" / "truth" / f"{index:06d}.json").read_text())
+        assert len(truth["objects"]) == 3

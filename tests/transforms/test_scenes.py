@@ -35,6 +35,15 @@ def test_between_one_and_five_objects_each_to_be_seen(scenes: list[Scene]) -> No
     assert min(thing.mask.sum() for scene in scenes for thing in scene.objects) > 20
 
 
+def test_at_most_three_objects_are_larger(scenes: list[Scene]) -> None:
+    few = [make_scene(np.random.default_rng([11, i]), 128, (2, 3), omitted=0) for i in range(40)]
+    assert {len(scene.objects) for scene in few} == {2, 3}
+    assert all(thing.phrase for scene in few for thing in scene.objects)
+    # Sides lie between 0.3 and 0.6 of the picture's in place of 0.2 and 0.5: areas are 2 times as large on average.
+    areas = [np.mean([thing.mask.sum() for scene in group for thing in scene.objects]) for group in (scenes, few)]
+    assert 1.5 < areas[1] / areas[0] < 2.8
+
+
 def test_phrases_tell_the_truth(scenes: list[Scene]) -> None:
     for scene in scenes:
         for thing in scene.objects:

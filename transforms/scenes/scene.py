@@ -74,12 +74,13 @@ def make_scene(
     Args:
         rng: draws everything random.
         size: side of the picture.
-        objects: fewest and most objects, 1 to 5; where there are at most three, they are larger. An object that finds
-            no place is left out, so that there may be fewer.
+        objects: fewest and most objects, from 1 to 5. Where there are at most three, they are larger.
         omitted: probability that the caption leaves out a group of objects.
     """
-    kinds = _choose_kinds(rng, objects)
-    placed = _place(rng, kinds, size, objects[1])
+    placed: list[_Placed] = []
+    while len(placed) < objects[0]:  # an object that fits nowhere is left out
+        kinds = _choose_kinds(rng, objects)
+        placed = _place(rng, kinds, size, objects[1])
     canvas = paint_background(rng, size, size)
     visible: list[NDArray[np.float32]] = []
     for item in placed:
