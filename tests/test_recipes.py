@@ -128,6 +128,16 @@ def test_a_batch_holds_what_the_recipe_s_docstring_states(recipe: str, batch: di
             assert tensor.max() > tensor.min(), name
 
 
+def test_weights_stored_in_half_precision_are_loaded_in_single(recipe: str, tmp_path: Path) -> None:
+    training = training_of(recipe)
+    parts = training.small(SAMPLE / "autoencoder", ["a red ball"], 0)
+    training.model(parts, training.config(**training.presets["sample"])).half().save(tmp_path / "model")
+    loaded = training.load(tmp_path / "model")
+    networks = [part for part in vars(loaded).values() if isinstance(part, torch.nn.Module)]
+    assert len(networks) >= 3
+    assert {parameter.dtype for network in networks for parameter in network.parameters()} == {torch.float32}
+
+
 @pytest.mark.slow
 def test_a_subject_is_found_in_a_photograph_as_in_the_dataset(recipe: str, dataset: Path, scenes: Path) -> None:
     """The phrase alone, as `generate` asks for it, finds what the whole caption found when the dataset was built."""

@@ -133,7 +133,7 @@ def load_image_encoder(folder: str | Path, image_proj: ImageProjection | Resampl
             subfolder = str(Path(inner, IMAGE_ENCODER))
             config = CLIPVisionConfig.from_pretrained(source, subfolder=subfolder)
             if width == (config.hidden_size if plus else config.projection_dim):
-                return CLIPVisionModelWithProjection.from_pretrained(source, subfolder=subfolder)
+                return CLIPVisionModelWithProjection.from_pretrained(source, subfolder=subfolder, dtype=torch.float32)
     raise ModelError(f"the adapter is for an image encoder of width {width}, which {places[0][0]} does not have")
 
 

@@ -334,6 +334,8 @@ class LatentDiffusion(nn.Module):
 def load_stable_diffusion(folder: str | Path, *, allow_xl: bool = False) -> dict[str, Any]:
     """Load the fields of `Parts` from a folder in the layout of Stable Diffusion 1.5 or XL, or the hub's name of one.
 
+    Networks are in single precision, in whichever they are stored; transformers by itself would keep that of the file.
+
     Args:
         folder: holds the model; its U-Net says which of the two it is.
         allow_xl: whether the recipe can train Stable Diffusion XL.
@@ -347,14 +349,16 @@ def load_stable_diffusion(folder: str | Path, *, allow_xl: bool = False) -> dict
             raise ModelError(f"no model in {folder}: it is a Stable Diffusion XL, which this recipe cannot train")
         base = {
             "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-            "text_encoder": CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
+            "text_encoder": CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32),
             "unet": unet,
             "vae": AutoencoderKL.from_pretrained(folder, subfolder="vae"),
             "scheduler": load_scheduler(folder),
         }
         if is_xl(unet):
             base["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer_2")
-            base["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2")
+            base["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(
+                folder, subfolder="text_encoder_2", dtype=torch.float32
+            )
         return base
 
 

@@ -196,7 +196,9 @@ def load(folder: str | Path = STABLE_DIFFUSION, image_encoder: str | Path = IMAG
     base = load_stable_diffusion(folder)
     with loading(folder, LAYOUT):
         vision = CLIPVisionModelWithProjection.from_pretrained(
-            folder if saved else image_encoder, **({"subfolder": "image_encoder"} if saved else {})
+            folder if saved else image_encoder,
+            dtype=torch.float32,
+            **({"subfolder": "image_encoder"} if saved else {}),
         )
         widths = base["text_encoder"].config.hidden_size, vision.config.projection_dim
         fuser = Fuser.from_pretrained(folder, subfolder="fuser") if saved else Fuser(*widths)

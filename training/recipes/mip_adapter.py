@@ -226,7 +226,7 @@ def load(folder: str | Path = STABLE_DIFFUSION_XL, ip_adapter: str | Path = IP_A
         return Parts(
             **base,
             image_encoder=CLIPVisionModelWithProjection.from_pretrained(
-                source, subfolder=str(Path(inner, IMAGE_ENCODER))
+                source, subfolder=str(Path(inner, IMAGE_ENCODER)), dtype=torch.float32
             ),
             adapter=load_adapter(cached_file(source, weights, subfolder=inner), base["unet"]),
         )

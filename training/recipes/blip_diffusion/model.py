@@ -104,8 +104,8 @@ def load(folder: str | Path = PUBLISHED) -> Parts:
 def _saved(folder: str | Path) -> dict[str, Any]:
     return {
         "subject_tokenizer": AutoTokenizer.from_pretrained(folder, subfolder="subject_tokenizer"),
-        "image_encoder": CLIPVisionModel.from_pretrained(folder, subfolder="image_encoder"),
-        "qformer": InstructBlipQFormerModel.from_pretrained(folder, subfolder="qformer"),
+        "image_encoder": CLIPVisionModel.from_pretrained(folder, subfolder="image_encoder", dtype=torch.float32),
+        "qformer": InstructBlipQFormerModel.from_pretrained(folder, subfolder="qformer", dtype=torch.float32),
         "prompter": Prompter.from_pretrained(folder, subfolder="prompter"),
     }
 
