@@ -39,6 +39,7 @@ from transforms.models.presets import SAMPLE
 from transforms.scenes import Scene, make_scene
 from transforms.scenes.grammar import JOINS, NUMBERS
 
+AUTOENCODER = SAMPLE / "autoencoder"
 STREAM = 7
 """Stream of the scenes that this model is trained on."""
 HELD_OUT = 128
@@ -51,8 +52,8 @@ EVERY = 250
 """Steps from one evaluation, checkpoint and saved folder to the next."""
 CLOSE_UP = 8
 """Side of a close-up in latents."""
-SEVERAL = (",", "above", "below", " of the ", *NUMBERS.values(), *JOINS)
-"""What only captions of several objects contain."""
+SEVERAL = (",", "left of", "right of", "above", "below", *NUMBERS.values(), *JOINS)
+"""What only captions of several objects contain, in lower case."""
 ENCODED = 50
 """Pictures that the autoencoder encodes at a time."""
 
@@ -138,9 +139,9 @@ def new_unet(channels: int) -> UNet2DConditionModel:
     )
 
 
-def new_parts(captions: Sequence[str], autoencoder: Path, seed: int) -> Parts:
-    """Build the untrained Stable Diffusion, with the vocabulary of `captions`."""
-    tokenizer, vae = small_tokenizer(captions), AutoencoderKL.from_pretrained(autoencoder)
+def new_parts(captions: Sequence[str], seed: int) -> Parts:
+    """Build the untrained Stable Diffusion, with the vocabulary of `captions` and the sample autoencoder."""
+    tokenizer, vae = small_tokenizer(captions), AutoencoderKL.from_pretrained(AUTOENCODER)
     schedule = DDPMScheduler.from_config(small_scheduler().config, prediction_type="v_prediction")
     with seeded(seed):
         encoder, unet = small_text_encoder(tokenizer), new_unet(vae.config.latent_channels)
@@ -217,7 +218,7 @@ def close_ups(pool: Pool) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
     single = [
         i
         for i in range(HELD_OUT, len(pool.captions))
-        if not _is_common(i) and not any(words in pool.captions[i] for words in SEVERAL)
+        if not _is_common(i) and not any(words in pool.captions[i].lower() for words in SEVERAL)
     ]
     latents = pool.latents[single].astype(np.float32)
     side = latents.shape[-1]
@@ -284,19 +285,14 @@ def train(
     start: Annotated[
         Path | None, typer.Option(help="Folder of a model to start from, such as one saved before.")
     ] = None,
-    autoencoder: Annotated[Path, typer.Option(help="Folder of the autoencoder of a new model.")] = SAMPLE
-    / "autoencoder",
 ) -> None:
-    """Train a small Stable Diffusion on sample scenes and save the moving average of its weights.
-
-    It is trained on the GPU if there is one.
-    """
+    """Train a small Stable Diffusion on sample scenes, on the GPU if there is one; save the moving average."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = AutoencoderKL.from_pretrained(start / "vae" if start else autoencoder).to(device)
+    vae = AutoencoderKL.from_pretrained(start / "vae" if start else AUTOENCODER).to(device)
     data = load_pool(pool) if pool and pool.exists() else make_pool(scenes, vae)
     if pool and not pool.exists():
         save_pool(pool, data)
-    parts = Parts(**load_stable_diffusion(start)) if start else new_parts(data.captions, autoencoder, seed)
+    parts = Parts(**load_stable_diffusion(start)) if start else new_parts(data.captions, seed)
     model = Trained(Weights(parts.unet, parts.text_encoder)).to(device, memory_format=torch.channels_last).train()
     if device.type == "cpu":  # faster there than scaled_dot_product_attention
         model.weights.unet.set_attn_processor(AttnProcessor())
