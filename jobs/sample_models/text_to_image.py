@@ -293,7 +293,8 @@ def train(
     if pool and not pool.exists():
         save_pool(pool, data)
     parts = Parts(**load_stable_diffusion(start)) if start else new_parts(data.captions, seed)
-    model = Trained(Weights(parts.unet, parts.text_encoder)).to(device, memory_format=torch.channels_last).train()
+    model = Trained(Weights(parts.unet, parts.text_encoder)).to(device).train()
+    model.to(memory_format=torch.channels_last)
     if device.type == "cpu":  # faster there than scaled_dot_product_attention
         model.weights.unet.set_attn_processor(AttnProcessor())
     compute = torch.compile(velocity_loss) if device.type == "cuda" else velocity_loss

@@ -104,7 +104,7 @@ def test_a_training_lowers_the_loss_resumes_and_starts_from_a_folder(
 
 
 def test_the_loss_is_that_of_the_velocity() -> None:
-    seen = {}
+    inputs: dict[str, Tensor] = {}
 
     class Zero(nn.Module):
         def __init__(self) -> None:
@@ -112,7 +112,7 @@ def test_the_loss_is_that_of_the_velocity() -> None:
             self.scale = nn.Parameter(torch.zeros(1))
 
         def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
-            seen.update(noisy=noisy, timesteps=timesteps, ids=ids)
+            inputs.update(noisy=noisy, timesteps=timesteps, ids=ids)
             return noisy * self.scale
 
     schedule = DDPMScheduler.from_config(small_scheduler().config, prediction_type="v_prediction")
@@ -123,8 +123,8 @@ def test_the_loss_is_that_of_the_velocity() -> None:
     signal = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[[100, 900]]
     velocities = np.sqrt(signal) * -1 - np.sqrt(1 - signal) * 2
     assert loss.item() == pytest.approx((velocities**2).mean(), rel=1e-4)
-    assert seen["ids"].tolist() == [[1, 1], [7, 8]]  # the first caption is dropped
-    assert seen["noisy"].dtype == torch.bfloat16
+    assert inputs["ids"].tolist() == [[1, 1], [7, 8]]  # the first caption is dropped
+    assert inputs["noisy"].dtype == torch.bfloat16
 
 
 def test_timesteps_of_a_step_are_evenly_spread_and_a_tenth_of_captions_dropped() -> None:
