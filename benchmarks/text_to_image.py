@@ -29,7 +29,7 @@ from jobs.sample_models.text_to_image import halve, render
 from training.diffusion import LatentDiffusion, Parts, load_stable_diffusion
 from training.small import SIDE
 from transforms.models.clip import embed_images, load_clip
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 from transforms.models.segmenter import Segmenter, load_segmenter, segment_images
 from transforms.scenes import Scene, SceneObject, make_scene
 from transforms.scenes.paint import COLORS

@@ -14,6 +14,7 @@ time, and none of it goes into backgrounds.
 A run with the same checkpoint goes on where it stopped. `--start FOLDER` goes on from saved weights instead.
 """
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from jobs.sample_models.pools import map_scenes
 from training.diffusion import LatentDiffusion, Parts, load_stable_diffusion
 from training.small import SIDE, WIDTH, seeded, small_scheduler, small_text_encoder
 from training.tokenizer import small_tokenizer, tokenize
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 from transforms.scenes import Scene, make_scene
 from transforms.scenes.grammar import JOINS, NUMBERS
 
@@ -270,6 +271,10 @@ def save(parts: Parts, trained: Trained, folder: Path) -> None:
     average = deepcopy(trained.average).cpu().half()
     halved = replace(parts, unet=average.unet, text_encoder=average.text_encoder, vae=deepcopy(parts.vae).cpu().half())
     LatentDiffusion(halved).save(folder)
+    for config in folder.glob("*/config.json"):  # diffusers notes where a network was loaded from
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        fields.pop("_name_or_path", None)
+        config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def train(

@@ -30,7 +30,7 @@ from jobs.sample_models.text_to_image import (
 )
 from training.diffusion import LatentDiffusion, Parts, load_stable_diffusion
 from training.small import WIDTH, small_scheduler
-from transforms.models.presets import SAMPLE
+from transforms.models.places import SAMPLE
 
 SHIPPED = SAMPLE / "text_to_image"
 MEGABYTE = 1e6
