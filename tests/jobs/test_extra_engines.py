@@ -82,6 +82,7 @@ def test_a_build_is_translated_for_dataflow(tmp_path: Path, monkeypatch: pytest.
     names = {t.unique_name: t.environment_id in hinted for t in proto.transforms.values() if not t.subtransforms}
     assert {name.split("/")[1] for name in names if name.startswith("build/")} == {
         "ReadBatches", "check worker", "ExtractPhrases", "SegmentPictures", "ScoreSimilarity", "MatchPhrases",
+        "CountRecords",
         "WriteDataset",
     }  # fmt: skip
     on_gpu = {name.split("/")[1] for name, is_hinted in names.items() if is_hinted}
