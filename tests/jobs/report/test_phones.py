@@ -22,6 +22,7 @@ SUBJECTS = (("a checkered wheelbarrow", (4, 6, 20, 16)), ("the photographer's mo
 SAMPLES: dict[str, Sequence[Example]] = {
     "fastcomposer": [example(f"00000014494{i}", SUBJECTS, license=LICENCE) for i in range(8)],
     "blip-diffusion": [pair(f"00000014494{i}", size=(120, 80), box=(10 + i, 8, 40, 50)) for i in range(8)],
+    "captioned": [example(f"00000014494{i}", SUBJECTS, license=LICENCE) for i in range(8)],
     "mip-adapter": [example_of_objects(f"00000014494{i}", TWO, license=LICENCE) for i in range(8)],
 }
 
