@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.main import get_group
 
+from jobs import option_help
 from jobs.arguments import (
     check_recipe,
     check_source,
@@ -44,20 +45,7 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
-
-THREADS_HELP = "Threads of each process; by default 1 for small models, else the cores divided by the processes."
-PRECISION_HELP = "Numbers the models compute with: fp32, bf16, or auto (bf16 on CUDA where it is fast, else fp32)."
-COPIES_HELP = "Copies of each model that all processes of a machine share; by default each process has its own."
-LARGE_HELP = "Load each model once per machine, for all of its processes."
-DATAFLOW_HELP = "Machines of Dataflow: l4, t4 or cpu. What stands after -- takes precedence."
-ACCELERATOR_HELP = (
-    "Resource hint of the steps that run a model, as 'type:nvidia-l4;count:1;install-nvidia-driver': other steps run "
-    "on machines without it, and pictures are shuffled between the two."
-)
-DEVICE_HELP = "Device of the models: cuda, mps or cpu; by default cuda if there is one."
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-TWINS_HELP = "Samples with one key in several tars: reject all but the first, or rename (a tar's name before its keys)."
-SET_HELP = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."
 
 
 def print_version(requested: bool) -> None:
@@ -145,15 +133,15 @@ def build(
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=option_help.SET)] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first N records.", min=1)] = None,
-    threads: Annotated[int | None, typer.Option(help=THREADS_HELP, min=1)] = None,
-    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
-    precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
-    model_copies: Annotated[int | None, typer.Option(help=COPIES_HELP, min=1)] = None,
-    large_model: Annotated[bool, typer.Option("--large-model", help=LARGE_HELP)] = False,
-    dataflow_preset: Annotated[str | None, typer.Option(help=DATAFLOW_HELP)] = None,
-    accelerator: Annotated[str, typer.Option(help=ACCELERATOR_HELP)] = "",
+    threads: Annotated[int | None, typer.Option(help=option_help.THREADS, min=1)] = None,
+    device: Annotated[str | None, typer.Option(help=option_help.DEVICE)] = None,
+    precision: Annotated[str, typer.Option(help=option_help.PRECISION)] = "auto",
+    model_copies: Annotated[int | None, typer.Option(help=option_help.COPIES, min=1)] = None,
+    large_model: Annotated[bool, typer.Option("--large-model", help=option_help.LARGE)] = False,
+    dataflow_preset: Annotated[str | None, typer.Option(help=option_help.DATAFLOW)] = None,
+    accelerator: Annotated[str, typer.Option(help=option_help.ACCELERATOR)] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Build only what is missing or out of date.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in OUTPUT.")] = False,
     prune: Annotated[
@@ -162,7 +150,7 @@ def build(
     mix_versions: Annotated[
         bool, typer.Option("--mix-versions", help="With --resume: keep shards that other versions of libraries made.")
     ] = False,
-    twins: Annotated[str, typer.Option(help=TWINS_HELP)] = "reject",
+    twins: Annotated[str, typer.Option(help=option_help.TWINS)] = "reject",
 ) -> None:
     """Build a dataset. Options after -- go to Beam: -- --runner=DataflowRunner --project=..."""
     from pipelines import RECIPES
@@ -293,10 +281,10 @@ def train(
         typer.Option(help="Start from this folder instead: model/ of a run, or one in the published layout."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the training's fields.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=SET_HELP)] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help=option_help.SET)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", min=1)] = None,
-    threads: Annotated[int | None, typer.Option(help=THREADS_HELP, min=1)] = None,
-    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
+    threads: Annotated[int | None, typer.Option(help=option_help.THREADS, min=1)] = None,
+    device: Annotated[str | None, typer.Option(help=option_help.DEVICE)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
     """Train on a dataset. Several processes: torchrun --nproc_per_node N -m subjectloom train ..."""
