@@ -1,0 +1,58 @@
+"""What the configs of the recipes that learn from condition maps have in common."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from training.config import SMALL_SIDE, RunConfig
+
+SAMPLE_MAPS_RUN: Mapping[str, Any] = {
+    "resolution": SMALL_SIDE,
+    "steps": 1000,
+    "batch": 16,
+    "learning_rate": 1e-3,
+    "warmup": 50,
+    "average": 0.99,
+    "checkpoint_every": 100,
+    "sample_every": 250,
+}
+"""Config fields of a preset `sample`: from the sample text-to-image model, a quarter of an hour on a CPU."""
+
+
+class MapsConfig(RunConfig):
+    """How to train a model that is conditioned by maps of its pictures."""
+
+    warmup: int = Field(default=0, ge=0, description="steps in which the learning rate rises from 0 (published: 0)")
+    average: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the weights' moving average (published: 0, none)"
+    )
+    mirror: bool = Field(
+        default=False,
+        description="mirror half of the pictures with their maps, but for captions that name a side or writing "
+        "(published: no)",
+    )
+    canny_low: float = Field(default=100, ge=0, description="lower threshold of canny edges, as OpenCV counts")
+    canny_high: float = Field(default=200, ge=0, description="upper threshold of canny edges, as OpenCV counts")
+    canny_shift: float = Field(
+        default=0, ge=0, description="both thresholds are moved at random, by this much at most (T2I-Adapter: 50)"
+    )
+    edge_threshold: tuple[float, float] = Field(
+        default=(0.5, 0.5),
+        description="soft edges are cut at a number drawn from this range (T2I-Adapter: 0.5; its XL: 0.3 to 0.8)",
+    )
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        if not self.canny_low <= self.canny_high:
+            raise ValueError("canny_low is above canny_high: give a lower one first")
+        if not 0 <= self.edge_threshold[0] <= self.edge_threshold[1] <= 1:
+            raise ValueError("edge_threshold needs two numbers in [0, 1], the lower one first")
+        return self
+
+    def plain(self) -> Self:
+        """Without drops and mirroring, and with thresholds in the middle of their ranges."""
+        middle = sum(self.edge_threshold) / 2
+        return self.model_copy(
+            update={"mirror": False, "canny_shift": 0.0, "edge_threshold": (middle, middle)}
+        )
