@@ -90,13 +90,13 @@ class Crop:
         square[:, first:last] = labels[rows[:, None], columns]
         return square[:, ::-1] if self.mirrored else square
 
-    def crop_values(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Crop a map [H, W, C] float32 as the picture is cropped, without rounding: [side, side, C], 0 in the bars."""
+    def crop_values(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Crop a map [H, W, C] as the picture is cropped, without rounding: [side, side, C] float32, 0 in the bars."""
         first, last = self.span
         square = np.zeros((self.side, self.side, values.shape[2]), np.float32)
         size, resample = (last - first, self.side), Image.Resampling.BILINEAR
         for channel in range(values.shape[2]):
-            plane = Image.fromarray(np.ascontiguousarray(values[..., channel]))
+            plane = Image.fromarray(np.ascontiguousarray(values[..., channel], np.float32))
             square[:, first:last, channel] = np.asarray(plane.resize(size, resample, box=self.part))
         return square[:, ::-1] if self.mirrored else square
 

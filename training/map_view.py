@@ -22,23 +22,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from schemas.errors import RecordError
-from schemas.maps import MAPS, MIRRORED, canny_edges, color_segments, decode_map, draw_people, min_max, to_values
+from schemas.maps import MIRRORED, canny_edges, color_segments, decode_map, draw_people, min_max, to_values
 from schemas.rejects import Reason
 from schemas.samples.mapped import Record
 from training.configs.maps import FROM_PICTURE, MapsConfig
 from training.geometry import Crop, crop_middle, decode, draw_mirrored, open_jpeg
-from training.shards import Pixels, Raw
+from training.maps import intensity, spatial_palette
+from training.shards import Raw
 
 SCRIBBLE = 4 / 255
 """Strength from which on a scribble is white (lllyasviel/ControlNet, its scribbles from HED edges)."""
 COLORED = ("normal", "pose", "segmentation", "color")
 """Maps of three channels; the others have one."""
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in intensity (ITU-R BT.601)."""
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in the map intensity (ITU-R BT.601)."""
 
 
 def channels_of(name: str) -> int:
@@ -70,8 +70,8 @@ def crop_sample(raw: Raw, record: Record, rng: np.random.Generator, config: Maps
 
 def shown_map(
     raw: Raw, record: Record, name: str, picture: Tensor, crop: Crop, rng: np.random.Generator, config: MapsConfig
-) -> Pixels:
-    """A map of a sample as a model is shown it, [1 or 3, R, R] in [0, 1].
+) -> Tensor:
+    """A map of a sample as a model is shown it, [1 or 3, R, R] uint8; 255 stands for 1.
 
     Args:
         raw: the sample.
@@ -86,11 +86,11 @@ def shown_map(
         RecordError: the sample has no such map, or it cannot be decoded.
     """
     if name in FROM_PICTURE:
-        values = FROM_PICTURE_BY[name](picture.permute(1, 2, 0).numpy(), config)
+        values = MADE[name](picture.permute(1, 2, 0).numpy(), config)
     else:
         values = SHOWN[name](_stored(raw, record, name), record, crop, rng, config)
-    rounded = np.rint(values * 255).clip(0, 255).astype(np.uint8)
-    return Pixels(torch.from_numpy(np.ascontiguousarray(rounded.transpose(2, 0, 1))), 0, 1)
+    rounded = np.rint(np.asarray(values, np.float32) * 255).clip(0, 255).astype(np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(rounded.transpose(2, 0, 1)))
 
 
 def three_channels(shown: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def three_channels(shown: Tensor) -> Tensor:
 def given_map(pixels: NDArray[np.uint8], name: str, side: int) -> Tensor:
     """A map that somebody drew, [H, W, 3] uint8, as a model is shown it: its middle, [1 or 3, side, side] float32."""
     height, width = pixels.shape[:2]
-    cropped = crop_middle(width, height, side, mirrored=False).crop_values(pixels.astype(np.float32) / 255)
+    cropped = crop_middle(width, height, side, mirrored=False).crop_values(pixels / 255)
     shown = cropped if name in COLORED else cropped.mean(axis=2, keepdims=True)
     return torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1)))
 
@@ -122,43 +122,43 @@ def _stored(raw: Raw, record: Record, name: str) -> NDArray[Any]:
 
 def _canny(
     gradient: NDArray[Any], _record: Record, crop: Crop, rng: np.random.Generator, config: MapsConfig
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     shift = config.canny_shift
     low, high = np.array([config.canny_low, config.canny_high]) + (rng.uniform(-shift, shift, 2) if shift else 0)
-    return crop.crop_values(canny_edges(gradient, max(low, 0), max(high, 0))[..., None].astype(np.float32))
+    return crop.crop_values(canny_edges(gradient, max(low, 0), max(high, 0))[..., None])
 
 
 def _edges(
     strength: NDArray[Any], _record: Record, crop: Crop, rng: np.random.Generator, config: MapsConfig
-) -> NDArray[np.float32]:
-    soft = crop.crop_values(strength[..., None].astype(np.float32) / 255)
+) -> NDArray[Any]:
+    soft = crop.crop_values(strength[..., None] / 255)
     if config.edge_threshold is None:
         return soft
-    return (soft > rng.uniform(*config.edge_threshold)).astype(np.float32)
+    return soft > rng.uniform(*config.edge_threshold)
 
 
 def _scribble(
     strength: NDArray[Any], _record: Record, crop: Crop, _rng: np.random.Generator, _config: MapsConfig
-) -> NDArray[np.float32]:
-    return crop.crop_values((strength[..., None] > SCRIBBLE * 255).astype(np.float32))
+) -> NDArray[Any]:
+    return crop.crop_values(strength[..., None] > SCRIBBLE * 255)
 
 
 def _lines(
     lengths: NDArray[Any], _record: Record, crop: Crop, _rng: np.random.Generator, config: MapsConfig
-) -> NDArray[np.float32]:
-    return crop.crop_values(((lengths > 0) & (lengths >= config.line_length * 255))[..., None].astype(np.float32))
+) -> NDArray[Any]:
+    return crop.crop_values(((lengths > 0) & (lengths >= config.line_length * 255))[..., None])
 
 
 def _depth(
     nearness: NDArray[Any], _record: Record, crop: Crop, _rng: np.random.Generator, _config: MapsConfig
-) -> NDArray[np.float32]:
-    return min_max(crop.crop_values(nearness[..., None].astype(np.float32)))
+) -> NDArray[Any]:
+    return min_max(np.rint(crop.crop_values(nearness[..., None])).astype(np.uint16))
 
 
 def _normal(
     encoded: NDArray[Any], record: Record, crop: Crop, _rng: np.random.Generator, _config: MapsConfig
-) -> NDArray[np.float32]:
-    normals = crop.crop_values(to_values("normal", encoded, record.maps["normal"].range))
+) -> NDArray[Any]:
+    normals: NDArray[Any] = crop.crop_values(to_values("normal", encoded, record.maps["normal"].range))
     if crop.mirrored:
         normals = normals * np.array([-1, 1, 1], np.float32)
     lengths = np.linalg.norm(normals, axis=2, keepdims=True)
@@ -167,32 +167,30 @@ def _normal(
 
 def _pose(
     drawn: NDArray[Any], record: Record, crop: Crop, _rng: np.random.Generator, _config: MapsConfig
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     if crop.mirrored:  # what is cropped is mirrored too: the points keep their places and change their sides
         people = [np.array(person.keypoints)[list(MIRRORED)] for person in record.people or ()]
         drawn = draw_people(people, record.width, record.height)
-    return crop.crop_values(drawn.astype(np.float32) / 255)
+    return crop.crop_values(drawn / 255)
 
 
 def _segmentation(
     numbers: NDArray[Any], record: Record, crop: Crop, _rng: np.random.Generator, _config: MapsConfig
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     colors = {segment.id: segment.color for segment in record.segments or ()}
     ordered = [colors.get(number, (0, 0, 0)) for number in range(1, max(colors, default=0) + 1)]
-    return color_segments(crop.crop_labels(numbers), ordered).astype(np.float32) / 255
+    return color_segments(crop.crop_labels(numbers), ordered) / 255
 
 
-def _color(picture: NDArray[np.uint8], config: MapsConfig) -> NDArray[np.float32]:
-    side, cells = picture.shape[0], config.color_cells
-    small = Image.fromarray(picture).resize((cells, cells), Image.Resampling.BICUBIC)
-    return np.asarray(small.resize((side, side), Image.Resampling.NEAREST)).astype(np.float32) / 255
+def _color(picture: NDArray[np.uint8], config: MapsConfig) -> NDArray[Any]:
+    return spatial_palette(picture, max(1, config.resolution // config.color_cells)) / 255
 
 
-def _intensity(picture: NDArray[np.uint8], _config: MapsConfig) -> NDArray[np.float32]:
-    return (picture.astype(np.float32) @ np.array(LUMA, np.float32) / 255)[..., None]
+def _intensity(picture: NDArray[np.uint8], _config: MapsConfig) -> NDArray[Any]:
+    return intensity(picture, LUMA)[..., None] / 255
 
 
-SHOWN: Mapping[str, Callable[..., NDArray[np.float32]]] = {
+SHOWN: Mapping[str, Callable[..., NDArray[Any]]] = {
     "canny": _canny,
     "sketch": _edges,
     "edges": _edges,
@@ -203,6 +201,6 @@ SHOWN: Mapping[str, Callable[..., NDArray[np.float32]]] = {
     "pose": _pose,
     "segmentation": _segmentation,
 }
-"""By the names of `schemas.maps.MAPS`, what makes [R, R, C] float32 in [0, 1] of a stored map."""
-FROM_PICTURE_BY: Mapping[str, Callable[..., NDArray[np.float32]]] = {"color": _color, "intensity": _intensity}
-"""What makes [R, R, C] float32 in [0, 1] of a picture [R, R, 3]."""
+"""By the names of `schemas.maps.MAPS`, what makes [R, R, C] values in [0, 1] of a stored map."""
+MADE: Mapping[str, Callable[..., NDArray[Any]]] = {"color": _color, "intensity": _intensity}
+"""By the names of `FROM_PICTURE`, what makes [R, R, C] values in [0, 1] of a picture [R, R, 3]."""

@@ -6,14 +6,14 @@ from typing import Any, Self
 from pydantic import Field
 
 from training.config import HUB_RUN
-from training.configs.maps import SAMPLE_MAPS_RUN, MapsConfig
+from training.configs.maps import SAMPLE_MAPS_RUN, MapName, MapsConfig
 
 
 class Config(MapsConfig):
     """How to train a ControlNet. The defaults are the published ones (lllyasviel/ControlNet)."""
 
     batch: int = Field(default=4, gt=0, description="samples per process and micro-batch")
-    map: str = Field(default="canny", description="the map that it learns to obey: any that the dataset holds")
+    map: MapName = Field(default="canny", description="the map that it learns to obey: any that the dataset holds")
     empty_prompts: float = Field(
         default=0.5,
         ge=0,

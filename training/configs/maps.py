@@ -1,12 +1,16 @@
 """What the configs of the recipes that learn from condition maps have in common."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from schemas.errors import choices
+from schemas.maps import MAPS
 from training.config import SMALL_SIDE, RunConfig
 
+FROM_PICTURE = ("color", "intensity")
+"""Maps that are made of the picture when it is read; a dataset need not hold them."""
 SAMPLE_MAPS_RUN: Mapping[str, Any] = {
     "resolution": SMALL_SIDE,
     "steps": 1000,
@@ -37,22 +41,44 @@ class MapsConfig(RunConfig):
     canny_shift: float = Field(
         default=0, ge=0, description="both thresholds are moved at random, by this much at most (T2I-Adapter: 50)"
     )
-    edge_threshold: tuple[float, float] = Field(
-        default=(0.5, 0.5),
-        description="soft edges are cut at a number drawn from this range (T2I-Adapter: 0.5; its XL: 0.3 to 0.8)",
+    edge_threshold: tuple[float, float] | None = Field(
+        default=None,
+        description="sketch and edges are cut at a number drawn from this range (T2I-Adapter: 0.5, XL: 0.3 to 0.8); "
+        "none: they are shown soft",
+    )
+    line_length: float = Field(
+        default=0.0, ge=0, le=1, description="shortest straight line that is shown, as a share of the diagonal"
+    )
+    color_cells: int = Field(
+        default=8, gt=0, description="cells along each side of the map color (T2I-Adapter: 8, of 64 pixels)"
     )
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
         if not self.canny_low <= self.canny_high:
             raise ValueError("canny_low is above canny_high: give a lower one first")
-        if not 0 <= self.edge_threshold[0] <= self.edge_threshold[1] <= 1:
+        if self.edge_threshold and not 0 <= self.edge_threshold[0] <= self.edge_threshold[1] <= 1:
             raise ValueError("edge_threshold needs two numbers in [0, 1], the lower one first")
         return self
 
     def plain(self) -> Self:
         """Without drops and mirroring, and with thresholds in the middle of their ranges."""
-        middle = sum(self.edge_threshold) / 2
-        return self.model_copy(
-            update={"mirror": False, "canny_shift": 0.0, "edge_threshold": (middle, middle)}
-        )
+        middle = sum(self.edge_threshold) / 2 if self.edge_threshold else None
+        fixed = None if middle is None else (middle, middle)
+        return self.model_copy(update={"mirror": False, "canny_shift": 0.0, "edge_threshold": fixed})
+
+
+def check_map(name: str) -> str:
+    """Return the name of a map.
+
+    Raises:
+        ValueError: there is no such map.
+    """
+    known = (*MAPS, *FROM_PICTURE)
+    if name not in known:
+        raise ValueError(f"there is no map {name!r}{choices(name, known)}")
+    return name
+
+
+MapName = Annotated[str, AfterValidator(check_map)]
+"""Name of a map that a sample holds, or that is made of its picture."""

@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from training.config import HUB_RUN
-from training.configs.maps import SAMPLE_MAPS_RUN, MapsConfig
+from training.configs.maps import SAMPLE_MAPS_RUN, MapName, MapsConfig
 from training.timesteps import TimeSampling
 
 
@@ -17,7 +17,11 @@ class Config(MapsConfig):
     time_sampling: TimeSampling = Field(
         default="cubic", description="how timesteps are drawn (the paper: cubic; the released sketch trainer: uniform)"
     )
-    maps: tuple[str, ...] = Field(
+    edge_threshold: tuple[float, float] | None = Field(
+        default=(0.5, 0.5),
+        description="sketch and edges are cut at a number drawn from this range (published: 0.5; XL: 0.3 to 0.8)",
+    )
+    maps: tuple[MapName, ...] = Field(
         default=("canny",), min_length=1, description="the maps that they learn to obey: any that the dataset holds"
     )
     empty_prompts: float = Field(

@@ -1,8 +1,8 @@
 """ControlNet: a copy of the U-Net's encoder that is shown a map, beside a frozen U-Net.
 
-Zhang, Rao and Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models" (2023). The copy reads the noisy
-latents, the caption and the map; convolutions that start at zero add what it finds to the U-Net's skip connections and
-its middle, so that an untrained ControlNet changes nothing. It alone is trained, by the noise loss; half of the captions
+Zhang, Rao and Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models" (2023). The copy reads noisy
+latents, caption and map; convolutions that start at zero add what it finds to the U-Net's skip connections and its
+middle, so that an untrained ControlNet changes nothing. It alone is trained, by the noise loss. Half of the captions
 are empty, so that it learns to read the map.
 
 A batch holds
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -68,10 +67,11 @@ def view(
     """Make one sample's values; see the module for what a batch of them holds."""
     record = read_record(raw)
     picture, crop = crop_sample(raw, record, rng, config)
+    shown = shown_map(raw, record, config.map, picture, crop, rng, config)
     caption = "" if "caption" in draw(drop_table(config), "sample", rng) else record.caption
     return {
         "pixel_values": Pixels(picture, -1, 1),
-        "conditioning_pixel_values": three_channels(shown_map(raw, record, config.map, crop, rng, config)),
+        "conditioning_pixel_values": Pixels(three_channels(shown), 0, 1),
         "input_ids": tokenize([caption], tokenizers)[0],
     }
 

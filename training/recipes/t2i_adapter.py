@@ -29,8 +29,9 @@ from diffusers import T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from schemas.errors import ConfigError
+from schemas.maps import MAPS
 from training import diffusion
+from training.configs.maps import FROM_PICTURE
 from training.configs.t2i_adapter import PRESETS, Config
 from training.diffusion import (
     LAYOUT,
@@ -44,7 +45,7 @@ from training.diffusion import (
     loading,
 )
 from training.drops import Drop, Drops, DropTable, draw, drop_all, keep_all
-from training.map_view import MAPS, crop_sample, read_record, shown_map, three_channels
+from training.map_view import channels_of, crop_sample, read_record, shown_map, three_channels
 from training.recipe import Training
 from training.shards import Pixels, Raw
 from training.small import seeded
@@ -79,7 +80,8 @@ def view(
     """Make one sample's values; see the module for what a batch of them holds."""
     record = read_record(raw)
     picture, crop = crop_sample(raw, record, rng, config)
-    maps = {name: shown_map(raw, record, name, crop, rng, config) for name in config.maps}
+    shown = {name: shown_map(raw, record, name, picture, crop, rng, config) for name in config.maps}
+    maps = {name: Pixels(values, 0, 1) for name, values in shown.items()}
     caption = "" if "caption" in draw(drop_table(config), "sample", rng) else record.caption
     return {"pixel_values": Pixels(picture, -1, 1), **maps, "input_ids": tokenize([caption], tokenizers)[0]}
 
@@ -95,7 +97,7 @@ def as_published(batch: Batch, captions: Sequence[str], name: str) -> dict[str, 
 
 def as_coadapter(batch: Batch, captions: Sequence[str]) -> dict[str, Any]:
     """A batch as CoAdapter's reader yields it: `jpg` [B, 3, R, R] float32 in [0, 1], the maps, and `txt`."""
-    maps = {name: batch[name] for name in MAPS if name in batch}
+    maps = {name: batch[name] for name in (*MAPS, *FROM_PICTURE) if name in batch}
     return {"jpg": batch["pixel_values"] / 2 + 0.5, **maps, "txt": list(captions)}
 
 
@@ -105,14 +107,11 @@ class Adapters(nn.ModuleDict):
     def save_pretrained(self, folder: Path) -> None:
         """Save each adapter, as diffusers does, in a folder of its name."""
         for name, adapter in self.items():
+            assert isinstance(adapter, T2IAdapter)
             adapter.save_pretrained(Path(folder, name))
 
     def add_missing(self, names: Sequence[str], unet: UNet2DConditionModel, factor: int) -> None:
-        """Add an untrained adapter for each of `names` that has none; `factor` pixels of a map per latent and side.
-
-        Raises:
-            ConfigError: there is no such map.
-        """
+        """Add an untrained adapter for each of `names` that has none; `factor` pixels of a map per latent and side."""
         for name in names:
             if name not in self:
                 self[name] = T2IAdapter(
