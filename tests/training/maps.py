@@ -16,7 +16,7 @@ from training.shards import Raw
 WIDTH, HEIGHT = 96, 64
 CAPTION = "a red ball and a blue cup"
 LABELS = ("ball", "cup", "sky")
-PERSON = Person(tuple((20.0 + 3 * i, 8.0 + 3 * i, 0.9) for i in range(17)))
+PERSON = Person(tuple((20.0 + 11 * (i % 6), 8.0 + 20 * (i // 6), 0.9) for i in range(17)))
 
 
 def numbers() -> NDArray[np.uint8]:
@@ -38,8 +38,8 @@ def stored() -> Mapping[str, NDArray[Any]]:
     return {
         "canny": edge,
         "sketch": ramp,
-        "scribble": ramp,
-        "lines": ramp,
+        "scribble": np.where(ramp < 100, 0, ramp).astype(np.uint8),
+        "lines": np.where(ramp < 100, 0, ramp).astype(np.uint8),
         "edges": ramp,
         "depth": ramp.astype(np.uint16) * 100 + 5000,
         "normal": np.rint((lean + 1) * 127.5).astype(np.uint8),
