@@ -60,6 +60,11 @@ MAPS: Mapping[str, MapKind] = {
 }
 """The kinds of map, by the names of fields and members: KEY.canny.png."""
 
+GIVEN = ("canny", "sketch", "edges", "scribble", "lines", "depth", "normal")
+"""The kinds that a source may bring as files; what the others show stands in its annotations."""
+MAP_FILES = {f"{kind}.png": kind for kind in GIVEN}
+"""The kind of map in a file beside a picture, by what follows the picture's name: depth of dog.depth.png."""
+
 MAX_SEGMENTS = 255
 """Most segments of a segmentation map."""
 
@@ -150,7 +155,7 @@ def to_pixels(kind: str, values: NDArray[np.floating], bounds: tuple[float, floa
     assert limits is not None
     span = max(limits[1] - limits[0], np.finfo(np.float64).tiny)
     scaled = (np.asarray(values, np.float64) - limits[0]) * (MAPS[kind].largest / span)
-    rounded = np.rint(scaled.clip(0, MAPS[kind].largest))
+    rounded: NDArray[np.float64] = np.rint(scaled.clip(0, MAPS[kind].largest))
     return rounded.astype(np.uint16) if MAPS[kind].bits == 16 else rounded.astype(np.uint8)
 
 
@@ -181,9 +186,8 @@ def canny_edges(gradient: NDArray[np.uint16], low: float, high: float) -> NDArra
 def min_max(pixels: Pixels) -> NDArray[np.float32]:
     """Stretch a map to [0, 1], as depth maps are shown to models; zeros if all its pixels are equal."""
     low, high = float(pixels.min()), float(pixels.max())
-    if high == low:
-        return np.zeros(pixels.shape, np.float32)
-    return ((pixels.astype(np.float32) - low) / (high - low)).astype(np.float32)
+    stretched: NDArray[np.float32] = (pixels.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1))
+    return stretched
 
 
 COCO_POINTS = (

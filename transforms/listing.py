@@ -59,6 +59,16 @@ class Listing:
         return KINDS[self.kind].boxes
 
     @property
+    def has_maps(self) -> bool:
+        """Whether the examples may come with condition maps."""
+        return KINDS[self.kind].maps
+
+    @property
+    def has_people(self) -> bool:
+        """Whether the examples come with the key points of people."""
+        return KINDS[self.kind].people
+
+    @property
     def expected(self) -> int | None:
         """The number of records in all chunks; None if it is not known before reading."""
         counts = [chunk.expected for chunk in self.chunks]
