@@ -35,7 +35,7 @@ from training.shards import Raw
 
 SCRIBBLE = 4 / 255
 """Strength from which on a scribble is white (lllyasviel/ControlNet, its scribbles from HED edges)."""
-COLORED = ("normal", "pose", "segmentation", "color")
+COLORED = ("normal", "pose", "segmentation", "instances", "color")
 """Maps of three channels; the others have one."""
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in the map intensity (ITU-R BT.601)."""
@@ -99,10 +99,20 @@ def three_channels(shown: Tensor) -> Tensor:
 
 
 def given_map(pixels: NDArray[np.uint8], name: str, side: int) -> Tensor:
-    """A map that somebody drew, [H, W, 3] uint8, as a model is shown it: its middle, [1 or 3, side, side] float32."""
+    """A map that somebody drew, as a model is shown it: its middle, [C, side, side] float32 in [0, 1].
+
+    Args:
+        pixels: [H, W, 3] uint8, or of a masked picture [H, W, 4], masked where it is transparent.
+        name: of the map.
+        side: in pixels.
+    """
     height, width = pixels.shape[:2]
     cropped = crop_middle(width, height, side, mirrored=False).crop_values(pixels / 255)
-    shown = cropped if name in COLORED else cropped.mean(axis=2, keepdims=True)
+    if name == "masked":
+        is_masked = cropped[..., 3:] < 0.5
+        shown = np.concatenate([np.where(is_masked, 0, cropped[..., :3]), is_masked], axis=2).astype(np.float32)
+    else:
+        shown = cropped if name in COLORED else cropped.mean(axis=2, keepdims=True)
     return torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1)))
 
 

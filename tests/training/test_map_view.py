@@ -38,7 +38,10 @@ def show(name: str, raw: Raw | None = None, seed: int = 0, **fields: Any) -> NDA
 
 
 def show_both(
-    name: str, raw: Raw | None = None, seed: int = 0, **fields: Any
+    name: str,
+    raw: Raw | None = None,
+    seed: int = 0,
+    **fields: Any,  # noqa: ANN401
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     raw, rng = raw or mapped_raw("controlnet"), np.random.default_rng(seed)
     config = Config(**{"resolution": HEIGHT, **fields})
@@ -74,7 +77,7 @@ def test_every_map_has_the_picture_s_square_and_its_channels(name: str) -> None:
 def test_a_map_moves_with_its_picture(mirror: bool, side: int) -> None:
     """The picture's own grey as its map: both are cropped, scaled and mirrored by the same numbers."""
     raw = mapped_raw("controlnet")
-    raw["sketch.png"] = encode_png(decode_image(raw["jpg"]).mean(2).astype(np.uint8))
+    raw = {**raw, "sketch.png": encode_png(decode_image(raw["jpg"]).mean(2).astype(np.uint8))}
     shown, picture = show_both("sketch", raw, mirrored() if mirror else 0, mirror=mirror, resolution=side)
     assert np.abs(shown[..., 0] * 255 - picture.mean(2)).max() <= 2.5
     assert np.abs(shown[..., 0] - shown[:, ::-1, 0]).max() > 0.3  # the mirrored one is another picture
@@ -143,9 +146,11 @@ def test_mirroring_swaps_left_and_right_of_people(mirror: bool) -> None:
         points = points[list(MIRRORED)] * (-1, 1, 1) + (WIDTH - 1, 0, 0)
     expected = draw_people([points], WIDTH, HEIGHT)[:, LEFT : LEFT + HEIGHT]
     shown = show("pose", seed=mirrored() if mirror else 0, mirror=mirror) * 255
-    assert np.abs(shown - expected).mean() < 0.5
-    if mirror:  # the colours of the sides are other ones
-        assert np.abs(shown - show("pose")[:, ::-1] * 255).mean() > 3
+    error = np.abs(shown - expected).mean()
+    if not mirror:
+        assert error == 0
+    else:  # but for the edges of the drawn limbs; with the sides' colours as they were, most of it is wrong
+        assert error < np.abs(shown - show("pose")[:, ::-1] * 255).mean() / 3
 
 
 def test_labels_are_never_mixed() -> None:
@@ -176,8 +181,7 @@ def test_the_spatial_palette_has_a_colour_per_cell() -> None:
 def test_a_sample_without_the_map_cannot_be_used() -> None:
     with pytest.raises(RecordError, match="it has no map 'depth', but canny, pose"):
         show("depth", mapped_raw("controlnet", kinds=("canny", "pose")))
-    small = mapped_raw("controlnet")
-    small["canny.png"] = encode_png(np.zeros((4, 4), np.uint16))
+    small = {**mapped_raw("controlnet"), "canny.png": encode_png(np.zeros((4, 4), np.uint16))}
     with pytest.raises(RecordError, match="its map 'canny' has another size than its picture"):
         show("canny", small)
 

@@ -33,6 +33,25 @@ class Config(MapsConfig):
     )
     train_encoders: bool = Field(default=False, description="train the text encoder too (the paper: CLIP is frozen)")
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """All conditions but the caption."""
+        return CONDITIONS[1:]
+
+    @property
+    def taken_only(self) -> tuple[str, ...]:
+        """Embedding and palette."""
+        return ("image", "palette")
+
+    @property
+    def needs_maps(self) -> bool:
+        """No: a caption is a condition."""
+        return False
+
+    def stored_as(self, name: str) -> str:
+        """Instances are made of the segmentation."""
+        return "segmentation" if name == "instances" else name
+
     def plain(self) -> Self:
         """Without drops, mirroring and random thresholds."""
         fields = {"all_dropped": 0.0, "all_kept": 1.0, "dropped": 0.0, "intensity_dropped": 0.0}

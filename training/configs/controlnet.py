@@ -21,6 +21,11 @@ class Config(MapsConfig):
         description="share of samples without caption (the paper: 0.5; users report 0 to 0.1 for sketches)",
     )
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """The one map."""
+        return (self.map,)
+
     def plain(self) -> Self:
         """Without drops, mirroring and random thresholds."""
         return super().plain().model_copy(update={"empty_prompts": 0.0})

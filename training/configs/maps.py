@@ -53,6 +53,29 @@ class MapsConfig(RunConfig):
         default=8, gt=0, description="cells along each side of the map color (T2I-Adapter: 8, of 64 pixels)"
     )
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """The maps that a model of this config can be shown when it draws."""
+        raise NotImplementedError
+
+    @property
+    def taken_only(self) -> tuple[str, ...]:
+        """Those of them that nobody can draw: they are taken from a photograph."""
+        return ()
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether the model draws nothing without a map."""
+        return True
+
+    def stored_as(self, name: str) -> str:
+        """The map of a sample that the map `name` is made of."""
+        return name
+
+    def with_map(self, name: str) -> Self:  # noqa: ARG002
+        """The config under which a view needs no other map than `name`."""
+        return self
+
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
         if not self.canny_low <= self.canny_high:

@@ -37,6 +37,15 @@ class Config(MapsConfig):
         default=0.5, ge=0, le=1, description="share of the other batches without a map, for each (CoAdapter: 0.5)"
     )
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """The adapters' maps, of which a picture needs one at least."""
+        return self.maps
+
+    def with_map(self, name: str) -> Self:
+        """The config of one of the adapters."""
+        return self.model_copy(update={"maps": (name,)})
+
     def plain(self) -> Self:
         """Without drops, mirroring and random thresholds."""
         return super().plain().model_copy(update={"empty_prompts": 0.0})

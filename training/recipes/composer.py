@@ -39,7 +39,7 @@ from transformers import CLIPTokenizer
 
 from schemas.samples.composer import Record, decode_embedding
 from training import diffusion
-from training.conditioner import LOCAL, Conditioner, widened
+from training.conditioner import COLORS, LOCAL, Conditioner, widened
 from training.configs.composer import CONDITIONS, PRESETS, Config
 from training.diffusion import (
     LAYOUT,
@@ -198,6 +198,23 @@ class Model(LatentDiffusion):
         shared = torch.tensor([name in self.shared for name in CONDITIONS], device=batch["keep"].device)
         without = batch if "caption" in self.shared else super().unconditional(batch)
         return {**without, "keep": batch["keep"] & shared}
+
+    def entry_of(self, name: str) -> str:
+        """The entry of a batch that holds a condition."""
+        return "image_emb" if name == "image" else name
+
+    def batch_of_maps(self, maps: Mapping[str, Tensor], side: int) -> Batch:
+        """A batch of one sample with these conditions, without the others, and without a caption.
+
+        Args:
+            maps: `image` [E], `palette` [180], and local conditions, [C, side, side] float32 in [0, 1].
+            side: of the pictures.
+        """
+        empty = {name: torch.zeros(channels, side, side) for name, channels in LOCAL.items()}
+        empty |= {"image": torch.zeros(self.conditioner.config.image_width), "palette": torch.zeros(COLORS)}
+        shown = {self.entry_of(name): maps.get(name, value)[None] for name, value in empty.items()}
+        keep = torch.tensor([[name == "caption" or name in maps for name in CONDITIONS]])
+        return {"keys": ["maps"], "input_ids": self.tokenize([""]), **shown, "keep": keep, "skipped": []}
 
     def references(self, batch: Batch) -> Tensor:
         """The local conditions of each sample, [B, 5, 3, R, R] float32 in [0, 1]."""

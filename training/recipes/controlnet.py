@@ -162,6 +162,15 @@ class Model(LatentDiffusion):
         added = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return super().predict(noisy, timesteps, {**own, **added})
 
+    def entry_of(self, name: str) -> str:  # noqa: ARG002
+        """The entry of a batch that holds the map."""
+        return "conditioning_pixel_values"
+
+    def batch_of_maps(self, maps: Mapping[str, Tensor], side: int) -> Batch:  # noqa: ARG002
+        """A batch of one sample with this map, [1 or 3, side, side] float32 in [0, 1], and without a caption."""
+        shown = three_channels(maps[self.map])[None]
+        return {"keys": ["maps"], "conditioning_pixel_values": shown, "input_ids": self.tokenize([""]), "skipped": []}
+
     def references(self, batch: Batch) -> Tensor:
         """The map of each sample, [B, 1, 3, R, R] float32 in [0, 1]."""
         pictures: Tensor = batch["conditioning_pixel_values"][:, None]

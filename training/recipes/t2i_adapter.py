@@ -205,6 +205,15 @@ class Model(LatentDiffusion):
         copied = {FEATURES: list(conditions[FEATURES])} if FEATURES in conditions else {}
         return super().predict(noisy, timesteps, {**conditions, **copied})
 
+    def entry_of(self, name: str) -> str:
+        """The entry of a batch that holds a map."""
+        return name
+
+    def batch_of_maps(self, maps: Mapping[str, Tensor], side: int) -> Batch:  # noqa: ARG002
+        """A batch of one sample with these maps, [1 or 3, side, side] float32 in [0, 1], and without a caption."""
+        shown = {name: value[None] for name, value in maps.items()}
+        return {"keys": ["maps"], **shown, "input_ids": self.tokenize([""]), "skipped": []}
+
     def references(self, batch: Batch) -> Tensor:
         """The maps of each sample, [B, M, 3, R, R] float32 in [0, 1]."""
         shown = [three_channels(batch[name]) for name in self.adapters if name in batch]
