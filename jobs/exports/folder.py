@@ -20,15 +20,15 @@ MAX_LABELS = 255
 """Most masks of a label map: uint8 without 0."""
 
 
-def read_samples(output: str, recipe: str) -> Iterator[Sample]:
-    """Yield every sample of a dataset of `recipe`, in the order of shards and keys.
+def read_samples(output: str, *recipes: str) -> Iterator[Sample]:
+    """Yield every sample of a dataset of one of `recipes`, in the order of shards and keys.
 
     Raises:
         InputError: There is no finished dataset in `output`, it is of another recipe, or a sample has no fit key.
     """
     info = read_info(output)
-    if info.recipe != recipe:
-        raise InputError(f"{output} holds a {info.recipe} dataset: this format takes {recipe} datasets")
+    if info.recipe not in recipes:
+        raise InputError(f"{output} holds a {info.recipe} dataset: this format takes {' or '.join(recipes)} datasets")
     for shard in sorted(set(read_table(output, "index.parquet")["shard"].to_pylist())):
         with open_file(join(output, shard)) as stream:
             for _, sample in read_tar(stream):
