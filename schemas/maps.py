@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from schemas.errors import RecordError
 from schemas.images import decode_png
+from schemas.masks import MAX_LABELS
 from schemas.rejects import Reason
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -64,9 +65,6 @@ GIVEN = ("canny", "sketch", "edges", "scribble", "lines", "depth", "normal")
 """The kinds that a source may bring as files; what the others show stands in its annotations."""
 MAP_FILES = {f"{kind}.png": kind for kind in GIVEN}
 """The kind of map in a file beside a picture, by what follows the picture's name: depth of dog.depth.png."""
-
-MAX_SEGMENTS = 255
-"""Most segments of a segmentation map."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +272,6 @@ def _limb(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.fl
 
 def color_segments(numbers: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
     """Colour a segmentation map [H, W] with a colour per segment, in order: [H, W, 3] uint8; no segment is black."""
-    table = np.zeros((MAX_SEGMENTS + 1, 3), np.uint8)
+    table = np.zeros((MAX_LABELS + 1, 3), np.uint8)
     table[1 : len(colors) + 1] = np.asarray(colors, np.uint8).reshape(-1, 3)
     return table[numbers]
