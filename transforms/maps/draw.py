@@ -165,6 +165,10 @@ class DrawMaps(Step):
     wanted: Sequence[str]
     drawing: Drawing = Drawing()
 
+    def libraries(self) -> Sequence[str]:
+        """OpenCV."""
+        return ("opencv-python-headless",)
+
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Make each example's."""
         wanted, drawing = self.wanted, self.drawing
