@@ -130,7 +130,8 @@ def build(
         list[str] | None,
         typer.Option(
             metavar="KIND=PATH_OR_NAME",
-            help="Replace a model of the preset; KIND is parser, segmenter, clip, clipseg, captioner, sam or detector.",
+            help="Replace a model of the preset; KIND is parser, segmenter, clip, clipseg, captioner, sam, detector, "
+            "depth, edges or pose.",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,

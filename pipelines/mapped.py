@@ -90,10 +90,12 @@ def map_steps(config: MapsConfig, models: "Models", listing: "Listing") -> "list
         steps.append(SegmentPictures(segmenter, config.min_area, hosting=models.hosting))
     if finds_people:
         assert models.pose is not None
-        steps.append(FindPeople(models.pose, config.min_points, models.hosting))
+        steps.append(FindPeople(models.pose, models.hosting))
     if models.depth and wanted & {"depth", "normal"}:
         steps.append(EstimateDepth(models.depth, models.hosting))
     if models.edges and wanted & {"edges", "scribble"}:
         steps.append(FindEdges(models.edges, models.hosting))
-    drawing = Drawing(config.palette, config.depth_files, config.focal, config.relief, config.background)
+    drawing = Drawing(
+        config.palette, config.depth_files, config.focal, config.relief, config.background, config.min_points
+    )
     return [*steps, DrawMaps(config.maps, drawing)]

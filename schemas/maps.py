@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from schemas.errors import RecordError
 from schemas.images import decode_png
+from schemas.masks import MAX_LABELS
 from schemas.rejects import Reason
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -64,9 +65,6 @@ GIVEN = ("canny", "sketch", "edges", "scribble", "lines", "depth", "normal")
 """The kinds that a source may bring as files; what the others show stands in its annotations."""
 MAP_FILES = {f"{kind}.png": kind for kind in GIVEN}
 """The kind of map in a file beside a picture, by what follows the picture's name: depth of dog.depth.png."""
-
-MAX_SEGMENTS = 255
-"""Most segments of a segmentation map."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,8 @@ def to_pixels(kind: str, values: NDArray[np.floating], bounds: tuple[float, floa
     """Round values to pixels; `bounds` are the range where the kind leaves it open. Values beyond it are clipped."""
     limits = bounds or MAPS[kind].range
     assert limits is not None
-    span = max(limits[1] - limits[0], np.finfo(np.float64).tiny)
-    scaled = (np.asarray(values, np.float64) - limits[0]) * (MAPS[kind].largest / span)
+    span = limits[1] - limits[0] or 1.0
+    scaled = (np.asarray(values, np.float64) - limits[0]) / span * MAPS[kind].largest
     rounded: NDArray[np.float64] = np.rint(scaled.clip(0, MAPS[kind].largest))
     return rounded.astype(np.uint16) if MAPS[kind].bits == 16 else rounded.astype(np.uint8)
 
@@ -240,9 +238,7 @@ def draw_people(people: Sequence[NDArray[np.floating]], width: int, height: int)
     for (first, last), color in zip(LIMBS, _COLORS, strict=False):
         for body in bodies:
             if min(body[first, 2], body[last, 2]) >= SEEN:
-                layer = Image.new("L", (width, height))
-                ImageDraw.Draw(layer).polygon(_limb(body[first, :2], body[last, :2]), fill=153)  # 0.6 of 255
-                canvas.paste(color, mask=layer)
+                _lay(canvas, _limb(body[first, :2], body[last, :2]), color)
     return np.asarray(canvas)
 
 
@@ -254,18 +250,28 @@ _COLORS = (
 """Colour of each of OpenPose's points, and of each limb: 18 hues in order."""
 
 
-def _limb(start: NDArray[np.float64], end: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """The corners of the ellipse from one point to another."""
+def _lay(canvas: Image.Image, corners: NDArray[np.float64], color: tuple[int, int, int]) -> None:
+    """Lay a polygon over a picture with opacity 0.6."""
+    low = np.floor(corners.min(axis=0)).clip(0, canvas.size).astype(int)
+    high = np.ceil(corners.max(axis=0) + 1).clip(0, canvas.size).astype(int)
+    if (high > low).all():
+        layer = Image.new("L", tuple((high - low).tolist()))
+        ImageDraw.Draw(layer).polygon([tuple(corner) for corner in (corners - low).tolist()], fill=153)  # 0.6 of 255
+        canvas.paste(color, tuple(low.tolist()), layer)
+
+
+def _limb(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The corners of the ellipse from one point to another, [N, 2]."""
     along = (end - start) / 2
     length = float(np.hypot(*along))
     across = np.array([-along[1], along[0]]) / max(length, 1e-9) * 4
     angles = np.radians(np.arange(0, 360, 6))[:, None]
-    corners = (start + end) / 2 + np.cos(angles) * along + np.sin(angles) * across
-    return [(float(x), float(y)) for x, y in corners]
+    corners: NDArray[np.float64] = (start + end) / 2 + np.cos(angles) * along + np.sin(angles) * across
+    return corners
 
 
 def color_segments(numbers: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
     """Colour a segmentation map [H, W] with a colour per segment, in order: [H, W, 3] uint8; no segment is black."""
-    table = np.zeros((MAX_SEGMENTS + 1, 3), np.uint8)
+    table = np.zeros((MAX_LABELS + 1, 3), np.uint8)
     table[1 : len(colors) + 1] = np.asarray(colors, np.uint8).reshape(-1, 3)
     return table[numbers]

@@ -18,7 +18,8 @@ from schemas.boxes import BBox, box_of
 from schemas.dataset import Row
 from schemas.errors import RecordError
 from schemas.example import Example
-from schemas.maps import MAPS, MAX_SEGMENTS, Map, Person, decode_map, draw_people
+from schemas.maps import MAPS, Map, Person, decode_map, draw_people
+from schemas.masks import MAX_LABELS
 from schemas.palettes import Palette, color_of
 from schemas.rejects import Reason
 from schemas.samples.base import Decoder, Pictures, SampleFormat, SampleRecord, Score, SourceField
@@ -139,7 +140,7 @@ class Record(SampleRecord):
             yield from self._segment_problems(numbers)
 
     def _segment_problems(self, numbers: NDArray[np.uint8]) -> Iterator[str]:
-        areas = np.bincount(numbers.ravel(), minlength=MAX_SEGMENTS + 1)
+        areas = np.bincount(numbers.ravel(), minlength=MAX_LABELS + 1)
         for segment in self.segments or ():
             if areas[segment.id] != segment.area:
                 yield f"says that segment {segment.id} has {segment.area} pixels, its map {areas[segment.id]}"
@@ -183,7 +184,7 @@ def map_fields(example: Example) -> dict[str, Any]:
 def _segments(example: Example) -> list[SegmentField]:
     found = example.maps["segmentation"]
     numbers, palette = decode_map("segmentation", found.png), cast("Palette", found.parameters["palette"])
-    areas = np.bincount(numbers.ravel(), minlength=MAX_SEGMENTS + 1)
+    areas = np.bincount(numbers.ravel(), minlength=MAX_LABELS + 1)
     return [
         SegmentField(
             id=number,
@@ -194,7 +195,7 @@ def _segments(example: Example) -> list[SegmentField]:
             area=int(areas[number]),
             color=color_of(segment.label, palette),
         )
-        for number, segment in enumerate(example.segments[:MAX_SEGMENTS], start=1)
+        for number, segment in enumerate(example.segments[:MAX_LABELS], start=1)
         if areas[number]
     ]
 

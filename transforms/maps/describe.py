@@ -43,6 +43,10 @@ class CountColors(Step):
 
     sigma: float
 
+    def libraries(self) -> Sequence[str]:
+        """What converts colours."""
+        return ("scikit-image",)
+
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Count each example's."""
         sigma = self.sigma

@@ -37,7 +37,7 @@ def canny_gradient(pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 
 def xdog_sketch(
-    pixels: NDArray[np.uint8], sigma: float = 1.0, ratio: float = 1.6, tau: float = 0.98, phi: float = 20.0
+    pixels: NDArray[np.uint8], sigma: float = 1.0, ratio: float = 1.6, tau: float = 0.99, phi: float = 40.0
 ) -> NDArray[np.float32]:
     """Strength of the lines that a pen would draw: [H, W] float32 in [0, 1].
 
@@ -81,7 +81,8 @@ def scribble(strength: NDArray[np.float32], sigma: float = 3.0, radius: float = 
     line, diagonal = np.zeros((3, 3), np.uint8), np.eye(3, dtype=np.uint8)
     line[1] = 1
     directions = [line, np.ascontiguousarray(line.T), diagonal, np.ascontiguousarray(diagonal[::-1])]
-    is_ridge = np.any([cv2.dilate(smooth, kernel) == smooth for kernel in directions], axis=0)
+    # In ControlNet's, a flat direction counts too, so that all of a straight line's blur is a ridge.
+    is_ridge = np.any([(cv2.dilate(smooth, k) == smooth) & (cv2.erode(smooth, k) < smooth) for k in directions], axis=0)
     ridges = np.where(is_ridge, smooth / largest, 0).astype(np.float32)
     reach = max(1, round(radius * scale))
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))

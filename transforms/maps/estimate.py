@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import RecordError
 from schemas.example import Example
-from schemas.maps import SEEN, Map, Person, make_map, to_pixels
+from schemas.maps import Map, make_map, to_pixels
 from schemas.rejects import Reason
 from transforms.batch import Batch
 from transforms.models.presets import name_of
@@ -79,20 +79,13 @@ def _add(
     ]
 
 
-def add_people(model: "PoseModel", examples: Sequence[Example], least: float) -> list[Example]:
-    """Find the key points of the people among the segments of each example; see `enough_points` for `least`."""
+def add_people(model: "PoseModel", examples: Sequence[Example]) -> list[Example]:
+    """Find the key points of the people among the segments of each example."""
     from transforms.models.pose import find_people
 
     boxes = [[s.bbox for s in example.segments if s.label == "person" and s.is_thing] for example in examples]
     found = find_people(model, [example.pixels() for example in examples], boxes)
-    return [
-        replace(example, people=enough_points(people, least)) for example, people in zip(examples, found, strict=True)
-    ]
-
-
-def enough_points(people: Sequence[Person], least: float) -> tuple[Person, ...]:
-    """Those of whose key points at least the share `least` is seen (ControlNet's supplement: 30 %)."""
-    return tuple(p for p in people if sum(score >= SEEN for _, _, score in p.points) >= least * len(p.points))
+    return [replace(example, people=tuple(people)) for example, people in zip(examples, found, strict=True)]
 
 
 def _load_depth(checkpoint: str, precision: Precision) -> "DepthModel":
@@ -154,7 +147,6 @@ class FindPeople(Step):
     """Fill `people` with the key points of the segments that are people; `checkpoint` names the pose model."""
 
     checkpoint: str
-    least: float
     hosting: Hosting = HOSTING
 
     def checkpoints(self) -> Mapping[str, str]:
@@ -163,6 +155,5 @@ class FindPeople(Step):
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Run it over the batches."""
-        step = partial(add_people, least=self.least)
         load = partial(_load_pose, self.checkpoint, self.hosting.precision)
-        return run_model(batches, "people", load, step, self.hosting)
+        return run_model(batches, "people", load, add_people, self.hosting)

@@ -3,7 +3,6 @@
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schemas.errors import RecordError
 from schemas.images import decode_png
@@ -17,7 +16,8 @@ DepthFiles = Literal["nearness", "distance"]
 def read_given(kind: str, png: bytes, size: tuple[int, int], depth_files: DepthFiles = "nearness") -> Map:
     """Read a map that came with a picture of `size` (height, width).
 
-    Depth may have 8 or 16 bits. Distances become 1 / distance; where the distance is not known, the map is 0.
+    Depth may have 8 or 16 bits. Distances become 1 / distance, in one over their unit; 0 where the distance is not
+    known.
 
     Raises:
         RecordError: INVALID_MAP, it cannot be decoded, is of another size, or of another type than its kind.
@@ -52,12 +52,9 @@ def _depth(pixels: Pixels, depth_files: DepthFiles) -> Map:
     if not is_known.any():
         raise _invalid("depth", "no pixel has a known distance")
     nearness = np.divide(1.0, pixels, where=is_known, out=np.zeros(pixels.shape))
-    bounds = float(nearness[is_known].min()), float(nearness.max())
-    return make_map("depth", _stretched(nearness, bounds), "source", "", parameters, bounds)
-
-
-def _stretched(values: NDArray[np.float64], bounds: tuple[float, float]) -> NDArray[np.uint16]:
-    return to_pixels("depth", values, bounds).astype(np.uint16)
+    bounds = 0.0, float(nearness.max())
+    stored = np.where(is_known, np.maximum(to_pixels("depth", nearness, bounds), 1), 0).astype(np.uint16)
+    return make_map("depth", stored, "source", "", parameters, bounds)
 
 
 def _invalid(kind: str, why: str) -> RecordError:
