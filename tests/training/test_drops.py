@@ -6,6 +6,9 @@ import pytest
 
 from training.configs import composer, controlnet, t2i_adapter
 from training.drops import Drop, Drops, DropTable, draw, drop_all, keep_all
+from training.recipes import composer as composer_recipe
+from training.recipes import controlnet as controlnet_recipe
+from training.recipes import t2i_adapter as adapter_recipe
 
 CONDITIONS = ("caption", "sketch", "depth")
 
@@ -93,9 +96,7 @@ def kept(shares: dict[frozenset[str], float], condition: str) -> float:
 
 def test_composer_s_rates_are_those_of_the_paper() -> None:
     """Kept: .1 + .8 x .5; intensity .1 + .8 x .3; all eight dropped .1 + .8 x .5^7 x .7. VideoComposer's constants."""
-    from training.recipes.composer import drop_table
-
-    table = drop_table(composer.Config())
+    table = composer_recipe.drop_table(composer.Config())
     exact, count = distribution(table["sample"]), 20_000
     assert sum(exact.values()) == pytest.approx(1)
     everything = frozenset(composer.CONDITIONS)
@@ -108,17 +109,15 @@ def test_composer_s_rates_are_those_of_the_paper() -> None:
     for name, share in expected.items():
         assert abs(kept(drawn, name) - share) < 3 * (share * (1 - share) / count) ** 0.5
     assert abs(drawn[everything] - 0.104375) < 3 * (0.104 * 0.896 / count) ** 0.5
-    assert set(drop_table(composer.Config().plain())["sample"].independent) == {
+    assert set(composer_recipe.drop_table(composer.Config().plain())["sample"].independent) == {
         Drop(0.0, frozenset({name})) for name in composer.CONDITIONS
     }
 
 
 def test_coadapter_drops_maps_by_batch_and_captions_by_sample() -> None:
     """Each of three maps is kept in .1 + .8 x .5 of the batches, none in .1 + .8 / 8."""
-    from training.recipes.t2i_adapter import drop_table
-
     maps = ("canny", "sketch", "depth")
-    table, count = drop_table(t2i_adapter.Config(maps=maps, empty_prompts=0.5)), 20_000
+    table, count = adapter_recipe.drop_table(t2i_adapter.Config(maps=maps, empty_prompts=0.5)), 20_000
     exact = distribution(table["batch"])
     assert {name: kept(exact, name) for name in maps} == pytest.approx(dict.fromkeys(maps, 0.5))
     assert exact[frozenset(maps)] == exact[frozenset()] == pytest.approx(0.2)
@@ -128,12 +127,11 @@ def test_coadapter_drops_maps_by_batch_and_captions_by_sample() -> None:
     for dropped, p in exact.items():
         assert abs(drawn[dropped] / count - p) < 3 * (p * (1 - p) / count) ** 0.5
     assert distribution(table["sample"]) == {frozenset({"caption"}): 0.5, frozenset(): 0.5}
-    assert "batch" not in drop_table(t2i_adapter.Config())  # a single adapter always has its map
+    assert "batch" not in adapter_recipe.drop_table(t2i_adapter.Config())  # a single adapter always has its map
 
 
 def test_half_of_controlnet_s_captions_are_dropped() -> None:
-    from training.recipes.controlnet import drop_table
-
-    assert distribution(drop_table(controlnet.Config())["sample"]) == {frozenset({"caption"}): 0.5, frozenset(): 0.5}
-    kept_all = drop_table(controlnet.Config(empty_prompts=0.0))["sample"]
-    assert distribution(kept_all) == {frozenset(): 1.0}
+    half = distribution(controlnet_recipe.drop_table(controlnet.Config())["sample"])
+    assert half == {frozenset({"caption"}): 0.5, frozenset(): 0.5}
+    none = distribution(controlnet_recipe.drop_table(controlnet.Config(empty_prompts=0.0))["sample"])
+    assert none == {frozenset(): 1.0}
