@@ -142,6 +142,7 @@ def test_the_hub_preset_loads_what_the_maps_need_and_no_more(
     ("fields", "message"),
     [
         ({"maps": ("pose",)}, "the preset has no pose model, and the source no key points"),
+        ({"focal": 500.0}, "add --depth-files distance"),
         ({"captions": "most-linked"}, "needs phrases that are linked to segments"),
     ],
 )
