@@ -89,7 +89,12 @@ def sections(index: pa.Table, info: DatasetInfo) -> list[Section]:  # noqa: ARG0
     return [
         Section(
             "Maps",
-            [figures.score_histogram(found, f"mean of {kind}, {_unit(kind)}") for kind, found in values.items()],
+            [
+                figures.score_histogram(
+                    found * _SCALES.get(kind, 1), _MEANS.get(kind, f"mean of {kind}, from 0 for black to 1")
+                )
+                for kind, found in values.items()
+            ],
         ),
         Section(
             "Contents",
@@ -105,8 +110,9 @@ def sections(index: pa.Table, info: DatasetInfo) -> list[Section]:  # noqa: ARG0
     ]
 
 
-def _unit(kind: str) -> str:
-    return "as a share of the largest value" if MAPS[kind].bits == 16 else "0 black, 1 white"
+_SCALES = {"canny": MAPS["canny"].largest}
+"""By what the mean of a map is multiplied, where a share of the largest pixel says nothing."""
+_MEANS = {"canny": "mean of canny, gradient per pixel", "segmentation": "mean of segmentation, share of 255"}
 
 
 def card_of(sample_format: SampleFormat, title: str) -> Card:
