@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from jobs.drawing import DrawRequest, find_model
 from jobs.generate import open_model, to_bytes
+from pipelines import RECIPES
 from schemas.errors import InputError
 from schemas.keys import rng_of
 from schemas.masks import Mask
@@ -112,7 +113,8 @@ def evaluate(request: DrawRequest, data: Sequence[str], count: int) -> Evaluatio
     own = [to_bytes(picture.cpu() / 2 + 0.5) for picture in batch["pixel_values"]]
     models = resolve(request.find_with or start.preset, {})
     clip, segmenter = load_clip(models.clip), load_segmenter(str(models.segmenter))
-    references = embed_references(clip, model, batch, own)
+    # Maps condition a picture too, but show no thing that could be found again.
+    references = embed_references(clip, model, batch, own) if RECIPES[start.recipe].find else []
     sets = {"another": [*own[1:], own[0]], "drawn": drawn, "own": own}
     values: dict[tuple[str, str], NDArray[np.float64]] = {}
     texts, own_embedded = embed_texts(clip, captions), embed_images(clip, own)
