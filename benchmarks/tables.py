@@ -24,6 +24,7 @@ NAMES = (
     "object_relevance",
     "localization",
     "blip_diffusion",
+    "maps",
     "text_to_image",
     "speed",
     "scale",
