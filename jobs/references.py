@@ -129,10 +129,8 @@ def run_steps(steps: Sequence[Step], examples: Sequence[Example]) -> list[Exampl
     Raises:
         InputError: the subject of one is not found.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        run(RunSteps(steps, examples, folder), beam_options(()))
-        records = [pickle.loads(Path(folder, str(i)).read_bytes()) for i in range(len(examples))]  # noqa: S301 - ours
-    for example, record in zip(examples, records, strict=True):
+    found = []
+    for example, record in zip(examples, run_each(steps, examples), strict=True):
         if isinstance(record, Reject):
             raise InputError(
                 f"{example.caption!r} is not found in {record.source}: {record.detail} ({record.stage}: "
@@ -140,7 +138,15 @@ def run_steps(steps: Sequence[Step], examples: Sequence[Example]) -> list[Exampl
             )
         if not (record.matches or record.objects or record.composite):
             raise InputError(f"{example.caption!r} is not found in {example.source.uri}: nothing there is like it")
-    return records
+        found.append(record)
+    return found
+
+
+def run_each(steps: Sequence[Step], examples: Sequence[Example]) -> list[Example | Reject]:
+    """Run steps on examples, each by itself, with every model loaded once; return what becomes of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(RunSteps(steps, examples, folder), beam_options(()))
+        return [pickle.loads(Path(folder, str(i)).read_bytes()) for i in range(len(examples))]  # noqa: S301 - ours
 
 
 @dataclass(eq=False)

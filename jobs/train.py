@@ -118,7 +118,7 @@ def load_parts(training: Training, shards: Shards, config: RunConfig, preset: st
         return training.load(model)
     if preset == "hub":
         return training.load()
-    return training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), config.seed)
+    return training.small(SAMPLE / training.base, read_texts(shards, training.texts), config.seed)
 
 
 def fingerprint(shards: Shards) -> str:

@@ -107,7 +107,7 @@ def declared(recipe: str) -> dict[str, tuple[list[str], str, tuple[float, float]
 def batch(recipe: str, dataset: Path) -> dict[str, Any]:
     training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     config = training.config(**{**training.presets["sample"], **QUICK})
-    parts = training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0)
+    parts = training.small(SAMPLE / training.base, read_texts(shards, training.texts), 0)
     return next(iter(batches(shards, training.view, training.model(parts, config).tools, config)))
 
 
@@ -130,7 +130,7 @@ def test_a_batch_holds_what_the_recipe_s_docstring_states(recipe: str, batch: di
 
 def test_weights_stored_in_half_precision_are_loaded_in_single(recipe: str, tmp_path: Path) -> None:
     training = training_of(recipe)
-    parts = training.small(SAMPLE / "autoencoder", ["a red ball"], 0)
+    parts = training.small(SAMPLE / training.base, ["a red ball"], 0)
     training.model(parts, training.config(**training.presets["sample"])).half().save(tmp_path / "model")
     loaded = training.load(tmp_path / "model")
     networks = [part for part in vars(loaded).values() if isinstance(part, torch.nn.Module)]
@@ -145,7 +145,7 @@ def test_a_subject_is_found_in_a_photograph_as_in_the_dataset(recipe: str, datas
         return
     training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     config = training.config(**training.presets["sample"])
-    model: Any = training.model(training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0), config)
+    model: Any = training.model(training.small(SAMPLE / training.base, read_texts(shards, training.texts), 0), config)
     raw = next(read_samples(shards))
     record: Any = FORMATS[recipe].record.model_validate_json(raw["json"])
     phrase = record.phrase if recipe == "blip-diffusion" else getattr(record, NAMED[recipe])[0].text
@@ -166,7 +166,7 @@ def test_an_evaluation_is_calibrated_by_real_pictures(recipe: str, dataset: Path
     """An untrained model lies below the real pictures, and the sample's own picture above that of another sample."""
     training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     config = training.config(**training.presets["sample"])
-    parts = training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0)
+    parts = training.small(SAMPLE / training.base, read_texts(shards, training.texts), 0)
     training.model(parts, config).save(tmp_path / "model")
     note = {"recipe": recipe, "preset": "sample", **config.model_dump(mode="json")}
     (tmp_path / "config.json").write_text(json.dumps(note))
