@@ -107,7 +107,7 @@ def declared(recipe: str) -> dict[str, tuple[list[str], str, tuple[float, float]
 def batch(recipe: str, dataset: Path) -> dict[str, Any]:
     training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     config = training.config(**{**training.presets["sample"], **QUICK})
-    parts = training.small(SAMPLE / training.base, read_texts(shards, training.texts), 0)
+    parts = training.small(SAMPLE / "text_to_image", read_texts(shards, training.texts), 0)
     return next(iter(batches(shards, training.view, training.model(parts, config).tools, config)))
 
 
@@ -130,7 +130,7 @@ def test_a_batch_holds_what_the_recipe_s_docstring_states(recipe: str, batch: di
 
 def test_weights_stored_in_half_precision_are_loaded_in_single(recipe: str, tmp_path: Path) -> None:
     training = training_of(recipe)
-    parts = training.small(SAMPLE / training.base, ["a red ball"], 0)
+    parts = training.small(SAMPLE / "text_to_image", ["a red ball"], 0)
     training.model(parts, training.config(**training.presets["sample"])).half().save(tmp_path / "model")
     loaded = training.load(tmp_path / "model")
     networks = [part for part in vars(loaded).values() if isinstance(part, torch.nn.Module)]
@@ -145,7 +145,7 @@ def test_a_subject_is_found_in_a_photograph_as_in_the_dataset(recipe: str, datas
         return
     training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     config = training.config(**training.presets["sample"])
-    model: Any = training.model(training.small(SAMPLE / training.base, read_texts(shards, training.texts), 0), config)
+    model: Any = training.model(training.small(SAMPLE / "text_to_image", read_texts(shards, training.texts), 0), config)
     raw = next(read_samples(shards))
     record: Any = FORMATS[recipe].record.model_validate_json(raw["json"])
     phrase = record.phrase if recipe == "blip-diffusion" else getattr(record, NAMED[recipe])[0].text
@@ -163,38 +163,45 @@ def test_a_subject_is_found_in_a_photograph_as_in_the_dataset(recipe: str, datas
 
 @pytest.mark.slow
 def test_an_evaluation_is_calibrated_by_real_pictures(recipe: str, dataset: Path, tmp_path: Path) -> None:
-    """An untrained model lies below the real pictures, and the sample's own picture above that of another sample."""
+    """An untrained model lies below real pictures of the same objects, and these above pictures of others."""
     training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     config = training.config(**training.presets["sample"])
-    parts = training.small(SAMPLE / training.base, read_texts(shards, training.texts), 0)
+    parts = training.small(SAMPLE / "text_to_image", read_texts(shards, training.texts), 0)
     training.model(parts, config).save(tmp_path / "model")
     note = {"recipe": recipe, "preset": "sample", **config.model_dump(mode="json")}
     (tmp_path / "config.json").write_text(json.dumps(note))
     request = DrawRequest((), run=tmp_path, drawing=Drawing(steps=1, batch=3))
     found = evaluate(request, [str(dataset)], SCENES)
-    assert 2 <= found.samples <= SCENES
+    assert 2 <= len(found.drawn) <= SCENES
     means = {(score.measure, score.pictures): score.mean for score in found.scores}
-    assert {measure for measure, _ in means} == {"clip-i", "clip-t", *([] if recipe == "captioned" else ["identity"])}
+    measures = {measure for measure, _ in means}
+    assert {"clip-i", "clip-t"} <= measures
+    assert ("identity" in measures) == (recipe != "captioned")
+    assert ("attention-own" in measures) == (recipe == "fastcomposer")
     assert all(score.low <= score.mean <= score.high for score in found.scores)
-    assert means["clip-i", "own"] == pytest.approx(1)
-    assert means["clip-i", "another"] < 0.9
-    if recipe in NAMED:
-        assert means["identity", "own"] > 0.3 + max(means["identity", "another"], means["identity", "drawn"])
+    assert means["clip-i", "same"] > means["clip-i", "drawn"]
+    if "identity" in measures:
+        assert means["identity", "same"] > 0.3 + max(means["identity", "another"], means["identity", "drawn"])
+    if recipe == "fastcomposer":  # untrained: attention is nearly even
+        assert means["attention-own", "drawn"] == pytest.approx(means["attention-own", "chance"], abs=0.05)
+    assert len(found.drawn) == len({drawn.judged.group for drawn in found.drawn})
 
 
 @pytest.mark.slow
 def test_twenty_steps_lower_the_loss_and_the_model_draws(
     recipe: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = training_of(recipe)
+    """From nothing: in a model that can draw, twenty steps change the loss less than the noise does."""
+    training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     monkeypatch.setattr(training.model, "sampling_steps", 2)  # for the sample pictures that the run draws
-    config = training.config(**{**training.presets["sample"], **QUICK, "steps": 20})
-    metrics = list(run_training(recipe, str(dataset), tmp_path, config, preset="sample", model=None, resume=False))
+    config = training.config(**{**training.presets["sample"], **QUICK, "steps": 20, "learning_rate": 1e-3})
+    parts = training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0)
+    start, output = tmp_path / "start", tmp_path / "run"
+    training.model(parts, config).save(start)
+    metrics = list(run_training(recipe, str(dataset), output, config, preset="sample", model=str(start), resume=False))
     losses = [line["noise"] for line in metrics]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    parts = training.load(tmp_path / "model")
-    model = training.model(parts, config)
-    shards = find_shards(str(dataset), recipe)
+    model = training.model(training.load(output / "model"), config)
     shown = next(plain_batches(recipe, shards, model, config))
     noise = model.draw(shown, np.random.default_rng(0)).noise
     pictures = model.sample(shown, noise)
