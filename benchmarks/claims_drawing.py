@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.text_to_image import draw_pictures, found_colors, held_out_scenes, named_colors
 from jobs.evaluate_attention import attention_shares
-from jobs.evaluate_measures import Judged, Judges, Picture, measure
+from jobs.evaluate_measures import Judged, Judges, Picture, Real, measure
 from jobs.evaluate_samples import draw_batch, own_pictures, read_batch
 from jobs.generate import to_bytes
 from schemas.keys import rng_of
@@ -70,7 +70,10 @@ def measure_subjects(run: Path, folder: Path, seed: int) -> Values:
     """FastComposer: where subjects' tokens attend, and whose identity drawn things have."""
     model, config = open_run(run, "fastcomposer")
     batch, captions, masks = read_held_out(model, folder / "held-out-two", "fastcomposer", config)
-    shares = {name: float(np.nanmean(values)) for name, values in attention_shares(model, batch, 0)["drawn"].items()}
+    shares = {
+        name: float(np.nanmean(values))
+        for name, values in attention_shares(model, batch, 0, DRAWING.batch)["drawn"].items()
+    }
     own, others = shares["attention-own"], shares["attention-others"]
     return {
         "localization:attention on its own mask": own,
@@ -104,10 +107,8 @@ def identities(
     own = own_pictures(batch)
     drawn = draw_batch(model, batch, DRAWING.model_copy(update={"seed": seed}))
     items = [
-        Judged(key, *row)
-        for key, row in zip(
-            batch["keys"], zip(drawn, captions, [[p] for p in own], [[m] for m in masks], strict=True), strict=True
-        )
+        Judged(key, picture, caption, Real([real], [row]))
+        for key, picture, caption, real, row in zip(batch["keys"], drawn, captions, own, masks, strict=True)
     ]
     from_noise = measure(judges(), items)
     placed = draw_over_layout(model, batch, seed)

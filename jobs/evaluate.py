@@ -34,7 +34,7 @@ from rich.console import Console
 from jobs.compose import mask_of
 from jobs.drawing import DrawRequest, Reference, Start, find_model
 from jobs.evaluate_attention import attention_shares
-from jobs.evaluate_measures import Judged, Judges, Picture, Score, measure, scores_of
+from jobs.evaluate_measures import Judged, Judges, Picture, Real, Score, measure, scores_of
 from jobs.evaluate_samples import draw_batch, own_pictures, read_batch, scene_ends
 from jobs.evaluate_subjects import find_photographs, read_prompts
 from jobs.generate import compose_samples, open_model, to_bytes
@@ -100,7 +100,7 @@ def evaluate(request: DrawRequest, data: Sequence[str], count: int, dino: str | 
     own, keys = own_pictures(batch), batch["keys"]
     pictures = draw_batch(model, batch, drawing)
     items = [
-        Judged(key, picture, caption, [real], [masks])
+        Judged(key, picture, caption, Real([real], [masks]))
         for key, picture, caption, real, masks in zip(keys, pictures, captions, own, subjects, strict=True)
     ]
     if measuring_preset(request, start) == "sample":
@@ -110,7 +110,7 @@ def evaluate(request: DrawRequest, data: Sequence[str], count: int, dino: str | 
             "another": [replace(item, picture=own[(i + 1) % len(own)]) for i, item in enumerate(items)],
             "own": [replace(item, picture=own[i]) for i, item in enumerate(items)],
         }
-    attention = attention_shares(model, batch, drawing.seed) if "subject_token_index" in batch else {}
+    attention = attention_shares(model, batch, drawing.seed, drawing.batch) if "subject_token_index" in batch else {}
     shown = [[to_bytes(picture.cpu()) for picture in row] for row in model.references(batch)]
     references = [row[: len(masks)] for row, masks in zip(shown, subjects, strict=True)]
     return summarize(start.recipe, judges, ends, items, references, attention)
@@ -133,7 +133,7 @@ def evaluate_subjects(
         console: where is said what takes long; None: nowhere.
 
     Raises:
-        InputError: run, folder or file cannot be used, or a subject is not found in a photograph.
+        InputError: run, folder or file cannot be used, or a subject is found in none of its photographs.
         ConfigError: the recipe draws no subjects.
         ModelError: a model is missing.
     """
@@ -145,28 +145,26 @@ def evaluate_subjects(
     if RECIPES[start.recipe].find is None:
         raise ConfigError(f"{start.recipe} draws from text alone: give --data in place of --subjects")
     preset, doubts = measuring_preset(request, start), request.find_with is None
-    found = find_subjects(start.recipe, references, preset, console or Console(quiet=True), doubts_preset=doubts)
+    console = console or Console(quiet=True)
+    found = find_subjects(start.recipe, references, preset, console, doubts_preset=doubts, skips_missing=True)
     judges = load_judges(request, start, dino)
     model, drawing = open_model(start, request)
     items: list[Judged] = []
     shown: list[list[Picture]] = []
     ends: dict[str, list[Judged]] = {"another": [], "same": []}
-    real = [[example.pixels() for example in group] for group in found]
-    masks = [[[subject_mask(example)] for example in group] for group in found]
+    groups = [[(example.pixels(), [subject_mask(example)]) for example in group] for group in found]
+    reals = [Real(*zip(*group, strict=True)) for group in groups]
     for number, name in enumerate(photographs):
         for prompt in benchmark.prompts_of(name):
             text = without_subject(prompt, benchmark.class_of(name), start)
             drawn, row = draw_subject(start, model, drawing, found[number], text)
-            items += [Judged(name, picture, prompt, real[number], masks[number]) for picture in drawn]
+            items += [Judged(name, picture, prompt, reals[number]) for picture in drawn]
             shown += [row] * len(drawn)
-        for i, picture in enumerate(real[number]):
-            rest = [j for j in range(len(real[number])) if j != i]
-            if rest:
-                pictures, subjects = [real[number][j] for j in rest], [masks[number][j] for j in rest]
-                ends["same"].append(Judged(name, picture, "", pictures, subjects))
+        for i, (picture, _) in enumerate(groups[number]):
+            if rest := [*groups[number][:i], *groups[number][i + 1 :]]:
+                ends["same"].append(Judged(name, picture, "", Real(*zip(*rest, strict=True))))
             if len(found) > 1:
-                other = (number + 1) % len(found)
-                ends["another"].append(Judged(name, picture, "", real[other], masks[other]))
+                ends["another"].append(Judged(name, picture, "", reals[(number + 1) % len(found)]))
     return summarize(start.recipe, judges, ends, items, shown, {})
 
 

@@ -18,14 +18,38 @@ TIMES = (100, 300, 500, 700)
 """Steps of the noise schedule, of 1,000, at which attention is measured."""
 
 
-def attention_shares(model: Any, batch: Batch, seed: int) -> Mapping[str, dict[str, NDArray[np.float64]]]:  # noqa: ANN401
+def attention_shares(
+    model: Any,  # noqa: ANN401 - a FastComposer model
+    batch: Batch,
+    seed: int,
+    at_once: int,
+) -> Mapping[str, dict[str, NDArray[np.float64]]]:
     """Measure the attention of a FastComposer model on the noised pictures of a batch of B samples.
+
+    Args:
+        model: the model.
+        batch: the samples.
+        seed: of the noise, together with a sample's key.
+        at_once: samples that go through the U-Net together.
 
     Returns:
         "attention-own" and "attention-others" [B], means over subjects, layers, heads and noise levels, under
         "drawn"; and what they would be if attention were even, the share of the picture that the masks cover, under
         "chance". NaN for a sample without subjects; the second also for one with a single subject.
     """
+    parts = [
+        {name: value[first : first + at_once] for name, value in batch.items()}
+        for first in range(0, len(batch["keys"]), at_once)
+    ]
+    own, others, own_by_chance, others_by_chance = torch.cat([_shares(model, part, seed) for part in parts]).T.numpy()
+    return {
+        "chance": {"attention-own": own_by_chance, "attention-others": others_by_chance},
+        "drawn": {"attention-own": own, "attention-others": others},
+    }
+
+
+def _shares(model: Any, batch: Batch, seed: int) -> Tensor:  # noqa: ANN401 - a FastComposer model
+    """Means of `shares_of` over layers, noise levels and subjects: [B, 4]."""
     masks, valid = batch["subject_segmentation"].cpu(), batch["subject_mask"].cpu()
     measured = torch.stack(
         [
@@ -34,13 +58,9 @@ def attention_shares(model: Any, batch: Batch, seed: int) -> Mapping[str, dict[s
             for attention in attention_of(model, batch, time, seed).maps.values()
         ]
     ).mean(0)
-    of_samples = measured.nan_to_num().sum(1) / valid.sum(1, keepdim=True)  # [B, 4], NaN without subjects
+    of_samples = measured.nan_to_num().sum(1) / valid.sum(1, keepdim=True)  # NaN without subjects
     of_samples[valid.sum(1) < 2, 1::2] = torch.nan
-    own, others, own_by_chance, others_by_chance = of_samples.T.numpy()
-    return {
-        "chance": {"attention-own": own_by_chance, "attention-others": others_by_chance},
-        "drawn": {"attention-own": own, "attention-others": others},
-    }
+    return of_samples
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transforms.regions.match import greedy_match
 RESAMPLES = 2000
 """Bootstrap resamples, for the confidence intervals."""
 AT_ONCE = 16
-"""Pictures that are segmented at a time."""
+"""Pictures that are measured at a time."""
 
 Picture = NDArray[np.uint8]
 """[H, W, 3] uint8 RGB."""
@@ -30,6 +30,19 @@ class Judges:
     dino: Dino | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Real:
+    """Real pictures of the same subjects, which several drawn pictures may be compared with.
+
+    Attributes:
+        pictures: K of them.
+        subjects: in each, the masks of its M subjects; M may be 0.
+    """
+
+    pictures: Sequence[Picture]
+    subjects: Sequence[Sequence[Mask]]
+
+
 @dataclass(frozen=True)
 class Judged:
     """A picture, and what it is compared with.
@@ -38,16 +51,22 @@ class Judged:
         group: pictures of one group are not independent of each other: the bootstrap draws whole groups.
         picture: the picture.
         text: what it should show; "" for nothing.
-        real: real pictures that it should be like.
-        subjects: in each of `real`, the masks of its subjects, as many as the picture should show; none for a picture
-            of no subjects.
+        real: what it should be like. It should show as many subjects.
     """
 
     group: str
     picture: Picture
     text: str
-    real: Sequence[Picture]
-    subjects: Sequence[Sequence[Mask]]
+    real: Real
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of K real pictures, unit rows: of their subjects [M, D] each, and of the whole pictures [K, D]."""
+
+    subjects: Sequence[NDArray[np.float32]]
+    clip: NDArray[np.float32]
+    dino: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -71,49 +90,45 @@ class Score:
 
 def measure(judges: Judges, items: Sequence[Judged]) -> dict[str, NDArray[np.float64]]:
     """Measure N pictures: values [N] by the measure's name, NaN where a picture has none."""
-    pictures = [item.picture for item in items]
-    real, counts = [picture for item in items for picture in item.real], [len(item.real) for item in items]
-    subjects = embed_subjects(judges.clip, items)
-    things = (
-        embed_things(judges, pictures) if any(map(any_rows, subjects)) else [np.zeros((0, 0), np.float32)] * len(items)
-    )
-    embedded = embed_images(judges.clip, pictures)
-    texts = embed_texts(judges.clip, [item.text for item in items])
-    likeness = (embedded * texts).sum(1).astype(np.float64)
-    likeness[[not item.text for item in items]] = np.nan
+    embedded = {real: embed_real(judges, real) for real in dict.fromkeys(item.real for item in items)}
+    parts = [measure_part(judges, items[first : first + AT_ONCE], embedded) for first in range(0, len(items), AT_ONCE)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def embed_real(judges: Judges, real: Real) -> Embedded:
+    """Embed real pictures, and their subjects, cut out."""
+    rows = iter(embed_segments(judges.clip, real.pictures, real.subjects))
+    subjects = [np.array([next(rows) for _ in masks]) for masks in real.subjects]
+    dino = embed_pictures(judges.dino, real.pictures) if judges.dino else None
+    return Embedded(subjects, embed_images(judges.clip, real.pictures), dino)
+
+
+def measure_part(
+    judges: Judges, items: Sequence[Judged], embedded: Mapping[Real, Embedded]
+) -> dict[str, NDArray[np.float64]]:
+    """Measure a few pictures together; see `measure`."""
+    pictures, reals = [item.picture for item in items], [embedded[item.real] for item in items]
+    things, rows = embed_things(judges, pictures), embed_images(judges.clip, pictures)
+    likeness = (rows * embed_texts(judges.clip, [item.text for item in items])).sum(1).astype(np.float64)
+    pairs = list(zip([real.subjects for real in reals], things, strict=True))
     values = {
-        "identity": np.array([mean_of(identity, own, found) for own, found in zip(subjects, things, strict=True)]),
-        "identity-others": np.array(
-            [mean_of(identity_of_others, own, found) for own, found in zip(subjects, things, strict=True)]
-        ),
-        "clip-i": mean_cosines(embedded, embed_images(judges.clip, real), counts),
-        "clip-t": likeness,
+        "identity": np.array([mean_of(identity, *pair) for pair in pairs]),
+        "identity-others": np.array([mean_of(identity_of_others, *pair) for pair in pairs]),
+        "clip-i": np.array([mean_cosine(row, real.clip) for row, real in zip(rows, reals, strict=True)]),
+        "clip-t": np.where([bool(item.text) for item in items], likeness, np.nan),
     }
     if judges.dino:
-        values["dino"] = mean_cosines(embed_pictures(judges.dino, pictures), embed_pictures(judges.dino, real), counts)
+        shown = zip(embed_pictures(judges.dino, pictures), reals, strict=True)
+        values["dino"] = np.array([mean_cosine(row, real.dino) for row, real in shown if real.dino is not None])
     return values
-
-
-def any_rows(embeddings: Sequence[NDArray[np.float32]]) -> bool:
-    """Whether one of several arrays has a row."""
-    return any(map(len, embeddings))
-
-
-def embed_subjects(clip: Clip, items: Sequence[Judged]) -> list[list[NDArray[np.float32]]]:
-    """Embed the cut-out subjects of each item's real pictures: [M, D] for each of them."""
-    shown = [(picture, masks) for item in items for picture, masks in zip(item.real, item.subjects, strict=True)]
-    embedded = iter(embed_segments(clip, [picture for picture, _ in shown], [masks for _, masks in shown]))
-    return [[np.array([next(embedded) for _ in masks]) for masks in item.subjects] for item in items]
 
 
 def embed_things(judges: Judges, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
     """Embed the things that the segmenter finds in each picture, cut out: [N, D] for each."""
-    masks: list[list[Mask]] = []
-    for first in range(0, len(pictures), AT_ONCE):
-        found = segment_images(judges.segmenter, pictures[first : first + AT_ONCE])
-        masks += [[segment.mask for segment in row if segment.is_thing and segment.area] for row in found]
-    embedded = iter(embed_segments(judges.clip, pictures, masks))
-    return [np.array([next(embedded) for _ in row]) for row in masks]
+    found = segment_images(judges.segmenter, pictures)
+    masks = [[segment.mask for segment in row if segment.is_thing and segment.area] for row in found]
+    rows = iter(embed_segments(judges.clip, pictures, masks))
+    return [np.array([next(rows) for _ in row]) for row in masks]
 
 
 def mean_of(
@@ -147,13 +162,9 @@ def identity_of_others(references: NDArray[np.float32], things: NDArray[np.float
     return float(np.mean([np.delete(cosines[:, match.segment], match.phrase).mean() for match in matches]))
 
 
-def mean_cosines(
-    pictures: NDArray[np.float32], real: NDArray[np.float32], counts: Sequence[int]
-) -> NDArray[np.float64]:
-    """Mean cosine of each of N pictures [N, D] with its own `counts` of the rows of `real` [K, D]: [N]."""
-    ends = np.cumsum(counts)
-    parts = [real[end - count : end] for end, count in zip(ends, counts, strict=True)]
-    return np.array([float((part @ row).mean()) for row, part in zip(pictures, parts, strict=True)])
+def mean_cosine(picture: NDArray[np.float32], real: NDArray[np.float32]) -> float:
+    """Mean cosine of a picture [D] with real ones [K, D]; unit rows."""
+    return float((real @ picture).mean())
 
 
 def interval(values: NDArray[np.float64], groups: Sequence[str] | None = None) -> tuple[float, float, float]:

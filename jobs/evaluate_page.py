@@ -99,7 +99,7 @@ def measure_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
 def card(number: int, drawn: Drawn) -> dict[str, Any]:
     """What the page shows of a picture: it, a real one, what the model was shown, text and measures."""
     judged = drawn.judged
-    named = [("drawn", judged.picture), *(("real", picture) for picture in judged.real[:1])]
+    named = [("drawn", judged.picture), *(("real", picture) for picture in judged.real.pictures[:1])]
     named += [("shown", picture) for picture in drawn.references]
     return {
         "id": f"s{number}",

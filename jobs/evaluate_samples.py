@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.evaluate_measures import Judged, Picture
+from jobs.evaluate_measures import Judged, Picture, Real
 from jobs.generate import to_bytes
 from schemas.errors import InputError
 from schemas.images import decode_grey
@@ -119,8 +119,9 @@ def scene_ends(counts: Sequence[int], side: int, seed: int) -> dict[str, list[Ju
         (picture, masks, caption), same, another = (
             show(rng, chosen, side) for chosen in (kinds[:half], kinds[:half], kinds[half:])
         )
+        real = Real([picture], [masks if count else []])
         for name, (shown, _, _) in (("another", another), ("same", same)):
-            ends[name].append(Judged(f"scene{number}", shown, caption, [picture], [masks if count else []]))
+            ends[name].append(Judged(f"scene{number}", shown, caption, real))
     return ends
 
 

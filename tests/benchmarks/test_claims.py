@@ -1,5 +1,6 @@
 """The scenes and the measures of `benchmarks.claims`, by hand."""
 
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -24,7 +25,7 @@ def test_captions_of_two_subjects_name_nouns_alone() -> None:
 
 
 def test_a_single_subject_stays_the_same_on_any_background() -> None:
-    first, second, own = (next(kept(lambda i, b=b: single_subject(i, b), 4)) for b in (1, 2, None))
+    first, second, own = (next(kept(partial(single_subject, background=b), 4)) for b in (1, 2, None))
     assert first.key == second.key == own.key
     assert first.image == second.image == own.image
     shown, other, target = (decode_image(data).astype(int) for data in (first.composite, second.composite, first.image))
@@ -37,7 +38,9 @@ def test_a_single_subject_stays_the_same_on_any_background() -> None:
 
 
 def test_every_second_caption_of_one_subject_says_what_it_looks_like() -> None:
-    captions = [(int(example.key), example.caption) for example in islice(kept(lambda i: single_subject(i, 0), 0), 12)]
+    captions = [
+        (int(example.key), example.caption) for example in islice(kept(partial(single_subject, background=0), 0), 12)
+    ]
     assert any(LOOKS.search(caption) for number, caption in captions if number % 2 == 0)
     assert not any(LOOKS.search(caption) for number, caption in captions if number % 2)
 

@@ -17,26 +17,27 @@ from PIL import Image
 
 import jobs.evaluate
 from jobs.drawing import Reference
-from jobs.evaluate import Drawn, Evaluation, without_subject
+from jobs.evaluate import without_subject
 from jobs.evaluate_attention import shares_of
 from jobs.evaluate_measures import (
-    Judged,
     Judges,
     Score,
     identity,
     identity_of_others,
     interval,
-    mean_cosines,
+    mean_cosine,
     measure,
     scores_of,
 )
 from jobs.evaluate_page import measure_rows, write_evaluation
 from jobs.evaluate_samples import scene_ends
 from jobs.evaluate_subjects import Benchmark, find_photographs, read_prompts
-from jobs.references import read_photograph
+from jobs.references import choose_found, read_photograph
 from schemas.errors import InputError
 from schemas.example import Example, Match, Phrase
-from tests.datasets import box_mask, jpeg
+from schemas.rejects import Reason, Reject
+from tests.datasets import box_mask, example, jpeg
+from tests.evaluations import fake_evaluation
 from tests.jobs.conftest import Run
 from tests.training.models import CAPTIONS, save_tiny_autoencoder
 from training.recipes import training_of
@@ -108,9 +109,8 @@ def test_identity_of_others_is_that_of_the_matched_things_with_the_other_referen
     assert np.isnan(identity_of_others(np.array([X, Y]), np.array([X])))
 
 
-def test_cosines_are_averaged_over_the_real_pictures_of_each() -> None:
-    found = mean_cosines(np.array([X, BETWEEN]), np.array([X, Y, Y, BETWEEN]), [1, 3])
-    assert found == pytest.approx([1, (0.8 + 0.8 + 1) / 3])
+def test_cosines_are_averaged_over_the_real_pictures() -> None:
+    assert mean_cosine(BETWEEN, np.array([Y, Y, BETWEEN])) == pytest.approx((0.8 + 0.8 + 1) / 3)
 
 
 def test_pictures_of_a_group_count_as_one_for_the_interval() -> None:
@@ -208,6 +208,22 @@ def test_the_template_released_adds_the_subject_itself(template: str, prompt: st
     assert without_subject(prompt, "dog", start) == expected
 
 
+def test_a_photograph_without_its_subject_is_left_out_and_a_subject_without_any_is_an_error() -> None:
+    lines: list[str] = []
+    console: Any = SimpleNamespace(print=lambda line, **_: lines.append(line))
+    read = example("key")
+    found = replace(read, matches=(Match(0, 0, 1.0),))
+    nothing = replace(read, matches=())
+    reject = Reject("key", "a.jpg", "matches", Reason.NO_MATCH, "nothing like it")
+    assert choose_found([(read, reject), (read, found), (read, nothing)], console, True) == [found]
+    assert [line.split(": ")[0] for line in lines] == ["left out"] * 2
+    assert "--reference" not in lines[0]
+    with pytest.raises(InputError, match=r"is not found in a\.jpg: nothing like it"):
+        choose_found([(read, reject), (read, found)], console, False)
+    with pytest.raises(InputError, match=r"is not found in pictures/key\.jpg: nothing there is like it"):
+        choose_found([(read, nothing)], console, True)
+
+
 @pytest.fixture(scope="module")
 def judges() -> Judges:
     return Judges(load_clip(SAMPLE / "clip"), load_segmenter(str(SAMPLE / "segmenter")))
@@ -226,24 +242,8 @@ def test_calibration_scenes_are_a_function_of_seed_and_number() -> None:
     assert (first["same"][1].picture == again["same"][1].picture).all()
     assert (first["same"][1].picture != other["same"][1].picture).any()
     assert first["same"][0].picture.shape == (48, 48, 3)
-    assert (first["same"][0].picture != first["same"][0].real[0]).any()
-    assert [len(item.subjects[0]) for item in first["another"]] == [1, 2]
-
-
-def fake_evaluation() -> Evaluation:
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(3)]
-    scores = [
-        Score("identity", "another", -0.1, -0.2, 0.0),
-        Score("identity", "same", 0.9, 0.8, 1.0),
-        Score("identity", "drawn", 0.4, 0.3, 0.5),
-        Score("clip-t", "drawn", -0.02, -0.05, 0.01),
-    ]
-    drawn = [
-        Drawn(Judged(f"key{i}", picture, f"a <b>ball</b> {i}", [pictures[0]], [[]]), [pictures[1]], {"identity": value})
-        for i, (picture, value) in enumerate(zip(pictures, (0.25, float("nan"), -0.5), strict=True))
-    ]
-    return Evaluation("mip-adapter", scores, drawn)
+    assert (first["same"][0].picture != first["same"][0].real.pictures[0]).any()
+    assert [len(item.real.subjects[0]) for item in first["another"]] == [1, 2]
 
 
 def test_the_folder_holds_page_figures_and_pictures(tmp_path: Path) -> None:
@@ -281,9 +281,9 @@ def found_in_boxes(_recipe: str, references: Sequence[Reference], *_: Any, **__:
     """Each subject as the box of its photograph's mask, without models."""
     return [
         [
-            replace(example, phrases=(whole(reference.phrase),), matches=(Match(0, 0, 1.0),))
+            replace(read, phrases=(whole(reference.phrase),), matches=(Match(0, 0, 1.0),))
             for path in reference.photographs
-            for example in [read_photograph(reference.phrase, path, path.with_suffix(".mask"))]
+            for read in [read_photograph(reference.phrase, path, path.with_suffix(".mask"))]
         ]
         for reference in references
     ]

@@ -56,9 +56,11 @@ def embed_pictures(dino: Dino, pictures: Sequence[NDArray[np.uint8]]) -> NDArray
     (bicubic), and its middle is shown, normalized by ImageNet's mean and standard deviation.
     """
     side = dino.model.config.image_size
-    prepared = torch.stack([_prepare(picture, side) for picture in pictures])
-    with torch.inference_mode():
-        rows = [dino.model(part.to(dino.device)).last_hidden_state[:, 0].cpu() for part in prepared.split(AT_ONCE)]
+    rows = []
+    for first in range(0, len(pictures), AT_ONCE):
+        prepared = torch.stack([_prepare(picture, side) for picture in pictures[first : first + AT_ONCE]])
+        with torch.inference_mode():
+            rows.append(dino.model(prepared.to(dino.device)).last_hidden_state[:, 0].cpu())
     embedded: NDArray[np.float32] = F.normalize(torch.cat(rows).float(), dim=-1).numpy()
     return embedded
 
