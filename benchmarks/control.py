@@ -1,6 +1,6 @@
 """Do drawn pictures obey their maps? ControlNet, T2I-Adapter and Composer, trained in small on sample scenes.
 
-    python -m benchmarks.control RUNS [--train NAME] [--steps 800] [--count 64] [--sheets FOLDER] [--write]
+    python -m benchmarks.control RUNS [--train NAME] [--steps 500] [--count 32] [--sheets FOLDER] [--write]
 
 Each model starts from the sample text-to-image model and learns from scenes of 64 pixels with their true maps; its run
 is a folder of RUNS, and `--train` trains one and stops. From captions and maps of held-out scenes the models draw
@@ -10,8 +10,9 @@ itself without any condition), and for the scenes' own pictures after the autoen
 expected to do better. Sample models estimate segments; depth is estimated by a small network that is trained here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,19 +21,13 @@ import numpy as np
 import torch
 import transformers
 import typer
-from numpy.typing import NDArray
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from benchmarks.depth_reader import DepthReader
-from benchmarks.tables import Write
-from benchmarks.text_to_image import (
-    SEED,
-    Pictures,
-    as_pictures,
-    found_colors,
-    held_out_scenes,
-    named_colors,
-)
+from benchmarks.depth_reader import train_depth_reader
+from benchmarks.map_measures import EDGES, MEASURES, Given, Readers, visible_error
+from benchmarks.tables import Row, Write, report
+from benchmarks.text_to_image import SEED, Pictures, as_pictures, held_out_scenes, reconstruct
 from jobs.sample_models.text_to_image import halve, training_scene
 from jobs.train import run_training
 from schemas.example import Example, Segment, Source
@@ -41,19 +36,16 @@ from schemas.maps import canny_edges, decode_map, make_map, to_pixels
 from schemas.masks import Mask
 from schemas.samples import FORMATS
 from tests.datasets import write_dataset
-from training.diffusion import LatentDiffusion
-from training.map_view import LUMA
-from training.maps import intensity
+from training.configs.composer import CONDITIONS
+from training.diffusion import LatentDiffusion, Parts, load_stable_diffusion
 from training.recipes import training_of
 from training.shards import Batch, batches_once, find_shards
 from training.small import SIDE
 from transforms.maps.describe import add_embeddings, add_palette
 from transforms.maps.draw import Drawing, draw_maps
-from transforms.maps.edges import canny_gradient, xdog_sketch
-from transforms.maps.palette import color_histogram
-from transforms.models.clip import Clip, embed_images, load_clip
+from transforms.models.clip import load_clip
 from transforms.models.places import SAMPLE
-from transforms.models.segmenter import Segmenter, segment_images
+from transforms.models.segmenter import load_segmenter
 from transforms.scenes import Scene
 from transforms.scenes.relief import true_relief
 
@@ -71,36 +63,12 @@ RUNS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Recipe of each run, and its settings beside those of the preset."""
 SETTINGS = {"batch": 8, "workers": 0, "precision": "bf16", "channels_last": True, "trackers": ()}
 """Settings of all runs: those with which a CPU takes the least time."""
-GUIDANCE, STEPS = 3.0, 25
+GUIDANCE, STEPS = 3.0, 10
+"""Weight of the guidance, and steps of DPM-Solver++."""
 BATCH = 16
-NEAR = 1
-"""Distance in pixels within which an edge counts as found."""
-EDGES = 100.0, 200.0
-"""Thresholds of canny edges."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """What was given for N pictures.
-
-    Attributes:
-        scenes: their scenes.
-        examples: with their maps.
-        pictures: their own, [N, SIDE, SIDE, 3] uint8.
-    """
-
-    scenes: Sequence[Scene]
-    examples: Sequence[Example]
-    pictures: Pictures
-
-
-@dataclass(frozen=True)
-class Readers:
-    """The models that maps are taken with."""
-
-    segmenter: Segmenter
-    clip: Clip
-    depth: DepthReader
+"""Pictures that are drawn at a time."""
+READ = 600
+"""Scenes that the network for depth is trained on."""
 
 
 def example_of(scene: Scene, key: str) -> Example:
@@ -186,8 +154,12 @@ def batches_of(runs: Path, name: str, model: Any, config: Any, count: int) -> It
     return batches_once(shards, training_of(recipe).view, model.tools, config)
 
 
-def draw(model: LatentDiffusion, batches: Iterator[Batch]) -> Pictures:
-    """Draw a picture for each sample; its noise is a function of its place."""
+def draw(path: Path, load: Callable[[], LatentDiffusion], batches: Iterable[Batch]) -> Pictures:
+    """Draw a picture for each sample, whose noise is a function of its place; keep them in the file `path`."""
+    if path.exists():
+        return np.asarray(np.load(path))
+    model = load()
+    model.sampler = DPMSolverMultistepScheduler
     drawn: list[torch.Tensor] = []
     for batch in batches:
         first = sum(map(len, drawn))
@@ -195,110 +167,163 @@ def draw(model: LatentDiffusion, batches: Iterator[Batch]) -> Pictures:
         noise = [np.random.default_rng([SEED, first + i]).standard_normal(shape) for i in range(len(batch["keys"]))]
         start = torch.from_numpy(np.stack(noise)).float()
         drawn.append(model.sample(batch, start, steps=STEPS, guidance=GUIDANCE))
-    return as_pictures(torch.cat(drawn))
+    pictures = as_pictures(torch.cat(drawn))
+    np.save(path, pictures)
+    return pictures
 
 
-def edge_f1(given: Given, pictures: Pictures) -> float:
-    """F1 of canny edges, mean over the pictures; an edge within `NEAR` pixels of one of the other counts as found."""
-    return float(np.mean([_f1(_edges_of(a), _edges_of(b)) for a, b in zip(given.pictures, pictures, strict=True)]))
+def compare(name: str, title: str, drawn: Pictures, without: Pictures, readers: Readers, given: Given) -> Row:
+    """The row of one measure: of drawn pictures, of those drawn without the map, and of the scenes' own."""
+    measured, measure = MEASURES[name]
+    values = [measure(readers, given, pictures) for pictures in (drawn, without, own_pictures(given))]
+    return Row(f"{title}: {measured}", f"{values[0]:.3f}", f"without {values[1]:.3f}, own pictures {values[2]:.3f}")
 
 
-def _edges_of(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    return canny_edges(canny_gradient(picture), *EDGES)
+@cache
+def own_pictures(given: Given) -> Pictures:
+    """The scenes' pictures after the autoencoder."""
+    return reconstruct(base_model(), given.pictures)
 
 
-def _f1(expected: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
-    if not expected.any() or not found.any():
-        return float(expected.any() == found.any())
-    recall, precision = ((a & _grown(b)).sum() / a.sum() for a, b in ((expected, found), (found, expected)))
-    return float(2 * recall * precision / max(recall + precision, 1e-9))
+@cache
+def base_model() -> LatentDiffusion:
+    """The sample text-to-image model."""
+    return LatentDiffusion(Parts(**load_stable_diffusion(SAMPLE / "text_to_image")))
 
 
-def _grown(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    padded = np.pad(edges, NEAR)
-    size = 2 * NEAR + 1
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size))
-    return np.asarray(windows.any((2, 3)))
+def base_batches(given: Given) -> Iterator[Batch]:
+    """The captions as batches."""
+    captions = [example.caption for example in given.examples]
+    for first in range(0, len(captions), BATCH):
+        part = captions[first : first + BATCH]
+        yield {"keys": part, "input_ids": base_model().tokenize(part)}
 
 
-def depth_error(readers: Readers, given: Given, pictures: Pictures) -> float:
-    """Mean absolute error of the estimated nearness, of which 0 and 1 are the farthest and the nearest point."""
-    true = np.stack([decode_map("depth", example.maps["depth"].png) for example in given.examples]).astype(np.float32)
-    low, high = (getattr(true, name)((1, 2), keepdims=True) for name in ("min", "max"))
-    return float(np.abs(readers.depth.read(pictures) - (true - low) / (high - low)).mean())
+def rows_of(runs: Path, readers: Readers, given: Given, sheets: Path | None) -> Iterator[Row]:
+    """Draw with the runs that have ended, and yield the figures."""
+    base = draw(runs / f"drawn-base-{len(given.examples)}.npy", base_model, base_batches(given))
+    sheet(sheets, "captions", [given.pictures, base])
+    for name in (name for name in RUNS if (runs / name / "model").is_dir()):
+        config = loads((runs / name / "config.json").read_text(encoding="utf-8"))
+        yield Row(f"{name}: steps of training", str(config["steps"]), f"of {config['batch']} samples")
+        recipe = RUNS[name][0]
+        if recipe == "controlnet":
+            yield from controlnet_rows(runs, name, base, readers, given, sheets)
+        elif recipe == "t2i-adapter":
+            yield from adapter_rows(runs, base, readers, given, sheets)
+        else:
+            yield from composer_rows(runs, readers, given, sheets)
 
 
-def segment_iou(readers: Readers, given: Given, pictures: Pictures) -> tuple[float, float]:
-    """IoU of each thing and the found segment that overlaps it most: of any class, and of the thing's own."""
-    larger = [np.asarray(Image.fromarray(p).resize((256, 256), Image.Resampling.BICUBIC)) for p in pictures]
-    found = [s for i in range(0, len(larger), BATCH) for s in segment_images(readers.segmenter, larger[i : i + BATCH])]
-    any_class, own_class = [], []
-    for example, segments in zip(given.examples, found, strict=True):
-        masks = [(s.label, s.mask.to_array()[2::4, 2::4]) for s in segments]
-        for thing in example.segments:
-            true = thing.mask.to_array()
-            overlaps = [(label, (true & mask).sum() / (true | mask).sum()) for label, mask in masks]
-            any_class.append(max((share for _, share in overlaps), default=0.0))
-            own_class.append(max((share for label, share in overlaps if label == thing.label), default=0.0))
-    return float(np.mean(any_class)), float(np.mean(own_class))
+def controlnet_rows(
+    runs: Path, name: str, base: Pictures, readers: Readers, given: Given, sheets: Path | None
+) -> Iterator[Row]:
+    """Yield the figures of a ControlNet: of its map, and of the captions' colours."""
+    kind, drawn = str(RUNS[name][1]["map"]), draw_with(runs, name, given)
+    measures = ("segmentation", "classes") if kind == "segmentation" else (kind,)
+    for measure in (*measures, "caption"):
+        yield compare(measure, f"controlnet, {kind}", drawn, base, readers, given)
+    sheet(sheets, name, [given.pictures, shown_maps(given, kind), base, drawn])
 
 
-def sketch_error(given: Given, pictures: Pictures) -> float:
-    """Mean absolute difference of the sketches' strengths, in [0, 1]."""
-    pairs = zip(given.pictures, pictures, strict=True)
-    return float(np.mean([np.abs(xdog_sketch(a) - xdog_sketch(b)).mean() for a, b in pairs]))
+def adapter_rows(runs: Path, base: Pictures, readers: Readers, given: Given, sheets: Path | None) -> Iterator[Row]:
+    """Yield the figures of T2I-Adapters: of each of two maps alone, and of both."""
+    alone = {kind: draw_with(runs, "t2i-adapter", given, kind, partial(only, kind=kind)) for kind in ("canny", "depth")}
+    both = draw_with(runs, "t2i-adapter", given)
+    for kind, drawn in alone.items():
+        yield compare(kind, f"t2i-adapter, {kind}", drawn, base, readers, given)
+        yield compare(kind, "t2i-adapter, canny and depth", both, base, readers, given)
+    maps = [shown_maps(given, kind) for kind in alone]
+    sheet(sheets, "t2i-adapter", [given.pictures, *maps, base, *alone.values(), both])
 
 
-def intensity_error(given: Given, pictures: Pictures) -> float:
-    """Mean absolute difference of the greys, in [0, 1]."""
-    a, b = (intensity(p, LUMA).astype(float) for p in (given.pictures, pictures))
-    return float(np.abs(a - b).mean() / 255)
+def composer_rows(runs: Path, readers: Readers, given: Given, sheets: Path | None) -> Iterator[Row]:
+    """Yield the figures of a Composer: of each condition alone, beside none."""
+    nothing = draw_with(runs, "composer", given, "nothing", partial(keep_only, name=""))
+    columns = {name: draw_with(runs, "composer", given, name, partial(keep_only, name=name)) for name in CONDITIONS}
+    for name, drawn in columns.items():
+        if name != "masked":
+            yield compare(name, f"composer, {name}", drawn, nothing, readers, given)
+    model, config = load_run(runs, "composer")
+    batches = list(batches_of(runs, "composer", model, config, len(given.examples)))
+    pictures = (columns["masked"], nothing, own_pictures(given))
+    values = [f"{visible_error(batches, shown):.3f}" for shown in pictures]
+    title = "composer, masked: visible pixels in [0, 1], mean error"
+    yield Row(title, values[0], f"without {values[1]}, own pictures {values[2]}")
+    sheet(sheets, "composer", [given.pictures, nothing, *columns.values()])
 
 
-def palette_distance(given: Given, pictures: Pictures) -> float:
-    """Share of the palette's mass that lies on other colours, in [0, 1]."""
-    pairs = zip(given.pictures, pictures, strict=True)
-    return float(np.mean([np.abs(color_histogram(a) - color_histogram(b)).sum() / 2 for a, b in pairs]))
+def draw_with(
+    runs: Path, name: str, given: Given, tag: str = "", change: Callable[[Batch], Batch] = lambda batch: batch
+) -> Pictures:
+    """Draw the held-out samples with a run; `change` is made to the batches, and `tag` names it."""
+    count = len(given.examples)
+    path = runs / f"drawn-{'-'.join(filter(None, (name, tag)))}-{count}.npy"
+    if path.exists():
+        return np.asarray(np.load(path))
+    model, config = load_run(runs, name)
+    return draw(path, lambda: model, map(change, batches_of(runs, name, model, config, count)))
 
 
-def image_cosine(readers: Readers, given: Given, pictures: Pictures) -> float:
-    """Cosine of the CLIP embeddings."""
-    a, b = (embed_images(readers.clip, list(p)) for p in (given.pictures, pictures))
-    return float((a * b).sum(1).mean())
+def only(batch: Batch, kind: str) -> Batch:
+    """A T2I-Adapter's batch with one map."""
+    return {name: value for name, value in batch.items() if name != other_of(kind)}
 
 
-def colors_named(given: Given, pictures: Pictures) -> float:
-    """Share of the colours named in the captions that the pictures show."""
-    shown = [
-        color in found_colors(picture)
-        for scene, picture in zip(given.scenes, pictures, strict=True)
-        for color in sorted(named_colors(scene))
-    ]
-    return float(np.mean(shown))
+def other_of(kind: str) -> str:
+    """The other one of the two maps of the T2I-Adapter."""
+    return "depth" if kind == "canny" else "canny"
 
 
-def visible_error(batches: Sequence[Batch], pictures: Pictures) -> float:
-    """Mean absolute difference of the pixels that the masked picture shows, in [0, 1]."""
-    masked = torch.cat([batch["masked"] for batch in batches]).permute(0, 2, 3, 1).numpy()
-    visible = masked[..., 3] == 0
-    return float(np.abs(masked[..., :3] - pictures / 255)[visible].mean())
+def keep_only(batch: Batch, name: str) -> Batch:
+    """A Composer's batch with one condition; "" for none."""
+    keep = torch.tensor([name == condition for condition in CONDITIONS]).expand_as(batch["keep"])
+    if name == "caption":
+        return {**batch, "keep": keep}
+    empty = base_model().tokenize([""]).expand_as(batch["input_ids"])
+    return {**batch, "input_ids": empty, "keep": keep}
+
+
+def shown_maps(given: Given, kind: str) -> Pictures:
+    """The maps of the examples as pictures."""
+    pixels = [decode_map(kind, example.maps[kind].png) for example in given.examples]
+    if kind == "canny":
+        grey = [np.where(canny_edges(p.astype(np.uint16), *EDGES), 255, 0) for p in pixels]
+    else:
+        grey = [p.astype(float) / max(int(p.max()), 1) * 255 for p in pixels]
+    return np.repeat(np.stack(grey).astype(np.uint8)[..., None], 3, axis=3)
+
+
+def sheet(folder: Path | None, name: str, columns: Sequence[Pictures], rows: int = 12) -> None:
+    """Save a sheet with a row for each scene, at twice the size, unless `folder` is None."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [np.concatenate([column[i] for column in columns], axis=1) for i in range(min(rows, len(columns[0])))]
+    whole = Image.fromarray(np.concatenate(lines))
+    whole.resize((2 * whole.width, 2 * whole.height), Image.Resampling.NEAREST).save(folder / f"{name}.png")
 
 
 def main(
-    runs: Annotated[Path, typer.Argument(help="Folder of the runs and their data.")],
-    only: Annotated[str | None, typer.Option("--train", help="Train this run, and draw nothing.")] = None,
+    runs: Annotated[Path, typer.Argument(help="Folder of the runs, their data and what was drawn.")],
+    only_run: Annotated[str | None, typer.Option("--train", help="Train this run, and draw nothing.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of training.")] = 500,
-    count: Annotated[int, typer.Option(help="Held-out scenes.")] = 64,
+    count: Annotated[int, typer.Option(help="Held-out scenes.")] = 32,
     sheets: Annotated[Path | None, typer.Option(help="Folder for a sheet of pictures of each run.")] = None,
     write: Write = False,
 ) -> None:
-    """Train a run, or draw with those that are there and compare."""
+    """Train a run, or draw with those that have ended and compare."""
     for library in (diffusers, transformers):  # loading prints progress bars
         library.utils.logging.disable_progress_bar()
-    if only:
-        train(runs, only, steps)
+    runs.mkdir(parents=True, exist_ok=True)
+    if only_run:
+        train(runs, only_run, steps)
         return
-    print(count, sheets, write)
+    examples = [example_of(training_scene(index), str(index)) for index in range(READ)]
+    depths = [decode_map("depth", example.maps["depth"].png).astype(np.uint16) for example in examples]
+    depth = train_depth_reader(np.stack([example.pixels() for example in examples]), depths)
+    readers = Readers(load_segmenter(SAMPLE / "segmenter"), load_clip(SAMPLE / "clip"), depth)
+    report("control", __doc__ or "", list(rows_of(runs, readers, given_of(count), sheets)), write=write)
 
 
 if __name__ == "__main__":

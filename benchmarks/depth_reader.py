@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-BATCH, STEPS, PEAK = 32, 600, 2e-3
+BATCH, STEPS, PEAK = 16, 400, 2e-3
 
 
 class DepthReader(nn.Module):

@@ -27,6 +27,7 @@ NAMES = (
     "maps",
     "text_to_image",
     "claims",
+    "control",
     "speed",
     "scale",
     "startup",

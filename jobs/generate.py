@@ -86,8 +86,9 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
             batch = {**maps, "input_ids": model.tokenize([prompt]).to(model.unet.device)}
         else:
             batch = batch_of(training, compose_samples(start.recipe, found, known, prompt), model, config)
-        counts = [1] * len(request.maps) if maps else [len(group) for group in found]
-        references = shown_pictures(model.references(batch), counts)
+        conditions = model.references(batch)
+        counts = [int(shown.any()) for shown in conditions[0]] if maps else [len(group) for group in found]
+        references = shown_pictures(conditions, counts)
         for number, drawn in enumerate(draw_pictures(model, join_samples(model, batch), drawing)):
             yield Picture(i, number, to_bytes(drawn), {"prompt": prompt, "number": number, **settings}, references)
 

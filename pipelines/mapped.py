@@ -59,6 +59,8 @@ Config = TypeVar("Config", bound=MapsConfig)
 def settle_maps(config: Config, models: "Models", listing: "Listing") -> Config:
     """Return the config as it is; refuse maps that neither the source nor the preset's models can give."""
     refuse_most_linked(config)
+    if config.focal is not None and config.depth_files != "distance":
+        raise ConfigError("focal is for depth maps that hold distances: add --depth-files distance, or leave it out")
     needs = {"depth": models.depth, "edges": models.edges}
     for kind, model in needs.items():
         if kind in config.maps and model is None and not listing.has_maps:

@@ -164,7 +164,7 @@ def to_values(kind: str, pixels: Pixels, bounds: tuple[float, float]) -> NDArray
     return values
 
 
-def canny_edges(gradient: NDArray[np.uint16], low: float, high: float) -> NDArray[np.bool_]:
+def canny_edges(gradient: Pixels, low: float, high: float) -> NDArray[np.bool_]:
     """Edges of a stored canny map for two thresholds, [H, W] bool: what `cv2.Canny(picture, low, high)` finds.
 
     Pixels above `low` that are connected, in eight directions, with one above `high` (Canny 1986, hysteresis).

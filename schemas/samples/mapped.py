@@ -32,14 +32,15 @@ Pixel = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 class MapField(StrictModel):
     """How a map was made, and what its pixels mean.
 
-    `operator` is what made it ("source": it came with the picture), `version` that of its library or its checkpoint.
-    The smallest pixel has the value `range[0]`, the largest, 255 or 65,535, the value `range[1]`. `mean` is that of all
-    pixels as a share of the largest one.
+    `operator` is what made it ("source": it came with the picture), `version` that of its library or its checkpoint,
+    `parameters` are the operator's, as "sigma=1.0 tau=0.99": a text, so that loaders see one type. The smallest pixel
+    has the value `range[0]`, the largest, 255 or 65,535, the value `range[1]`. `mean` is that of all pixels as a share
+    of the largest one.
     """
 
     operator: str
     version: str
-    parameters: dict[str, str | int | float]
+    parameters: str
     range: tuple[float, float]
     mean: Score
 
@@ -49,7 +50,7 @@ class MapField(StrictModel):
         return cls(
             operator=found.operator,
             version=found.version,
-            parameters=dict(found.parameters),
+            parameters=" ".join(f"{name}={value}" for name, value in found.parameters.items()),
             range=found.range,
             mean=found.mean,
         )

@@ -142,6 +142,7 @@ def test_the_hub_preset_loads_what_the_maps_need_and_no_more(
     ("fields", "message"),
     [
         ({"maps": ("pose",)}, "the preset has no pose model, and the source no key points"),
+        ({"focal": 500.0}, "add --depth-files distance"),
         ({"captions": "most-linked"}, "needs phrases that are linked to segments"),
     ],
 )
@@ -158,7 +159,8 @@ def test_a_source_that_brings_no_maps_needs_a_depth_model(tmp_path: Path) -> Non
 
 
 def test_maps_are_named_once_and_there_is_one_at_least() -> None:
-    for maps in ((), ("canny", "canny"), ("cany",)):
+    several: tuple[Any, ...] = ((), ("canny", "canny"), ("cany",))
+    for maps in several:
         with pytest.raises(ValueError, match="maps"):
             MapsConfig(maps=maps)
     assert min_max(np.zeros((2, 2), np.uint16)).max() == 0

@@ -8,6 +8,7 @@ from schemas.maps import (
     MAPS,
     MIRRORED,
     OPENPOSE,
+    Pixels,
     color_segments,
     decode_map,
     draw_people,
@@ -27,8 +28,8 @@ from tests.mapped import STANDING, person
 def test_a_map_is_stored_without_loss(kind: str) -> None:
     stated = MAPS[kind]
     shape = (5, 7, 3) if stated.channels == 3 else (5, 7)
-    dtype = np.uint16 if stated.bits == 16 else np.uint8
-    pixels = np.random.default_rng(0).integers(0, stated.largest + 1, shape).astype(dtype)
+    drawn = np.random.default_rng(0).integers(0, stated.largest + 1, shape)
+    pixels: Pixels = drawn.astype(np.uint16) if stated.bits == 16 else drawn.astype(np.uint8)
     found = make_map(kind, pixels, "operator", "1", {}, (2.0, 5.0) if stated.range is None else None)
     assert np.array_equal(decode_map(kind, found.png), pixels)
     assert found.mean == pytest.approx(pixels.mean() / stated.largest)

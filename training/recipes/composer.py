@@ -100,7 +100,7 @@ def view(raw: Raw, rng: np.random.Generator, tokenizers: Sequence[CLIPTokenizer]
             continue
         things = _things(record) if name == "instances" else record
         values[name] = Pixels(shown_map(raw, things, stored, picture, crop, rng, config), 0, 1)
-    hidden = torch.from_numpy(masked)[None]
+    hidden = torch.tensor(masked)[None]
     caption = "" if "caption" in dropped else record.caption
     return {
         "pixel_values": Pixels(picture, -1, 1),

@@ -63,12 +63,15 @@ def draw_maps(example: Example, wanted: Sequence[str], drawing: Drawing) -> Exam
     """
     size = (example.height, example.width)
     example = replace(example, people=enough_points(example.people or (), drawing.min_points))
-    needed = {*wanted, *(source for kind in wanted for source in SOURCES.get(kind, ()))}
+    made = [kind for kind in wanted if kind not in example.given]
+    needed = {*wanted, *(source for kind in made for source in SOURCES.get(kind, ()))}
     given = {k: read_given(k, png, size, drawing.depth_files) for k, png in example.given.items() if k in needed}
     maps = {**example.maps, **given}
-    for kind in wanted:
+    for kind in made:
         if kind not in maps:
-            maps[kind] = DRAW.get(kind, _refuse(kind))(example, maps, drawing)
+            if kind not in DRAW:
+                raise _missing(kind)
+            maps[kind] = DRAW[kind](example, maps, drawing)
     return replace(example, maps={kind: maps[kind] for kind in wanted}, given={})
 
 
@@ -77,14 +80,11 @@ def enough_points(people: Sequence[Person], least: float) -> tuple[Person, ...]:
     return tuple(p for p in people if sum(score >= SEEN for _, _, score in p.points) >= least * len(p.points))
 
 
-def _refuse(kind: str) -> Draw:
-    def refuse(_example: Example, _maps: Mapping[str, Map], _drawing: Drawing) -> Map:
-        raise RecordError(
-            Reason.MISSING_MAP,
-            f"no {kind} map is beside the picture, and no model makes one: --preset hub or --model {kind}=...",
-        )
-
-    return refuse
+def _missing(kind: str) -> RecordError:
+    return RecordError(
+        Reason.MISSING_MAP,
+        f"no {kind} map is beside the picture, and no model makes one: --preset hub or --model {kind}=...",
+    )
 
 
 def _opencv(name: str) -> tuple[str, str]:
@@ -115,8 +115,10 @@ def _lines(example: Example, _maps: Mapping[str, Map], _drawing: Drawing) -> Map
     return make_map("lines", pixels, *_opencv("LineSegmentDetector"), {"refine": "standard"})
 
 
-def _normal(example: Example, maps: Mapping[str, Map], drawing: Drawing) -> Map:
-    depth = maps.get("depth") or _refuse("depth")(example, maps, drawing)
+def _normal(_example: Example, maps: Mapping[str, Map], drawing: Drawing) -> Map:
+    if "depth" not in maps:
+        raise _missing("depth")
+    depth = maps["depth"]
     pixels = decode_map("depth", depth.png)
     parameters: dict[str, Parameter]
     if drawing.focal is not None and depth.parameters.get("files") == "distance":

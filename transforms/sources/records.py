@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from schemas.errors import RecordError
 from schemas.example import Example, Source
-from schemas.images import to_stored_jpeg
+from schemas.images import is_turned, to_stored_jpeg
 from schemas.maps import MAP_FILES
 from schemas.rejects import Reason, Reject
 from transforms.batch import Outcome, check_blame, reject_of
@@ -166,7 +166,8 @@ def to_example(
     picture, by what follows its name; those of `MAP_FILES` are kept.
 
     Raises:
-        RecordError: the picture is missing, or the picture or the caption cannot be used.
+        RecordError: the picture is missing, or the picture or the caption cannot be used; INVALID_MAP, it has maps and
+            its EXIF orientation turns it.
     """
     if image is None:
         raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the caption")
@@ -175,6 +176,11 @@ def to_example(
     height, width, _ = pixels.shape
     source = Source(_encodable(source.uri), _encodable(source.license))
     given = {MAP_FILES[name]: content for name, content in (beside or {}).items() if name in MAP_FILES}
+    if given and is_turned(image):
+        raise RecordError(
+            Reason.INVALID_MAP,
+            "its EXIF orientation turns the picture, and whether its maps are turned too is not known: save it upright",
+        )
     return Example(
         key, jpeg, width, height, text, source, text, other_captions=tuple(others), given=given, _pixels=pixels
     )

@@ -1,6 +1,6 @@
 """The card of the recipes with condition maps: the picture, and each map, which lets it shine through."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from schemas.dataset import DatasetInfo
 from schemas.maps import MAPS
 from schemas.samples import composer, controlnet, t2i_adapter
 from schemas.samples.base import SampleFormat
-from schemas.samples.mapped import MapField, Record
+from schemas.samples.mapped import Record
 from schemas.shards import Sample
 from transforms.maps.palette import palette_colors
 
@@ -43,7 +43,7 @@ def fill(sample_format: SampleFormat, sample: Sample) -> dict[str, Any]:
             {
                 "name": kind,
                 "address": _shrunk(hint_of(kind, sample, record), size),
-                "made": " ".join(_made(found)),
+                "made": " ".join(part for part in (found.operator, found.version, found.parameters) if part),
             }
             for kind, found in record.maps.items()
         ],
@@ -57,12 +57,6 @@ def fill(sample_format: SampleFormat, sample: Sample) -> dict[str, Any]:
 def _shrunk(hint: NDArray[np.uint8], size: tuple[int, int]) -> str:
     """A map as a PNG in a data address, of the thumbnail's size; means of pixels, so that thin lines stay."""
     return data_address(Image.fromarray(hint).resize(size, Image.Resampling.BOX), "PNG", optimize=True)
-
-
-def _made(found: MapField) -> Iterator[str]:
-    yield f"{found.operator} {found.version}".strip()
-    for name, value in found.parameters.items():
-        yield f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _shown(record: Record) -> list[str]:
@@ -95,7 +89,12 @@ def sections(index: pa.Table, info: DatasetInfo) -> list[Section]:  # noqa: ARG0
     return [
         Section(
             "Maps",
-            [figures.score_histogram(found, f"mean of {kind}, {_unit(kind)}") for kind, found in values.items()],
+            [
+                figures.score_histogram(
+                    found * _SCALES.get(kind, 1), _MEANS.get(kind, f"mean of {kind}, from 0 for black to 1")
+                )
+                for kind, found in values.items()
+            ],
         ),
         Section(
             "Contents",
@@ -111,8 +110,9 @@ def sections(index: pa.Table, info: DatasetInfo) -> list[Section]:  # noqa: ARG0
     ]
 
 
-def _unit(kind: str) -> str:
-    return "as a share of the largest value" if MAPS[kind].bits == 16 else "0 black, 1 white"
+_SCALES = {"canny": MAPS["canny"].largest}
+"""By what the mean of a map is multiplied, where a share of the largest pixel says nothing."""
+_MEANS = {"canny": "mean of canny, gradient per pixel", "segmentation": "mean of segmentation, share of 255"}
 
 
 def card_of(sample_format: SampleFormat, title: str) -> Card:

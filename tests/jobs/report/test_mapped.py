@@ -35,7 +35,8 @@ def test_every_map_is_shown_and_how_it_was_made(report: Path) -> None:
     assert "opencv Canny" in page
     assert "1 person" in page
     assert "missing-map" in page
-    assert "Mean of depth" in page
+    assert "Mean of depth, from 0 for black to 1" in page
+    assert "Mean of canny, gradient per pixel" in page
     assert ("swatch" in page.split("</style>")[1]) == ("Composer" in page)
 
 

@@ -14,6 +14,7 @@ from training.config import RunConfig
 from training.configs.controlnet import Config
 from training.diffusion import LatentDiffusion
 from training.recipes.controlnet import Model, as_published, drop_table, load, small, view
+from training.setup import set_up
 from training.shards import Batch, make_batch, to_floats
 from training.small import small_parts
 
@@ -122,8 +123,6 @@ def test_half_of_the_captions_are_empty_unless_the_config_says_otherwise(base: P
 
 @pytest.mark.parametrize("sampling", ["uniform", "cubic"])
 def test_the_config_says_how_timesteps_are_drawn(base: Path, sampling: Any) -> None:  # noqa: ANN401
-    from training.setup import set_up
-
     model = model_of(base)
     set_up(model, RunConfig(time_sampling=sampling))
     draws = [model.draw(batch_of(model, count=1), np.random.default_rng(seed)).timesteps for seed in range(60)]

@@ -98,6 +98,9 @@ def test_distances_of_which_none_is_known_are_a_reject() -> None:
 
 
 def test_a_given_map_that_is_not_wanted_is_not_read() -> None:
+    normals = encode_png(np.full((48, 64, 3), 128, np.uint8))
+    broken = replace(bare(), given={"depth": b"broken", "normal": normals})
+    assert draw_maps(broken, ("normal",), Drawing()).maps["normal"].operator == "source"
     assert list(draw_maps(replace(bare(), given={"depth": b"broken"}), ("canny",), Drawing()).maps) == ["canny"]
 
 

@@ -45,6 +45,9 @@ def test_weak_edges_count_only_if_they_touch_a_strong_one() -> None:
     gradient[1] = (0, 150, 250, 0, 150, 0, 0)
     gradient[2, 3] = 120  # touches the strong pixel at a corner
     assert canny_edges(gradient, 100, 200)[1].tolist() == [False, True, True, False, True, False, False]
+    for low, high in ((100, 250), (250, 100)):  # a threshold itself is not above it
+        assert not canny_edges(gradient, low, high).any()
+    assert canny_edges(gradient, 150, 200).sum() == 1
     gradient[2, 3] = 90
     assert canny_edges(gradient, 100, 200)[1].tolist() == [False, True, True, False, False, False, False]
 

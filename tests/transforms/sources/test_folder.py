@@ -384,7 +384,12 @@ def test_an_unreadable_folder_is_an_error_not_an_empty_one(tmp_path: Path, monke
 
 def test_a_map_beside_a_picture_is_the_picture_s_and_no_picture(tmp_path: Path) -> None:
     grey = encode(scene()[..., 0])
-    files = {"a/dog.jpg": JPEG, "a/dog.txt": "a dog", "a/dog.depth.png": grey, "a/dog.normal.PNG": encode(scene())}
+    files: dict[str, bytes | str] = {
+        "a/dog.jpg": JPEG,
+        "a/dog.txt": "a dog",
+        "a/dog.depth.png": grey,
+        "a/dog.normal.PNG": encode(scene()),
+    }
     record = only(fill(tmp_path, files))
     assert isinstance(record, Example)
     assert record.given == {"depth": grey, "normal": encode(scene())}
@@ -394,7 +399,7 @@ def test_a_map_beside_a_picture_is_the_picture_s_and_no_picture(tmp_path: Path) 
 
 
 def test_a_file_named_like_a_map_is_a_picture_without_another_one_or_with_a_caption(tmp_path: Path) -> None:
-    files = {
+    files: dict[str, bytes | str] = {
         "cat.depth.png": encode(scene()),
         "cat.depth.txt": "a cat in deep water",
         "dog.jpg": JPEG,
@@ -408,3 +413,13 @@ def test_a_file_named_like_a_map_is_a_picture_without_another_one_or_with_a_capt
     captions = {record.caption for record in records if isinstance(record, Example)}
     assert captions == {"a cat in deep water", "a dog", "a deep dog", "another dog"}
     assert all(record.given == {} for record in records if isinstance(record, Example))
+
+
+def test_maps_of_a_picture_that_exif_turns_are_refused(tmp_path: Path) -> None:
+    turned = encode(scene(), "JPEG", **with_orientation(3))
+    files: dict[str, bytes | str] = {"dog.jpg": turned, "dog.txt": "a dog", "dog.depth.png": encode(scene()[..., 0])}
+    record = only(fill(tmp_path, files))
+    assert isinstance(record, Reject)
+    assert record.reason is Reason.INVALID_MAP
+    (tmp_path / "dog.depth.png").unlink()
+    assert isinstance(only(tmp_path), Example)
