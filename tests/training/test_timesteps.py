@@ -23,7 +23,7 @@ def test_cubic_timesteps_have_the_distribution_of_one_minus_u_cubed() -> None:
 class Zeros:
     """A stand-in for a generator that always draws 0, for which (1 - u^3) is all timesteps."""
 
-    def random(self, count: int) -> np.ndarray:  # type: ignore[type-arg]
+    def random(self, count: int) -> np.ndarray:
         return np.zeros(count)
 
 
