@@ -24,7 +24,7 @@ import typer
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from benchmarks.depth_reader import train_depth_reader
+from benchmarks.depth_reader import DepthReader, train_depth_reader
 from benchmarks.map_measures import EDGES, MEASURES, Given, Readers, visible_error
 from benchmarks.tables import Row, Write, report
 from benchmarks.text_to_image import SEED, Pictures, as_pictures, held_out_scenes, reconstruct
@@ -186,6 +186,14 @@ def own_pictures(given: Given) -> Pictures:
 
 
 @cache
+def depth_reader() -> DepthReader:
+    """Train the network that estimates depth."""
+    examples = [example_of(training_scene(index), str(index)) for index in range(READ)]
+    depths = [decode_map("depth", example.maps["depth"].png).astype(np.uint16) for example in examples]
+    return train_depth_reader(np.stack([example.pixels() for example in examples]), depths)
+
+
+@cache
 def base_model() -> LatentDiffusion:
     """The sample text-to-image model."""
     return LatentDiffusion(Parts(**load_stable_diffusion(SAMPLE / "text_to_image")))
@@ -319,10 +327,7 @@ def main(
     if only_run:
         train(runs, only_run, steps)
         return
-    examples = [example_of(training_scene(index), str(index)) for index in range(READ)]
-    depths = [decode_map("depth", example.maps["depth"].png).astype(np.uint16) for example in examples]
-    depth = train_depth_reader(np.stack([example.pixels() for example in examples]), depths)
-    readers = Readers(load_segmenter(SAMPLE / "segmenter"), load_clip(SAMPLE / "clip"), depth)
+    readers = Readers(load_segmenter(SAMPLE / "segmenter"), load_clip(SAMPLE / "clip"), depth_reader)
     report("control", __doc__ or "", list(rows_of(runs, readers, given_of(count), sheets)), write=write)
 
 

@@ -46,11 +46,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Readers:
-    """The models that maps are taken with."""
+    """The models that maps are taken with; the one for depth is trained when it is first asked for."""
 
     segmenter: Segmenter
     clip: Clip
-    depth: DepthReader
+    depth: Callable[[], DepthReader]
 
 
 def edge_f1(given: Given, pictures: Pictures) -> float:
@@ -80,7 +80,7 @@ def depth_error(readers: Readers, given: Given, pictures: Pictures) -> float:
     """Mean absolute error of the estimated nearness, of which 0 and 1 are the farthest and the nearest point."""
     true = np.stack([decode_map("depth", example.maps["depth"].png) for example in given.examples]).astype(np.float32)
     low, high = (getattr(true, name)((1, 2), keepdims=True) for name in ("min", "max"))
-    return float(np.abs(readers.depth.read(pictures) - (true - low) / (high - low)).mean())
+    return float(np.abs(readers.depth().read(pictures) - (true - low) / (high - low)).mean())
 
 
 def segment_iou(readers: Readers, given: Given, pictures: Pictures) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from schemas.errors import RecordError
 from schemas.images import decode_image
 from schemas.maps import MIRRORED, draw_people, encode_png
 from tests.training.maps import CAPTION, HEIGHT, PERSON, WIDTH, mapped_raw, stored
+from training.configs import t2i_adapter
 from training.configs.controlnet import Config
 from training.configs.maps import FROM_PICTURE
 from training.geometry import crop_middle
@@ -207,3 +208,9 @@ def test_a_drawn_map_is_shown_as_it_is() -> None:
 def test_impossible_configs_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(**fields)
+    for maps, problem in (
+        (("canny", "cany"), "there is no map 'cany'"),
+        (("depth", "depth"), "'depth' is named twice"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            t2i_adapter.Config(maps=maps)

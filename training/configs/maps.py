@@ -1,9 +1,9 @@
 """What the configs of the recipes that learn from condition maps have in common."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from schemas.errors import choices
 from schemas.maps import MAPS
@@ -103,5 +103,12 @@ def check_map(name: str) -> str:
     return name
 
 
-MapName = Annotated[str, AfterValidator(check_map)]
-"""Name of a map that a sample holds, or that is made of its picture."""
+def check_maps(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of maps.
+
+    Raises:
+        ValueError: there is no such map, or one is named twice.
+    """
+    if len(set(map(check_map, names))) < len(names):
+        raise ValueError(f"the map {max(names, key=names.count)!r} is named twice")
+    return names

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from training.config import HUB_RUN
-from training.configs.maps import SAMPLE_MAPS_RUN, MapName, MapsConfig
+from training.configs.maps import SAMPLE_MAPS_RUN, MapsConfig, check_maps
 from training.timesteps import TimeSampling
 
 
@@ -21,7 +21,7 @@ class Config(MapsConfig):
         default=(0.5, 0.5),
         description="sketch and edges are cut at a number drawn from this range (published: 0.5; XL: 0.3 to 0.8)",
     )
-    maps: tuple[MapName, ...] = Field(
+    maps: tuple[str, ...] = Field(
         default=("canny",), min_length=1, description="the maps that they learn to obey: any that the dataset holds"
     )
     empty_prompts: float = Field(
@@ -36,6 +36,8 @@ class Config(MapsConfig):
     map_dropped: float = Field(
         default=0.5, ge=0, le=1, description="share of the other batches without a map, for each (CoAdapter: 0.5)"
     )
+
+    _check_maps = field_validator("maps")(check_maps)
 
     @property
     def map_names(self) -> tuple[str, ...]:
