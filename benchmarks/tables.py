@@ -26,6 +26,7 @@ NAMES = (
     "blip_diffusion",
     "maps",
     "text_to_image",
+    "claims",
     "control",
     "speed",
     "scale",

@@ -276,7 +276,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[
         str,
-        typer.Option(help="Start from sample (small, untrained, for a CPU) or hub (published weights, downloaded)."),
+        typer.Option(help="Start from sample (a small model of scenes, for a CPU) or hub (published weights)."),
     ] = "sample",
     model: Annotated[
         str | None,

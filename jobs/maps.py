@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.map_files import MapFile
-from jobs.references import read_photograph, run_each
+from jobs.references import read_photograph, run_steps
 from pipelines import RECIPES
 from schemas.errors import InputError, RecordError
 from schemas.maps import MAPS
@@ -80,7 +80,7 @@ def take_map(recipe: str, model: Any, config: MapsConfig, given: MapFile, preset
     settled = described.settle(described.config(maps=wanted), models, listing)
     steps = described.steps(settled, models, listing)
     check_downloads({kind: checkpoint for step in steps for kind, checkpoint in step.checkpoints().items()})
-    (record,) = run_each(steps, [read_photograph("a photograph", given.file, None)])
+    (record,) = run_steps(steps, [read_photograph("a photograph", given.file, None)])
     refused = f"{given.file}: the map {given.name!r} cannot be taken from it: "
     if isinstance(record, Reject):
         raise InputError(refused + record.detail)

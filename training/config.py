@@ -18,14 +18,14 @@ SAMPLE_RUN: Mapping[str, Any] = {
     "resolution": SMALL_SIDE,
     "reference": SMALL_SIDE,
     "steps": 400,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-4,
     "warmup": 50,
     "average": 0.99,
     "train_encoders": True,
     "checkpoint_every": 100,
     "sample_every": 100,
 }
-"""Config fields of a preset `sample`: a small model from random weights, minutes on a CPU."""
+"""Config fields of a preset `sample`: from the sample text-to-image model, minutes on a CPU."""
 HUB_RUN: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True, "moments_every": 4}
 """Config fields of a preset `hub`: the published run, adjusted to fit on one large GPU."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from training.config import RunConfig
 from training.diffusion import LatentDiffusion, Parts
@@ -24,10 +24,10 @@ class Training:
         view: makes the values of one sample.
         texts: the texts of one sample, from which a small tokenizer's vocabulary is built.
         load: loads parts from a folder or the hub's name of one; without an argument, the published weights.
-        small: creates small untrained parts from the folder of a sample model (`base`), texts and a seed.
+        small: makes small parts from the folder of a small Stable Diffusion, or of an autoencoder alone, texts and a
+            seed; see `training.small.small_parts`.
         model: creates the model from parts and config.
         prepare: called before training with the model, all samples once as batches, and the config.
-        base: the sample model that `small` starts from: the autoencoder alone, or the whole text-to-image model.
     """
 
     config: type[RunConfig]
@@ -38,4 +38,3 @@ class Training:
     small: Callable[[Path, Sequence[str], int], Parts]
     model: Callable[[Any, Any], LatentDiffusion]
     prepare: Callable[[Any, Iterable[Batch], Any], None] = prepare_nothing
-    base: Literal["autoencoder", "text_to_image"] = "autoencoder"

@@ -230,5 +230,4 @@ TRAINING = Training(
     load=load,
     small=small,
     model=Model,
-    base="text_to_image",
 )

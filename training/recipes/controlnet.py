@@ -185,5 +185,4 @@ TRAINING = Training(
     load=load,
     small=small,
     model=Model,
-    base="text_to_image",
 )

@@ -228,5 +228,4 @@ TRAINING = Training(
     load=load,
     small=small,
     model=Model,
-    base="text_to_image",
 )

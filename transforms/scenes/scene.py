@@ -1,5 +1,6 @@
 """A sample scene: objects on a background, with a caption and the exact truth."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +79,11 @@ class _Placed(Silhouette):
 
 
 def make_scene(
-    rng: np.random.Generator, size: int = 256, objects: tuple[int, int] = OBJECTS, omitted: float = OMITTED
+    rng: np.random.Generator,
+    size: int = 256,
+    objects: tuple[int, int] = OBJECTS,
+    omitted: float = OMITTED,
+    kinds: Sequence[tuple[str, str, str]] = (),
 ) -> Scene:
     """Render a square scene of `size` x `size` pixels, with objects that are partly hidden.
 
@@ -87,16 +92,17 @@ def make_scene(
         size: side of the picture.
         objects: fewest and most objects, from 1 to 5. Where there are at most three, they are larger.
         omitted: probability that the caption leaves out a group of objects.
+        kinds: what is shown, as (noun, colour, texture), such as the objects of another scene; by default it is drawn.
     """
     placed: list[_Placed] = []
     while len(placed) < objects[0]:  # an object that fits nowhere is left out
-        kinds = _choose_kinds(rng, objects)
-        placed = _place(rng, kinds, size, objects[1])
+        chosen = list(kinds) or _choose_kinds(rng, objects)
+        placed = _place(rng, chosen, size, objects[1])
     canvas = paint_background(rng, size, size)
     visible: list[NDArray[np.float32]] = []
     for item in placed:
         window = item.window()
-        _, color, texture = kinds[item.group]
+        _, color, texture = chosen[item.group]
         height, width = item.alpha.shape
         patch = paint_texture(rng, height, width, color, texture)
         canvas[window] += item.alpha[..., None] * (patch - canvas[window])
@@ -104,9 +110,9 @@ def make_scene(
             behind[window] *= 1 - item.alpha
         visible.append(np.zeros((size, size), np.float32))
         visible[-1][window] = item.alpha
-    caption, spans, phrase_of = _caption(rng, kinds, placed, size, omitted)
+    caption, spans, phrase_of = _caption(rng, chosen, placed, size, omitted)
     things = tuple(
-        SceneObject(*kinds[item.group], np.rint(alpha * 255).astype(np.uint8), phrase_of.get(item.group), item)
+        SceneObject(*chosen[item.group], np.rint(alpha * 255).astype(np.uint8), phrase_of.get(item.group), item)
         for item, alpha in zip(placed, visible, strict=True)
     )
     return Scene(np.rint(canvas).astype(np.uint8), caption, things, spans)
