@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.strict import StrictModel
+from training.timesteps import TimeSampling
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 OptimizerName = Literal["adamw", "adamw_fused", "adamw_8bit"]
@@ -84,6 +85,9 @@ class RunConfig(LoadConfig):
     )
     noise_offset: float = Field(
         default=0.0, ge=0, description="standard deviation of a number added to the noise of each channel; 0: none"
+    )
+    time_sampling: TimeSampling = Field(
+        default="uniform", description="how timesteps are drawn; cubic: noisy ones more often (T2I-Adapter's)"
     )
     lora: int = Field(
         default=0, ge=0, description="rank of a LoRA that is trained in place of the U-Net's weights; 0: none"

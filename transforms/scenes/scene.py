@@ -22,6 +22,23 @@ OMITTED = 0.2
 
 
 @dataclass(frozen=True)
+class Silhouette:
+    """All of an object, hidden or not: its alpha, [h, w] float32 in [0, 1], and its upper left corner (x, y)."""
+
+    alpha: NDArray[np.float32]
+    x: int
+    y: int
+
+    def window(self) -> tuple[slice, slice]:
+        """The rows and columns of the picture that it covers."""
+        height, width = self.alpha.shape
+        return slice(self.y, self.y + height), slice(self.x, self.x + width)
+
+
+NOTHING = Silhouette(np.zeros((0, 0), np.float32), 0, 0)
+
+
+@dataclass(frozen=True)
 class SceneObject:
     """An object and its truth.
 
@@ -34,6 +51,7 @@ class SceneObject:
     texture: str
     alpha: NDArray[np.uint8]
     phrase: tuple[int, int] | None
+    silhouette: Silhouette = NOTHING
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -53,18 +71,11 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """An object before the caption is written: its full alpha, [h, w] in [0, 1], and its upper left corner (x, y)."""
+class _Placed(Silhouette):
+    """An object before the caption is written: the number of its group, and its size as a share of the picture's."""
 
     group: int
-    alpha: NDArray[np.float32]
-    x: int
-    y: int
     scale: float
-
-    def window(self) -> tuple[slice, slice]:
-        height, width = self.alpha.shape
-        return slice(self.y, self.y + height), slice(self.x, self.x + width)
 
 
 def make_scene(
@@ -101,7 +112,7 @@ def make_scene(
         visible[-1][window] = item.alpha
     caption, spans, phrase_of = _caption(rng, chosen, placed, size, omitted)
     things = tuple(
-        SceneObject(*chosen[item.group], np.rint(alpha * 255).astype(np.uint8), phrase_of.get(item.group))
+        SceneObject(*chosen[item.group], np.rint(alpha * 255).astype(np.uint8), phrase_of.get(item.group), item)
         for item, alpha in zip(placed, visible, strict=True)
     )
     return Scene(np.rint(canvas).astype(np.uint8), caption, things, spans)
@@ -140,7 +151,7 @@ def _place(rng: np.random.Generator, kinds: list[tuple[str, str, str]], size: in
             height, width = alpha.shape
             x, y = (int(rng.integers(0, max(size - extent, 0) + 1)) for extent in (width, height))
             opacity = (alpha[: size - y, : size - x] / np.float32(255)).astype(np.float32)
-            item = _Placed(group, opacity, x, y, scale)
+            item = _Placed(opacity, x, y, group, scale)
             colors = [kinds[other.group][1] == kinds[group][1] for other in placed]
             if _stands_out(item, placed, colors, size) and _hides_little([*placed, item], size):
                 placed.append(item)
