@@ -33,7 +33,10 @@ from training.recipes import training_of
 from training.shards import Raw
 from transforms.models.presets import revision_of
 
-SAMPLING = ("subject_share", "scale", "merge", "template", "prompt_reps")
+SAMPLING = (
+    "subject_share", "scale", "merge", "template", "prompt_reps", "shared", "canny_low", "canny_high", "edge_threshold",
+    "line_length", "color_cells",
+)  # fmt: skip
 """Fields of configs that change what a model draws."""
 
 
