@@ -16,6 +16,7 @@ from textwrap import shorten
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from rich.console import Console
 
+from jobs.describe import checkpoints_of, describe_job, settle_precision, with_earlier_versions, with_fingerprints
 from jobs.engines import beam_options, check_paths, has_gpu, local_workers, precision_on
 from jobs.likeness import check_likeness
 from jobs.names import check_names, check_names_afterwards
@@ -24,8 +25,8 @@ from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import WorkerDiedError, explaining, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
-from pipelines.recipe import RUN_FIELDS, BuildConfig
-from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
+from pipelines.recipe import BuildConfig
+from schemas.dataset import DatasetInfo
 from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.dataset import (
@@ -34,15 +35,13 @@ from transforms.dataset import (
     finished_shards,
     leave_nothing,
     leaving_nothing,
-    library_versions,
     prepare_output,
-    read_job,
+    refuse_derived,
 )
 from transforms.files import is_remote, join
 from transforms.finish import finish_noted, note_expected
 from transforms.listing import Listing, list_source
-from transforms.models.presets import Models, check_downloads, name_of, revision_of
-from transforms.models.settings import Precision
+from transforms.models.presets import Models
 from transforms.pieces import remove_all_pieces
 from transforms.read import publish
 from transforms.remote import use_options
@@ -99,30 +98,15 @@ def build(request: Request, console: Console) -> DatasetInfo:
         SubjectloomError: the source, the output, an option or a checkpoint cannot be used, or the books do not
             balance.
     """
-    recipe, models = RECIPES[request.recipe], request.models
-    options = beam_options(request.beam_options, request.dataflow_preset)
+    recipe, options = RECIPES[request.recipe], beam_options(request.beam_options, request.dataflow_preset)
     request = for_engine(request, options)
-    with console.status(f"reading {request.source}"):
-        listing = list_source(
-            request.source,
-            request.kind,
-            samples_per_shard=request.config.samples_per_shard,
-            shard_bytes=request.config.shard_bytes,
-            batch_size=request.config.batch_size,
-            limit=request.limit,
-            keys=request.keys,
-            rename=request.rename,
-            earlier=join(request.output, STATE, MEMBERS) if request.resume else "",
-            follow_links=request.config.follow_links,
-        )
-    config = recipe.settle(request.config, models, listing)
-    wanted = precision_on(request.dataflow_preset, models.hosting.precision)
-    precision = settle_precision(wanted, recipe.steps(config, models, listing))
-    models = replace(models, hosting=replace(models.hosting, precision=precision))
-    steps, cut = recipe.steps(config, models, listing), recipe.cut(config)
-    job = describe_job(request.recipe, config, steps, precision)
     if request.resume:
-        job = with_earlier_versions(request, job)
+        refuse_derived(request.output)
+    listing, config, models, steps = settle(request, console)
+    cut = recipe.cut(config)
+    job = describe_job(request.recipe, config, steps, models.hosting.precision)
+    if request.resume:
+        job = with_earlier_versions(request.output, job, mix=request.mix_versions)
     if unused := [kind for kind in request.replaced if kind not in job.models]:
         used = ", ".join(job.models) or "none"
         raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
@@ -165,6 +149,33 @@ def build(request: Request, console: Console) -> DatasetInfo:
     return info
 
 
+def settle(request: Request, console: Console) -> tuple[Listing, BuildConfig, Models, Sequence[Step]]:
+    """List the source, and settle what a request leaves open: the config, the precision of the models, the steps.
+
+    Raises:
+        SubjectloomError: the source or an option cannot be used.
+    """
+    recipe, models = RECIPES[request.recipe], request.models
+    with console.status(f"reading {request.source}"):
+        listing = list_source(
+            request.source,
+            request.kind,
+            samples_per_shard=request.config.samples_per_shard,
+            shard_bytes=request.config.shard_bytes,
+            batch_size=request.config.batch_size,
+            limit=request.limit,
+            keys=request.keys,
+            rename=request.rename,
+            earlier=join(request.output, STATE, MEMBERS) if request.resume else "",
+            follow_links=request.config.follow_links,
+        )
+    config = recipe.settle(request.config, models, listing)
+    wanted = precision_on(request.dataflow_preset, models.hosting.precision)
+    precision = settle_precision(wanted, recipe.steps(config, models, listing))
+    models = replace(models, hosting=replace(models.hosting, precision=precision))
+    return listing, config, models, recipe.steps(config, models, listing)
+
+
 def needs_of(request: Request, steps: Sequence[Step]) -> Needs:
     """What workers elsewhere are checked for."""
     return Needs(request.output, [*checkpoints_of(steps).values()], cuda=has_gpu(request.dataflow_preset))
@@ -205,43 +216,6 @@ def for_engine(request: Request, options: PipelineOptions) -> Request:
 
     config = request.config.model_copy(update={"backgrounds": absolute(backgrounds)} if backgrounds else {})
     return replace(request, source=absolute(request.source), output=absolute(request.output), config=config)
-
-
-def with_fingerprints(chunks: Iterable[Chunk], stamps: str, job: Job, *, counts: bool) -> list[Chunk]:
-    """Return the chunks with the fingerprints of their shards.
-
-    Without `counts`, the number of their records is not known: each caption of a picture is one.
-    """
-    hashed = without_run_fields(job)
-    return [
-        replace(
-            chunk,
-            fingerprint=shard_fingerprint(chunk.fingerprint + stamps, hashed),
-            expected=chunk.expected if counts else None,
-        )
-        for chunk in chunks
-    ]
-
-
-def with_earlier_versions(request: Request, job: Job) -> Job:
-    """Return the job with the versions of libraries that the finished shards were made with.
-
-    Raises:
-        InputError: they are not those of now, and it was not asked to go on.
-    """
-    if not finished_shards(request.output):
-        return job
-    earlier = read_job(request.output).libraries
-    changed = [
-        (name, v, job.libraries.get(name, "none")) for name, v in earlier.items() if job.libraries.get(name) != v
-    ]
-    if changed and not request.mix_versions:
-        words = ", ".join(f"{name} {then} (now {now})" for name, then, now in changed)
-        raise InputError(
-            f"the finished shards of {request.output} were made with {words}: --mix-versions keeps them and makes the "
-            "others with what is installed, --overwrite makes all again"
-        )
-    return job.model_copy(update={"libraries": earlier})
 
 
 def refuse_shorter(request: Request, listing: Listing) -> None:
@@ -364,54 +338,6 @@ def cut_dataset(
     if not is_chosen(output, choice_digest(fingerprints, cut)):
         run(ChooseSamples(output, fingerprints, cut), options)
     run(CutShards(output, sample_format, left), options)
-
-
-def settle_precision(precision: Precision, steps: Sequence[Step]) -> Precision:
-    """Return the precision of the models that `steps` run: "fp32" if there is none but the parser, else see `settled`.
-
-    It is settled here, not on the workers, as it is a part of how shards are made.
-    """
-    if not checkpoints_of(steps).keys() - {"parser"}:
-        return "fp32"
-    from transforms.models.checkpoints import settled  # noqa: PLC0415 - it imports torch
-
-    return settled(precision)
-
-
-def checkpoints_of(steps: Sequence[Step]) -> dict[str, str]:
-    """Return the checkpoints that `steps` load, by kind."""
-    return {kind: checkpoint for step in steps for kind, checkpoint in step.checkpoints().items()}
-
-
-def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precision: Precision = "fp32") -> Job:
-    """Describe recipe, config, models, seed and precision: the head of `dataset.json`."""
-    checkpoints = checkpoints_of(steps)
-    check_downloads(checkpoints)
-    return Job(
-        recipe=recipe,
-        config=config.model_dump(mode="json"),
-        models={kind: ModelName(name=name_of(path), revision=revision_of(path)) for kind, path in checkpoints.items()},
-        seed=config.seed,
-        precision=precision,
-        libraries=library_versions() | instructions(checkpoints),
-    )
-
-
-def instructions(checkpoints: Mapping[str, str]) -> dict[str, str]:
-    """The instruction set that torch computes with on this machine; {} if no step runs a model of torch.
-
-    Another one may change the last digits of a score, and so a shard.
-    """
-    if not checkpoints.keys() - {"parser"}:
-        return {}
-    import torch  # noqa: PLC0415 - a build without such models does not wait for it
-
-    return {"torch.cpu": torch.backends.cpu.get_cpu_capability()}
-
-
-def without_run_fields(job: Job) -> Job:
-    """The job without the fields of its config that do not change the bytes of a shard."""
-    return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS}})
 
 
 def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequence[Chunk]]:

@@ -176,7 +176,7 @@ def plan(
 ) -> None:
     """Say what a build takes in time, memory, disk and money, from a few dozen pictures of INPUT."""
     from jobs.arguments import check_recipe, check_source
-    from jobs.main import out, print_lines
+    from jobs.console import out, print_lines
     from jobs.settings import read_config
     from pipelines import RECIPES
     from schemas.machine import use_machine

@@ -51,6 +51,10 @@ class Reason(StrEnum):
     LOW_QUALITY = "low-quality"
     NEAR_DUPLICATE = "near-duplicate"
     BELOW_CUT = "below-cut"
+    # A person's choice, in a dataset made from another one
+    FILTERED_OUT = "filtered-out"
+    EXCLUDED = "excluded"
+    NOT_SAMPLED = "not-sampled"
     # The run
     OUT_OF_MEMORY = "out-of-memory"
     KILLED_WORKER = "killed-worker"

@@ -223,6 +223,28 @@ def read_job(output: str) -> Job:
         ) from error
 
 
+def refuse_derived(output: str) -> None:
+    """Refuse to go on building a dataset that was made from others.
+
+    Raises:
+        InputError: `output` holds one.
+    """
+    if join(STATE, "job.json") in list_files(output) and (derived := read_job(output).derived):
+        raise InputError(
+            f"{output} was made from other datasets by `subjectloom {derived.command}`: --resume goes on with builds "
+            "only; name the dataset's own folder, or --overwrite this one"
+        )
+
+
+def remove_dataset(output: str) -> None:
+    """Remove all files of the dataset in `output`, finished or not; those of others stay."""
+    names = list_files(output)
+    if join(STATE, "job.json") in names:
+        recipe = read_job(output).recipe
+        remove_files(join(output, name) for name in names if _is_ours(name, recipe))
+    remove_empty_folder(join(output, STATE))
+
+
 def _decide(output: str, names: list[str], earlier: Job, job: Job, *, overwrite: bool, resume: bool) -> None:
     ours = [join(output, name) for name in names if _is_ours(name, earlier.recipe)]
     if overwrite and earlier.recipe != job.recipe:
