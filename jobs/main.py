@@ -150,6 +150,7 @@ def build(
         bool, typer.Option("--mix-versions", help="With --resume: keep shards that other versions of libraries made.")
     ] = False,
     twins: Annotated[str, typer.Option(help=option_help.TWINS)] = "reject",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=option_help.DRY_RUN)] = False,
 ) -> None:
     """Build a dataset. Options after -- go to Beam: -- --runner=DataflowRunner --project=..."""
     from pipelines import RECIPES
@@ -174,6 +175,12 @@ def build(
         doubts_preset=preset is None, replaced=tuple(overrides),
         dataflow_preset=dataflow_preset, accelerator=accelerator,
     )  # fmt: skip
+    if dry_run:
+        from jobs.dry_run import dry_run as say_what_it_takes
+
+        for line in say_what_it_takes(request, out):
+            print_lines(line)
+        return
     with stoppable(lambda: describe_stop(output)):
         info = run_build(request, out)
     report = write_report(output)
