@@ -31,6 +31,7 @@ from jobs.evaluate_command import evaluate
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.generate_command import generate
 from jobs.plan import plan
+from jobs.preview_command import preview
 from jobs.settings import read_config
 from jobs.stop import INTERRUPTED, stoppable
 from jobs.weights_command import weights
@@ -265,6 +266,7 @@ def with_options(command: Callable[..., None], options: Iterable[Option]) -> Cal
 OTHERS: dict[str, Callable[..., None]] = {
     "export": with_options(export, all_options()),
     "plan": plan,
+    "preview": preview,
     "generate": generate,
     "evaluate": evaluate,
     **COMMANDS,
