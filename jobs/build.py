@@ -16,7 +16,14 @@ from textwrap import shorten
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from rich.console import Console
 
-from jobs.describe import checkpoints_of, describe_job, settle_precision, with_earlier_versions, with_fingerprints
+from jobs.describe import (
+    checkpoints_of,
+    describe_job,
+    kept_candidates,
+    settle_precision,
+    with_earlier_versions,
+    with_fingerprints,
+)
 from jobs.engines import beam_options, check_paths, has_gpu, local_workers, precision_on
 from jobs.likeness import check_likeness
 from jobs.names import check_names, check_names_afterwards
@@ -26,9 +33,10 @@ from jobs.run import WorkerDiedError, explaining, has_processes, is_local, quiet
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
 from pipelines.recipe import BuildConfig
-from schemas.dataset import DatasetInfo
+from schemas.dataset import DatasetInfo, Job
 from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.samples.base import SampleFormat
+from transforms.candidates import stored_candidates
 from transforms.dataset import (
     MEMBERS,
     STATE,
@@ -112,7 +120,8 @@ def build(request: Request, console: Console) -> DatasetInfo:
         raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
     print_lines(console, check_names(job, str(models.segmenter)))
     stamps = "".join(step.stamp() for step in steps)
-    chunks = with_fingerprints(listing.chunks, stamps, job, counts=config.captions != "all")
+    found, stamp = kept_candidates(config, steps, job)
+    chunks = with_fingerprints(listing.chunks, stamps, job, counts=config.captions != "all", candidates=stamp)
     fingerprints = {chunk.shard: chunk.fingerprint for chunk in chunks}
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
     needs_captions = not recipe.writes_captions or models.captioner is None
@@ -125,20 +134,20 @@ def build(request: Request, console: Console) -> DatasetInfo:
         missing = [chunk for chunk in chunks if chunk.shard not in done]
         if len(missing) < len(chunks):
             console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
-        if small := job.small_models():
-            print_lines(console, [f"models   {', '.join(small)}: {SMALL}"])
-            if request.doubts_preset and missing:
-                check_likeness(missing[0])
+        ready, rest = by_candidates(request.output, missing)
+        announce(request, job, ready, rest, console)
         compile_code(steps if missing and is_local(options) else (), console)
         with progress_bar(console, missing, list(job.models)) if is_local(options) else nullcontext("") as progress:
             whole = BuildDataset(
                 recipe.format, config, steps, chunks, request.output, needs_captions, progress,
-                accelerator=request.accelerator,
+                accelerator=request.accelerator, candidates=found,
             )  # fmt: skip
             if not is_local(options):
                 whole = replace(whole, needs=needs_of(request, steps), finishes=cut is None)
                 print_lines(console, [f"{len(missing)} shards: the runner's own log and pages show how it goes"])
-            make_shards(whole.of(missing), options, console, debug=request.debug)
+            for part in (replace(whole, from_candidates=True).of(ready), whole.of(rest)):
+                if part.chunks:
+                    make_shards(part, options, console, debug=request.debug)
         refuse_unread(request.output, [chunk.shard for chunk in missing])
         if cut:
             shown = nullcontext() if request.debug or not is_local(options) else quiet_stderr()
@@ -147,6 +156,24 @@ def build(request: Request, console: Console) -> DatasetInfo:
     info = finish_noted(request.output)
     print_lines(console, check_names_afterwards(job, request.output))
     return info
+
+
+def by_candidates(output: str, chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """Return the chunks whose candidates are kept in `output`, so that their shards need no model, and the others."""
+    stored = stored_candidates(output, (chunk.shard for chunk in chunks if chunk.candidates))
+    ready = {chunk.shard for chunk in chunks if chunk.candidates and stored.get(chunk.shard) == chunk.candidates}
+    return [c for c in chunks if c.shard in ready], [c for c in chunks if c.shard not in ready]
+
+
+def announce(request: Request, job: Job, ready: Sequence[Chunk], rest: Sequence[Chunk], console: Console) -> None:
+    """Say which shards need no model, and that small models run for the rest, which must not be of photographs."""
+    if ready:
+        print_lines(console, [f"{len(ready)} shards are made of what the models found before"])
+    small = job.small_models()
+    if small and (rest or not ready):
+        print_lines(console, [f"models   {', '.join(small)}: {SMALL}"])
+    if small and rest and request.doubts_preset:
+        check_likeness(rest[0])
 
 
 def settle(request: Request, console: Console) -> tuple[Listing, BuildConfig, Models, Sequence[Step]]:

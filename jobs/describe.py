@@ -1,11 +1,13 @@
 """How a build is described: models, precision and libraries, and the fingerprints of shards that follow from them."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pipelines.recipe import RUN_FIELDS, BuildConfig
 from schemas.dataset import Job, ModelName, shard_fingerprint
 from schemas.errors import InputError
+from transforms.candidates import candidates_stamp, model_steps
 from transforms.dataset import finished_shards, library_versions, read_job
 from transforms.models.presets import check_downloads, name_of, revision_of
 from transforms.models.settings import Precision
@@ -82,15 +84,29 @@ def with_earlier_versions(output: str, job: Job, *, mix: bool) -> Job:
     return job.model_copy(update={"libraries": earlier})
 
 
+def kept_candidates(config: BuildConfig, steps: Sequence[Step], job: Job) -> tuple[int, str]:
+    """Return how many steps find candidates that are kept, and their stamp; (0, "") if none are."""
+    count = model_steps(steps) if config.candidates else 0
+    common = {name: job.config[name] for name in BuildConfig.model_fields if name not in RUN_FIELDS}
+    return count, candidates_stamp(steps[:count], job, common) if count else ""
+
+
 def without_run_fields(job: Job) -> Job:
     """The job without the fields of its config that do not change the bytes of a shard."""
     return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS}})
 
 
-def with_fingerprints(chunks: Iterable[Chunk], stamps: str, job: Job, *, counts: bool) -> list[Chunk]:
+def with_fingerprints(
+    chunks: Iterable[Chunk], stamps: str, job: Job, *, counts: bool, candidates: str = ""
+) -> list[Chunk]:
     """Return the chunks with the fingerprints of their shards.
 
-    Without `counts`, the number of their records is not known: each caption of a picture is one.
+    Args:
+        chunks: as they were listed.
+        stamps: of the steps.
+        job: how the dataset is made.
+        counts: whether the number of records is known; it is not if each caption of a picture is one.
+        candidates: the stamp of the steps that find candidates, if these are kept (`transforms.candidates`).
     """
     hashed = without_run_fields(job)
     return [
@@ -98,6 +114,7 @@ def with_fingerprints(chunks: Iterable[Chunk], stamps: str, job: Job, *, counts:
             chunk,
             fingerprint=shard_fingerprint(chunk.fingerprint + stamps, hashed),
             expected=chunk.expected if counts else None,
+            candidates=hashlib.sha256(f"{chunk.fingerprint}\n{candidates}".encode()).hexdigest() if candidates else "",
         )
         for chunk in chunks
     ]
