@@ -27,6 +27,7 @@ NAMES = (
     "text_to_image",
     "speed",
     "scale",
+    "view",
     "startup",
     "contention",
     "host",

@@ -11,7 +11,7 @@ from jobs.console import out, print_lines
 from schemas.errors import SubjectloomError
 
 if TYPE_CHECKING:
-    from jobs.datasets.derive import Choice
+    from jobs.datasets.choices import Choice
 
 Data = Annotated[str, typer.Argument(metavar="OUT", help="Folder of a finished dataset; it is not changed.")]
 New = Annotated[str, typer.Argument(metavar="DEST", help="Folder of the new dataset.")]

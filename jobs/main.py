@@ -34,6 +34,7 @@ from jobs.plan import plan
 from jobs.preview_command import preview
 from jobs.settings import read_config
 from jobs.stop import INTERRUPTED, stoppable
+from jobs.view_command import view
 from jobs.weights_command import weights
 from schemas.errors import ConfigError, InputError, SubjectloomError, choices
 from schemas.machine import use_machine
@@ -267,6 +268,7 @@ OTHERS: dict[str, Callable[..., None]] = {
     "export": with_options(export, all_options()),
     "plan": plan,
     "preview": preview,
+    "view": view,
     "generate": generate,
     "evaluate": evaluate,
     **COMMANDS,

@@ -5,6 +5,7 @@
     OUT/.subjectloom/part-000000.parquet   its books, written after it: mark the shard as done
     OUT/.subjectloom/members.parquet       which input is in which shard (transforms.members)
     OUT/.subjectloom/plan, plan-items      what a remote runner's workers read (transforms.read)
+    OUT/.subjectloom/candidates-N.parquet  what models found for a shard (transforms.candidates)
     OUT/.subjectloom/pieces/               results of batches whose shard is not done (transforms.pieces)
     OUT/.subjectloom/round.json            the shards that a process is making (jobs.rescue)
     OUT/index.parquet, rejects.parquet     made from the parts (transforms.finish)
@@ -15,7 +16,7 @@ A file gets its name only when it is complete. Files that Subjectloom did not wr
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +40,7 @@ from transforms.files import (
     replacing,
 )
 from transforms.outages import describe
+from transforms.tables import ROW_GROUP
 
 STATE = ".subjectloom"
 """The folder inside a dataset that records the progress of its job."""
@@ -178,6 +180,19 @@ def open_table(output: str, name: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(stream)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{output}/{name} cannot be read: {error}") from error
+
+
+def read_tables(
+    output: str, name: str = "index.parquet", *, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of a Parquet file of a dataset, some ten thousand at a time.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    with open_table(output, name) as file:
+        for batch in file.iter_batches(ROW_GROUP, columns=columns):
+            yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
 def library_versions() -> dict[str, str]:

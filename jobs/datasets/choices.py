@@ -1,18 +1,54 @@
 """What `filter`, `merge`, `split` and `sample` take of their datasets."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.datasets.derive import Choice, LeftOut, Rows, index_tables
 from jobs.datasets.expressions import Expression, parse
 from schemas.errors import ConfigError, InputError
 from schemas.rejects import Reason
-from transforms.dataset import open_table
+from transforms.dataset import open_table, read_tables
+
+Rows = Callable[[pa.Table], NDArray[np.bool_]]
+"""A choice among the rows of a table: [N] bool."""
+
+
+def all_rows(table: pa.Table) -> NDArray[np.bool_]:
+    """Choose all rows."""
+    return np.ones(len(table), bool)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Why samples are left out: rows that `rows` chooses become rejects with this reason and detail."""
+
+    rows: Rows
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of the origins a dataset takes.
+
+    Attributes:
+        command: which makes it; the stage of its rejects.
+        options: of the command, as `dataset.json` states them.
+        left_out: samples that become rejects; a sample counts for the first of these that chooses its row.
+        belongs: what of the index and of the rejects the dataset is about, by tables that have `key` and `source`; the
+            rest is no part of its books.
+    """
+
+    command: str
+    options: Mapping[str, Any]
+    left_out: Sequence[LeftOut] = ()
+    belongs: Rows = all_rows
 
 
 def filter_by(folder: str, where: str | None, excluded: Path | None) -> Choice:
@@ -63,14 +99,16 @@ def read_keys(path: Path) -> frozenset[str]:
 def unknown_keys(folder: str, keys: Collection[str]) -> int:
     """Count the keys that no sample of a dataset has."""
     left = set(keys)
-    for table in index_tables(folder, ["key"]):
+    for table in read_tables(folder, columns=["key"]):
         left.difference_update(table["key"].to_pylist())
     return len(left)
 
 
 def sample_of(folder: str, count: int, seed: int) -> Choice:
     """Keep `count` samples, those of the smallest hashes of seed and key: a larger sample contains a smaller one."""
-    hashes = [hash_of(f"{seed}\0{key}") for table in index_tables(folder, ["key"]) for key in table["key"].to_pylist()]
+    hashes = [
+        hash_of(f"{seed}\0{key}") for table in read_tables(folder, columns=["key"]) for key in table["key"].to_pylist()
+    ]
     if count < len(hashes):
         largest = np.partition(np.array(hashes, np.uint64), count - 1)[count - 1]
     else:

@@ -7,68 +7,29 @@ reject with a reason of its own. Rejects are in parts without samples, at the en
 """
 
 import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from jobs.datasets.choices import Choice
 from schemas.dataset import DatasetInfo, Derivation, Job, ModelName, Origin, RejectRow, Row, shard_fingerprint
 from schemas.errors import InputError
-from schemas.rejects import Reason
 from schemas.samples import format_of
 from schemas.samples.base import SampleFormat
 from schemas.shards import shard_name
-from transforms.dataset import open_table, prepare_output, read_info, remove_dataset
-from transforms.files import join, list_files, open_file
+from transforms.dataset import prepare_output, read_info, read_tables, remove_dataset
+from transforms.files import list_files
 from transforms.finish import finish_dataset, note_expected
+from transforms.fragments import read_fragments
 from transforms.settled import Settled
-from transforms.tables import ROW_GROUP, sort_tables
+from transforms.tables import sort_tables
 from transforms.write import commit_fragments
 
 REJECTS = 10_000
 """Most rejects of a part, which is in memory as a whole."""
-
-Rows = Callable[[pa.Table], NDArray[np.bool_]]
-"""A choice among the rows of a table: [N] bool."""
-
-
-def all_rows(table: pa.Table) -> NDArray[np.bool_]:
-    """Choose all rows."""
-    return np.ones(len(table), bool)
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Why samples are left out: rows that `rows` chooses become rejects with this reason and detail."""
-
-    rows: Rows
-    reason: Reason
-    detail: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What of the origins a dataset takes.
-
-    Attributes:
-        command: which makes it; the stage of its rejects.
-        options: of the command, as `dataset.json` states them.
-        left_out: samples that become rejects; a sample counts for the first of these that chooses its row.
-        belongs: what of the index and of the rejects the dataset is about, by tables that have `key` and `source`; the
-            rest is no part of its books.
-    """
-
-    command: str
-    options: Mapping[str, Any]
-    left_out: Sequence[LeftOut] = ()
-    belongs: Rows = all_rows
 
 
 @dataclass(frozen=True)
@@ -88,18 +49,11 @@ class Dataset:
             InputError: there is none, or it cannot be read.
         """
         info, samples, size = read_info(folder), Counter[str](), Counter[str]()
-        for table in index_tables(folder, ["shard", "size"]):
+        for table in read_tables(folder, columns=["shard", "size"]):
             for shard, number in zip(table["shard"].to_pylist(), table["size"].to_pylist(), strict=True):
                 samples[shard] += 1
                 size[shard] += number
         return cls(folder, info, max(samples.values(), default=1), max(size.values(), default=1))
-
-
-def index_tables(folder: str, columns: Sequence[str] | None = None, name: str = "index.parquet") -> Iterator[pa.Table]:
-    """Yield the rows of a dataset's index, some ten thousand at a time."""
-    with open_table(folder, name) as file:
-        for batch in file.iter_batches(ROW_GROUP, columns=columns):
-            yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
 def derive(origins: Sequence[str], output: str, choice: Choice) -> DatasetInfo:
@@ -186,7 +140,7 @@ def _seconds(datasets: Sequence[Dataset], read: int, command: str, spent: float)
 
 def _kept(dataset: Dataset, choice: Choice) -> Iterator[Row]:
     """Yield the rows of the samples that are taken, in the order of shards and keys."""
-    for table in sort_tables(lambda: index_tables(dataset.folder), ["shard", "key"]):
+    for table in sort_tables(lambda: read_tables(dataset.folder), ["shard", "key"]):
         kept = choice.belongs(table)
         for left_out in choice.left_out:
             kept &= ~left_out.rows(table)
@@ -195,11 +149,11 @@ def _kept(dataset: Dataset, choice: Choice) -> Iterator[Row]:
 
 def _rejects(dataset: Dataset, choice: Choice) -> Iterator[RejectRow]:
     """Yield the rejects of the origin, and one for each sample that is left out."""
-    for table in index_tables(dataset.folder, name="rejects.parquet"):
+    for table in read_tables(dataset.folder, "rejects.parquet"):
         yield from (RejectRow(**row) for row in table.filter(pa.array(choice.belongs(table))).to_pylist())
     if not choice.left_out:
         return
-    for table in index_tables(dataset.folder):
+    for table in read_tables(dataset.folder):
         left = choice.belongs(table)
         for left_out in choice.left_out:
             rows = left & left_out.rows(table)
@@ -260,45 +214,3 @@ class _Writer:
         commit_fragments(self.output, self.format, number, fingerprint, books, fragments)
         self.fingerprints[number] = fingerprint
         self.read += books.read
-
-
-def read_fragments(folder: str, rows: Iterable[Row]) -> Iterator[tuple[str, bytes]]:
-    """Yield the keys and the bytes of the samples with these rows of the index of the dataset in `folder`.
-
-    Raises:
-        InputError: a shard is missing, or a sample has another checksum than its row states.
-    """
-    read = partial(_read_fragment, folder)
-    opened: dict[str, Any] = {}
-    try:
-        for row in rows:
-            if row["shard"] not in opened:  # samples of joined shards alternate, of at most a few shards
-                if len(opened) >= _OPEN:
-                    opened.pop(next(iter(opened))).close()
-                opened[row["shard"]] = _open(folder, row["shard"])
-            yield row["key"], read(opened[row["shard"]], row)
-    finally:
-        for stream in opened.values():
-            stream.close()
-
-
-_OPEN = 32
-"""Most shards that are open at a time."""
-
-
-def _open(folder: str, shard: str) -> Any:  # noqa: ANN401 - a binary stream
-    try:
-        return open_file(join(folder, shard))
-    except OSError as error:
-        raise InputError(f"{folder}/{shard} cannot be read: {error.strerror or error}") from error
-
-
-def _read_fragment(folder: str, stream: Any, row: Row) -> bytes:  # noqa: ANN401 - a binary stream
-    stream.seek(row["offset"])
-    content: bytes = stream.read(row["size"])
-    if zlib.crc32(content) != row["crc32"]:
-        raise InputError(
-            f"{folder}/{row['shard']}: the sample {row['key']} is damaged, its checksum differs: `subjectloom inspect "
-            f"{folder}` lists all that are"
-        )
-    return content

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
 
-from jobs.datasets.derive import index_tables
 from jobs.report.figures import significant
-from transforms.dataset import open_table, read_info
+from transforms.dataset import open_table, read_info, read_tables
 
 PLACES = frozenset({"key", "shard", "offset", "size", "crc32", "caption", "source", "license"})
 """Columns whose values say little when they are counted; licences are counted apart."""
@@ -41,7 +40,7 @@ def stats(folder: str) -> dict[str, Any]:
         for field in schema
         if field.name not in PLACES and (described := _column(folder, field)) is not None
     }
-    size = sum(pc.sum(table["size"]).as_py() or 0 for table in index_tables(folder, ["size"]))
+    size = sum(pc.sum(table["size"]).as_py() or 0 for table in read_tables(folder, columns=["size"]))
     head = {"recipe": info.recipe, "counts": info.counts.model_dump(), "bytes": size, "licenses": info.licenses}
     return {**head, "columns": columns}
 
@@ -58,7 +57,7 @@ def _column(folder: str, field: pa.Field) -> dict[str, Any] | None:
 
 def _values(folder: str, field: pa.Field) -> Iterator[tuple[int, pa.ChunkedArray]]:
     """Yield how many rows miss the column, and the values that the others have, for some rows at a time."""
-    for table in index_tables(folder, [field.name]):
+    for table in read_tables(folder, columns=[field.name]):
         column = table[field.name]
         values = pc.list_flatten(column) if kinds.is_list(field.type) else column
         yield column.null_count, values.drop_null()

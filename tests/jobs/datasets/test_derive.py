@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.datasets.choices import filter_by, merge_of, sample_of, split_of
-from jobs.datasets.derive import Choice, derive
+from jobs.datasets.choices import Choice, filter_by, merge_of, sample_of, split_of
+from jobs.datasets.derive import derive
 from jobs.inspect import inspect
 from jobs.report.page import breakable, write_report
 from schemas.errors import ConfigError, InputError
@@ -228,3 +228,12 @@ def test_all_samples_may_be_left_out_of_a_chain(data: Path, tmp_path: Path) -> N
     run(data, tmp_path / "none", filter_by(str(data), "width < 0", None))
     info = run(tmp_path / "none", tmp_path / "again", sample_of(str(tmp_path / "none"), 3, 0))
     assert info["counts"] == {**info["counts"], "read": 7, "written": 0, "rejected": 7}
+
+
+def test_an_index_names_no_file_outside(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes((data / "fastcomposer-000000.tar").read_bytes())
+    index = pq.read_table(data / "index.parquet")
+    place = index.column_names.index("shard")
+    pq.write_table(index.set_column(place, "shard", [["../secret"] * len(index)]), data / "index.parquet")
+    with pytest.raises(InputError, match=r"names '\.\./secret', which is no shard of this folder"):
+        derive([str(data)], str(tmp_path / "out"), sample_of(str(data), 1, 0))
