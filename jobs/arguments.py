@@ -95,6 +95,13 @@ def check_recipe(recipe: str) -> None:
         raise ConfigError(f"there is no recipe {recipe!r}{choices(recipe, RECIPES)}")
 
 
+def recipe_names(incomplete: str) -> list[str]:
+    """Return the recipes whose names begin so, for a shell that completes a command."""
+    from pipelines import RECIPES  # noqa: PLC0415
+
+    return [name for name in RECIPES if name.startswith(incomplete)]
+
+
 def check_source(source: str) -> None:
     """Refuse a local path that does not exist before anything slow is imported."""
     if "://" not in source and not has_magic(source) and not Path(source).exists():

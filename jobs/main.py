@@ -13,7 +13,8 @@ from typing import Annotated, Any, cast
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
-from typer.main import get_group
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from jobs import option_help
 from jobs.arguments import (
@@ -22,12 +23,14 @@ from jobs.arguments import (
     expand_arguments,
     move_to_front,
     parse_overrides,
+    recipe_names,
     split_arguments,
     workers_of,
 )
 from jobs.console import err, out, print_books, print_lines
 from jobs.dataset_commands import COMMANDS
 from jobs.evaluate_command import evaluate
+from jobs.examples import add_to_help
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.generate_command import generate
 from jobs.plan import plan
@@ -42,7 +45,7 @@ from schemas.machine import use_machine
 app = typer.Typer(
     help="Training datasets for subject-driven text-to-image generation.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -100,7 +103,7 @@ def scenes(
 @app.command()
 def build(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="The recipe: `subjectloom recipes` lists them.")],
+    recipe: Annotated[str, typer.Argument(help=option_help.RECIPE, autocompletion=recipe_names)],
     source: Annotated[
         str,
         typer.Option(
@@ -208,7 +211,9 @@ def finish(output: Annotated[str, typer.Argument(help="Folder of a dataset whose
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="The recipe whose fields are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The recipe whose fields are listed.", autocompletion=recipe_names)
+    ] = None,
 ) -> None:
     """List the recipes, or the fields of one of them."""
     from jobs.recipes import show_fields, show_recipes
@@ -280,7 +285,7 @@ app.add_typer(weights, name="weights")
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="The recipe: `subjectloom recipes` lists them.")],
+    recipe: Annotated[str, typer.Argument(help=option_help.RECIPE, autocompletion=recipe_names)],
     data: Annotated[
         list[str],
         typer.Option(
@@ -366,8 +371,9 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     try:
         arguments, beam = split_arguments(sys.argv[1:])
-        group = get_group(app)
-        app(move_to_front(expand_arguments(arguments, group), group), obj=beam)
+        group = cast("TyperGroup", get_command(app))
+        add_to_help(group, arguments)
+        group(move_to_front(expand_arguments(arguments, group), group), prog_name="subjectloom", obj=beam)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             err.print("stopped")

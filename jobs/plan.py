@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 
+from jobs.arguments import recipe_names
 from schemas.errors import ConfigError, InputError
 from schemas.strict import StrictModel
 
@@ -167,7 +168,7 @@ def since_start() -> float:
 
 def plan(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Pictures with captions, as for build.")],
-    recipe: Annotated[str, typer.Argument(help="The recipe.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe.", autocompletion=recipe_names)],
     pictures: Annotated[int, typer.Option(help="Pictures of the whole build.", min=1)],
     preset: Annotated[str, typer.Option(help="Models: sample or hub.")] = "sample",
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs import option_help
-from jobs.arguments import check_recipe, parse_overrides
+from jobs.arguments import check_recipe, parse_overrides, recipe_names
 from jobs.console import out, print_lines
 from jobs.settings import read_config
 from jobs.stop import stoppable
@@ -17,7 +17,7 @@ from schemas.machine import use_machine
 def preview(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture.")],
     caption: Annotated[str, typer.Argument(metavar="CAPTION", help="Its caption, in quotes.")],
-    recipe: Annotated[str, typer.Option(help="The recipe: `subjectloom recipes` lists them.")],
+    recipe: Annotated[str, typer.Option(help=option_help.RECIPE, autocompletion=recipe_names)],
     output: Annotated[Path, typer.Option(help="HTML file for the page; it is replaced.")] = Path("preview.html"),
     preset: Annotated[str | None, typer.Option(help="Models: sample or hub; by default sample, for scenes.")] = None,
     model: Annotated[

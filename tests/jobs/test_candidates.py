@@ -24,10 +24,10 @@ from transforms.text.phrases import ExtractPhrases
 QUIET = Console(quiet=True)
 CONFIGS: dict[str, dict[str, Any]] = {
     "fastcomposer": {"samples_per_shard": 5},
-    "mip-adapter": {"samples_per_shard": 2, "min_area": 0.01, "fill": 0.3},
+    "mip-adapter": {"samples_per_shard": 1, "min_area": 0.01, "fill": 0.3},
     "blip-diffusion": {"samples_per_shard": 2, "rival": 0.9, "min_area": 0.01, "candidates": True},
 }
-LIMITS = {"fastcomposer": 8, "mip-adapter": 3, "blip-diffusion": 4}
+LIMITS = {"fastcomposer": 8, "mip-adapter": 2, "blip-diffusion": 4}
 CHANGES: dict[str, list[dict[str, Any]]] = {
     "fastcomposer": [
         {"threshold": 0.72, "min_area": 0.03, "plurals": "leave-out"},
