@@ -39,7 +39,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "subjectloom train mip-adapter --data out --output run --preset hub --resume",
     ),
     "generate": ("subjectloom generate run --prompt 'a dog on the moon' --reference 'a dog=photo.jpg' --output drawn",),
-    "evaluate": ("subjectloom evaluate run --data held-out --output figures.json",),
+    "evaluate": ("subjectloom evaluate run --data held-out --output measured",),
 }
 """Command lines by command."""
 

@@ -51,6 +51,10 @@ class Reason(StrEnum):
     LOW_QUALITY = "low-quality"
     NEAR_DUPLICATE = "near-duplicate"
     BELOW_CUT = "below-cut"
+    MISSING_MAP = "missing-map"
+    INVALID_MAP = "invalid-map"
+    FLAT_MAP = "flat-map"
+    NO_PERSON = "no-person"
     # A person's choice, in a dataset made from another one
     FILTERED_OUT = "filtered-out"
     EXCLUDED = "excluded"

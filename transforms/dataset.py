@@ -16,7 +16,7 @@ A file gets its name only when it is complete. Files that Subjectloom did not wr
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -195,10 +195,10 @@ def read_tables(
             yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions of the installed ones of `LIBRARIES`."""
+def library_versions(others: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions of the installed ones of `LIBRARIES` and `others`."""
     versions = {}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *others):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -125,17 +125,17 @@ def render(info: DatasetInfo, tables: Tables, samples: list[dict[str, Any]], car
 
 @cache
 def environment() -> Environment:
-    """The environment that renders the templates beside this module."""
-    environment = Environment(
+    """Return what the pages' templates are read with."""
+    templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["count"] = "{:,}".format
-    environment.filters["breakable"] = breakable
-    return environment
+    templates.filters["count"] = "{:,}".format
+    templates.filters["breakable"] = breakable
+    return templates
 
 
 def breakable(text: object) -> Markup:
