@@ -30,6 +30,7 @@ NAMES = (
     "control",
     "speed",
     "scale",
+    "view",
     "startup",
     "contention",
     "host",

@@ -57,9 +57,13 @@ class BuildConfig(StrictModel):
     follow_links: bool = Field(
         default=False, description="read what links in the source lead to, also outside of its folder"
     )
+    candidates: bool = Field(
+        default=False,
+        description="keep what the models found beside the shards: --resume with another threshold runs no model",
+    )
 
 
-RUN_FIELDS = frozenset({"read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
+RUN_FIELDS = frozenset({"candidates", "read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
 """Fields that do not change the bytes of a given shard, so that they may differ when a run is resumed."""
 
 Config = TypeVar("Config", bound=BuildConfig)

@@ -123,7 +123,8 @@ class Object:
     """A thing of the picture that phrase `phrase` (an index) names.
 
     `bbox` is [x, y, w, h] in pixels of the stored image, `score` the detector's confidence in [0, 1]; `mask` holds
-    the pixels of the thing. `similarity` is the cosine of the phrase's and the masked crop's embeddings.
+    the pixels of the thing. `similarity` is the cosine of the phrase's and the masked crop's embeddings, which are the
+    rows of `embeddings`, [2, D] float32.
     """
 
     phrase: int
@@ -131,6 +132,7 @@ class Object:
     score: float
     mask: Mask
     similarity: float = 0.0
+    embeddings: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
