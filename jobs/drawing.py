@@ -8,11 +8,15 @@ from typing import Any
 from jobs.settings import read_config
 from pipelines import RECIPES
 from schemas.errors import ConfigError, InputError
+from schemas.layouts import Layout
 from schemas.samples.base import find_spans
 from training.config import RunConfig
 from training.configs import config_of, owners_of_fields
-from training.drawing import Drawing
+from training.drawing import Drawing, Placing
 from training.resume import read_note
+
+PLACED = ("captioned",)
+"""Recipes whose models draw phrases in boxes."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class DrawRequest:
             MIP-Adapter's `scale` and `merge`.
         find_with: preset of the models that find subjects in photographs; None: what the run started from. In that
             case, the small models are refused for what looks like photographs.
+        layouts: none, or for each prompt the boxes of its phrases.
+        placing: how layout guidance places them, for recipes that do not take boxes themselves.
     """
 
     prompts: Sequence[str]
@@ -74,6 +80,8 @@ class DrawRequest:
     drawing: Drawing = field(default_factory=Drawing)
     fields: Mapping[str, Any] = field(default_factory=dict)
     find_with: str | None = None
+    layouts: Sequence[Layout] = ()
+    placing: Placing = field(default_factory=Placing)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,8 @@ def check_references(recipe: str, request: DrawRequest) -> None:
     described, phrases = RECIPES[recipe], [reference.phrase for reference in request.references]
     if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
         raise ConfigError("what is to be drawn? Give a prompt")
+    if request.layouts and recipe not in PLACED:
+        raise ConfigError(f"{recipe} does not draw in boxes: {' and '.join(PLACED)} do")
     if described.find is None and phrases:
         raise ConfigError(f"{recipe} draws from text alone: leave out --reference {phrases[0]!r}")
     if described.subjects is not None and len(phrases) > described.subjects:

@@ -22,9 +22,12 @@ from jobs.references import find_subjects, samples_of
 from pipelines import RECIPES
 from schemas.errors import ConfigError
 from schemas.example import Example
+from schemas.layouts import Layout
 from schemas.samples import FORMATS
-from training.drawing import Drawing
+from training.drawing import Drawing, Placing
 from training.generate import batch_of, draw_pictures, join_samples, set_drawing
+from training.guidance import follow
+from training.layout_guidance import coarsest_side, guide_layout, widened
 from training.loop import this_process
 from training.recipes import training_of
 from training.shards import Raw
@@ -44,6 +47,7 @@ class Picture:
         pixels: [H, W, 3] uint8 RGB.
         settings: what it is a function of, as JSON has it.
         references: what the model was shown, [N, h, w, 3] uint8.
+        layout: the boxes of its phrases, if they have any.
     """
 
     prompt: int
@@ -51,6 +55,7 @@ class Picture:
     pixels: NDArray[np.uint8]
     settings: Mapping[str, Any]
     references: NDArray[np.uint8]
+    layout: Layout | None = None
 
 
 def generate(request: DrawRequest, console: Console | None = None) -> Iterator[Picture]:
@@ -79,8 +84,13 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
     for i, prompt in enumerate(request.prompts):
         batch = batch_of(training, compose_samples(start.recipe, found, known, prompt), model, config)
         references = shown_pictures(model.references(batch), [len(group) for group in found])
-        for number, drawn in enumerate(draw_pictures(model, join_samples(model, batch), drawing)):
-            yield Picture(i, number, to_bytes(drawn), {"prompt": prompt, "number": number, **settings}, references)
+        layout = request.layouts[i] if request.layouts else None
+        guide = guide_layout(model, layout, request.placing) if layout else follow
+        for text in widened(layout, coarsest_side(model, drawing.size or 0)) if layout else ():
+            console.print(f"the box of {text!r} is narrower than a cell of the attention: it is widened to one")
+        own = {"prompt": prompt, **describe_layout(layout, request.placing)}
+        for number, drawn in enumerate(draw_pictures(model, join_samples(model, batch), drawing, guide)):
+            yield Picture(i, number, to_bytes(drawn), {**own, "number": number, **settings}, references, layout)
 
 
 def open_model(start: Start, request: DrawRequest) -> tuple[Any, Drawing]:
@@ -155,6 +165,14 @@ def to_bytes(picture: torch.Tensor) -> NDArray[np.uint8]:
     """Turn a picture [3, H, W] float32 in [0, 1] into [H, W, 3] uint8."""
     values: NDArray[np.uint8] = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return values
+
+
+def describe_layout(layout: Layout | None, placing: Placing) -> dict[str, Any]:
+    """The boxes of a picture's phrases, and how they were placed, as JSON has them; nothing if there are none."""
+    if layout is None:
+        return {}
+    boxes = [{"text": phrase.text, "boxes": phrase.boxes} for phrase in layout.phrases]
+    return {"layout": boxes, "placing": placing.model_dump(mode="json")}
 
 
 def describe(request: DrawRequest, start: Start, drawing: Drawing) -> dict[str, Any]:

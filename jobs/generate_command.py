@@ -13,8 +13,8 @@ from schemas.machine import use_machine
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
     output: Annotated[Path, typer.Option(help="A new folder for the pictures.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; may be given several times.")] = None,
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Folder of a training run.")] = None,
     reference: Annotated[
         list[str] | None,
@@ -24,6 +24,21 @@ def generate(
             "white where the subject is; without one, it is found as in a build. Several subjects: several times.",
         ),
     ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PHRASE=L,T,R,B",
+            help="captioned: draw words of the prompt in a box: left, top, right and bottom as shares of the sides.",
+        ),
+    ] = None,
+    layouts: Annotated[
+        Path | None, typer.Option(help="YAML or JSON Lines file of prompts and boxes, in place of --prompt and --box.")
+    ] = None,
+    placing: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="How boxes are obeyed, as way=forward: see docs/layouts.md."),
+    ] = None,
+    show_boxes: Annotated[bool, typer.Option("--show-boxes", help="Draw the boxes into the pictures.")] = False,
     count: Annotated[int, typer.Option(help="Pictures of each prompt.", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="Picture N is a function of model, settings, seed and N.", min=0)] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; by default the recipe's.", min=1)] = None,
@@ -55,17 +70,19 @@ def generate(
 ) -> None:
     """Draw a prompt with the subjects of your photographs, by the model of a training run."""
     from jobs.drawing import DrawRequest, Reference, check_files, check_references, find_model
+    from jobs.layouts import layouts_of
     from jobs.settings import read_config
-    from training.drawing import Drawing
+    from training.drawing import Drawing, Placing
 
     check_folder(output)
+    prompts, placed = layouts_of(prompt or [], box or [], layouts)
     options = {
         "count": count, "seed": seed, "batch": batch, "size": size, "steps": steps, "guidance": guidance,
         "negative_prompt": negative, "scheduler": scheduler, "precision": precision,
     }  # fmt: skip
     own = {"subject_share": subject_share, "scale": scale, "merge": merge}
     request = DrawRequest(
-        prompts=prompt,
+        prompts=prompts,
         references=[Reference.parse(text) for text in reference or []],
         run=run,
         recipe=recipe,
@@ -74,6 +91,8 @@ def generate(
         drawing=read_config(Drawing, None, [], {name: value for name, value in options.items() if value is not None}),
         fields={name: value for name, value in own.items() if value is not None},
         find_with=find_with,
+        layouts=placed,
+        placing=read_config(Placing, None, placing or []),
     )
     check_references(find_model(request).recipe, request)
     check_files(request.references)
@@ -84,7 +103,7 @@ def generate(
         from jobs.pictures import write_pictures
 
     with stoppable(lambda: f"the pictures drawn so far are in {output}"):
-        for path in write_pictures(output, run_generate(request, console), len(prompt)):
+        for path in write_pictures(output, run_generate(request, console), len(prompts), show_boxes=show_boxes):
             console.print(f"picture  {path}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"sheet    {output / 'sheet.png'}", soft_wrap=True, markup=False, highlight=False)
 

@@ -30,6 +30,7 @@ from jobs.arguments import (
 from jobs.evaluate_command import evaluate
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.generate_command import generate
+from jobs.layouts_command import layouts
 from jobs.plan import plan
 from jobs.settings import read_config
 from jobs.stop import INTERRUPTED, stoppable
@@ -256,7 +257,7 @@ def with_options(command: Callable[..., None], options: Iterable[Option]) -> Cal
     return command
 
 
-for command in (with_options(export, all_options()), plan, generate, evaluate):
+for command in (with_options(export, all_options()), plan, generate, evaluate, layouts):
     app.command()(command)
 
 

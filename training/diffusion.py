@@ -34,14 +34,13 @@ from schemas.folders import describe_folder
 from schemas.keys import rng_of
 from training import drops
 from training.drops import DropTable
+from training.guidance import Conditions, Guide, SamplingStep, follow, predict
 from training.layout import load_scheduler, save_encoder, save_vocabulary
 from training.losses import min_snr_weights, noise_loss
 from training.tokenizer import tokenize
 
 Batch = Mapping[str, Any]
 """What `training.shards.batches` yields: name to tensor or list."""
-Conditions = dict[str, Any]
-"""Keyword arguments of the U-Net: `encoder_hidden_states` [B, L, D], and others."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -203,7 +202,7 @@ class LatentDiffusion(nn.Module):
         draws = draws.with_offset()
         noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
         conditions = self.conditions(batch)
-        prediction = self.unet(noisy, draws.timesteps, **conditions).sample
+        prediction = predict(self.unet, noisy, draws.timesteps, conditions)
         target = noise_target(self.scheduler, latents, draws)
         of_latents = self.weight(batch, draws, (noisy.shape[-2], noisy.shape[-1]))
         of_samples = min_snr_weights(self.scheduler, draws.timesteps, self.min_snr) if self.min_snr else None
@@ -254,7 +253,15 @@ class LatentDiffusion(nn.Module):
         return batch["pixel_values"][:, None][:, :0]
 
     @torch.no_grad()
-    def sample(self, batch: Batch, noise: Tensor, *, steps: int | None = None, guidance: float | None = None) -> Tensor:
+    def sample(
+        self,
+        batch: Batch,
+        noise: Tensor,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        guide: Guide = follow,
+    ) -> Tensor:
         """Draw a picture for each sample by `sampler` without fresh noise: [B, 3, H, W] float32 in [0, 1].
 
         SDXL is told that the picture was cropped from nothing larger.
@@ -264,6 +271,7 @@ class LatentDiffusion(nn.Module):
             noise: the start, [B, C, h, w] float32, standard normal.
             steps: number of steps, by default `sampling_steps`.
             guidance: weight of classifier-free guidance, by default `guidance`; 1 is none.
+            guide: may change each step; called without gradients.
         """
         steps = self.sampling_steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
@@ -273,10 +281,11 @@ class LatentDiffusion(nn.Module):
         height, width = (side * downsampling(self.vae) for side in noise.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], device=noise.device)
         batch = {**batch, "sizes": sizes.expand(len(noise), -1)}
-        for time, conditions in zip(schedule.timesteps, self.sampling_conditions(batch, steps), strict=True):
-            scaled = schedule.scale_model_input(torch.cat([latents] * 2), time)
-            without, conditional = self.unet(scaled, time, **conditions).sample.chunk(2)
-            latents = schedule.step(without + guidance * (conditional - without), time, latents).prev_sample
+        times = zip(schedule.timesteps, self.sampling_conditions(batch, steps), strict=True)
+        for number, (time, conditions) in enumerate(times):
+            step = SamplingStep(number, steps, time, schedule, self.unet, conditions, guidance)
+            latents, prediction = guide(step, latents)
+            latents = schedule.step(prediction, time, latents).prev_sample
         with self.autoencoder_precision():
             pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
