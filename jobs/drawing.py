@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.settings import read_config
 from pipelines import RECIPES
@@ -15,8 +15,8 @@ from training.configs import config_of, owners_of_fields
 from training.drawing import Drawing, Placing
 from training.resume import read_note
 
-PLACED = ("captioned",)
-"""Recipes whose models draw phrases in boxes."""
+PLACED: Mapping[str, Literal["guidance", "model"]] = {"captioned": "guidance", "gligen": "model"}
+"""Recipes that draw phrases in boxes: by layout guidance, or by a model that takes boxes."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,8 @@ def fields_of(recipe: str, fields: Mapping[str, Any], request: DrawRequest) -> R
     own: dict[str, Any] = {"captions": "own"}  # the prompt
     if count := len(request.references):  # all are shown, whatever their class
         own |= {"max_subjects": count, "max_objects": count, "labels": ()}
+    if request.layouts:  # and so are all boxes, whatever their size
+        own["min_box"] = 0.0
     known = {name: value for name, value in {**fields, **own}.items() if name in kind.model_fields}
     return read_config(kind, None, [f"{name}={value}" for name, value in request.fields.items()], known)
 
@@ -153,8 +155,10 @@ def check_references(recipe: str, request: DrawRequest) -> None:
         raise ConfigError("what is to be drawn? Give a prompt")
     if request.layouts and recipe not in PLACED:
         raise ConfigError(f"{recipe} does not draw in boxes: {' and '.join(PLACED)} do")
+    if PLACED.get(recipe) == "model" and not request.layouts:
+        raise ConfigError(f"{recipe} draws in boxes: give them, with --box 'a red ball=0.1,0.2,0.5,0.6'")
     if described.find is None and phrases:
-        raise ConfigError(f"{recipe} draws from text alone: leave out --reference {phrases[0]!r}")
+        raise ConfigError(f"{recipe} takes no photographs: leave out --reference {phrases[0]!r}")
     if described.subjects is not None and len(phrases) > described.subjects:
         raise ConfigError(f"{recipe} draws {described.subjects} subject, and {len(phrases)} are given as references")
     if described.find is None or described.subjects is not None:

@@ -16,8 +16,8 @@ import transformers
 from numpy.typing import NDArray
 from rich.console import Console
 
-from jobs.compose import blank, compose
-from jobs.drawing import DrawRequest, Reference, Start, check_references, find_model
+from jobs.compose import blank, compose, place
+from jobs.drawing import PLACED, DrawRequest, Reference, Start, check_references, find_model
 from jobs.references import find_subjects, samples_of
 from pipelines import RECIPES
 from schemas.errors import ConfigError
@@ -31,9 +31,9 @@ from training.layout_guidance import coarsest_side, guide_layout, widened
 from training.loop import this_process
 from training.recipes import training_of
 from training.shards import Raw
-from transforms.models.presets import revision_of
+from transforms.models.presets import resolve, revision_of
 
-SAMPLING = ("subject_share", "scale", "merge", "template", "prompt_reps")
+SAMPLING = ("subject_share", "grounded_share", "scale", "merge", "template", "prompt_reps")
 """Fields of configs that change what a model draws."""
 
 
@@ -82,13 +82,18 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
     config = start.config.model_copy(update={"resolution": drawing.size})
     settings = describe(request, start, drawing)
     for i, prompt in enumerate(request.prompts):
-        batch = batch_of(training, compose_samples(start.recipe, found, known, prompt), model, config)
-        references = shown_pictures(model.references(batch), [len(group) for group in found])
         layout = request.layouts[i] if request.layouts else None
-        guide = guide_layout(model, layout, request.placing) if layout else follow
-        for text in widened(layout, coarsest_side(model, drawing.size or 0)) if layout else ():
+        if layout and PLACED[start.recipe] == "model":
+            samples = [pack(start.recipe, place(blank(prompt), layout, resolve(start.preset, {}).clip))]
+        else:
+            samples = compose_samples(start.recipe, found, known, prompt)
+        batch = batch_of(training, samples, model, config)
+        references = shown_pictures(model.references(batch), [len(group) for group in found])
+        guided = layout if PLACED.get(start.recipe) == "guidance" else None
+        guide = guide_layout(model, guided, request.placing) if guided else follow
+        for text in widened(guided, coarsest_side(model, drawing.size or 0)) if guided else ():
             console.print(f"the box of {text!r} is narrower than a cell of the attention: it is widened to one")
-        own = {"prompt": prompt, **describe_layout(layout, request.placing)}
+        own = {"prompt": prompt, **describe_layout(layout, request.placing if guided else None)}
         for number, drawn in enumerate(draw_pictures(model, join_samples(model, batch), drawing, guide)):
             yield Picture(i, number, to_bytes(drawn), {**own, "number": number, **settings}, references, layout)
 
@@ -167,12 +172,12 @@ def to_bytes(picture: torch.Tensor) -> NDArray[np.uint8]:
     return values
 
 
-def describe_layout(layout: Layout | None, placing: Placing) -> dict[str, Any]:
-    """The boxes of a picture's phrases, and how they were placed, as JSON has them; nothing if there are none."""
+def describe_layout(layout: Layout | None, placing: Placing | None) -> dict[str, Any]:
+    """The boxes of a picture's phrases, and how guidance placed them, as JSON has them; nothing if there are none."""
     if layout is None:
         return {}
     boxes = [{"text": phrase.text, "boxes": phrase.boxes} for phrase in layout.phrases]
-    return {"layout": boxes, "placing": placing.model_dump(mode="json")}
+    return {"layout": boxes} | ({"placing": placing.model_dump(mode="json")} if placing else {})
 
 
 def describe(request: DrawRequest, start: Start, drawing: Drawing) -> dict[str, Any]:

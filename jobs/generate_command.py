@@ -28,7 +28,7 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="PHRASE=L,T,R,B",
-            help="captioned: draw words of the prompt in a box: left, top, right and bottom as shares of the sides.",
+            help="captioned, gligen: draw words of the prompt in a box: left,top,right,bottom as shares of its sides.",
         ),
     ] = None,
     layouts: Annotated[
@@ -36,7 +36,7 @@ def generate(
     ] = None,
     placing: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD=VALUE", help="How boxes are obeyed, as way=forward: see docs/layouts.md."),
+        typer.Option(metavar="FIELD=VALUE", help="captioned: how boxes are obeyed, as way=forward (docs/layouts.md)."),
     ] = None,
     show_boxes: Annotated[bool, typer.Option("--show-boxes", help="Draw the boxes into the pictures.")] = False,
     count: Annotated[int, typer.Option(help="Pictures of each prompt.", min=1)] = 4,
@@ -51,6 +51,10 @@ def generate(
     subject_share: Annotated[
         float | None,
         typer.Option(help="fastcomposer: share of the steps, the last ones, that use the subjects; by default 0.7."),
+    ] = None,
+    grounded_share: Annotated[
+        float | None,
+        typer.Option(help="gligen: share of the steps, the first ones, that use the boxes; by default 0.3."),
     ] = None,
     scale: Annotated[float | None, typer.Option(help="mip-adapter: weight of the references; by default 0.75.")] = None,
     merge: Annotated[
@@ -80,7 +84,7 @@ def generate(
         "count": count, "seed": seed, "batch": batch, "size": size, "steps": steps, "guidance": guidance,
         "negative_prompt": negative, "scheduler": scheduler, "precision": precision,
     }  # fmt: skip
-    own = {"subject_share": subject_share, "scale": scale, "merge": merge}
+    own = {"subject_share": subject_share, "grounded_share": grounded_share, "scale": scale, "merge": merge}
     request = DrawRequest(
         prompts=prompts,
         references=[Reference.parse(text) for text in reference or []],

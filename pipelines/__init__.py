@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import blip_diffusion, captioned, fastcomposer, mip_adapter
+from pipelines import blip_diffusion, captioned, fastcomposer, gligen, mip_adapter
 from pipelines.recipe import Recipe
 
 RECIPES: Mapping[str, Recipe[Any]] = {
@@ -11,5 +11,6 @@ RECIPES: Mapping[str, Recipe[Any]] = {
     "blip-diffusion": blip_diffusion.RECIPE,
     "mip-adapter": mip_adapter.RECIPE,
     "captioned": captioned.RECIPE,
+    "gligen": gligen.RECIPE,
 }
 """The recipes, by the names that commands take."""

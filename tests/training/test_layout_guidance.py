@@ -178,7 +178,7 @@ def test_guided_layers_are_the_published_ones() -> None:
     class Unet:
         attn_processors = dict.fromkeys(names)
 
-    chosen = guided_layers(Unet())  # type: ignore[arg-type]
+    chosen = guided_layers(Unet())
     assert [name.split(".")[:2] for name in chosen] == [["up_blocks", "1"]] * 3 + [["mid_block", "attentions"]]
 
 

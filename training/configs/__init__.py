@@ -12,6 +12,7 @@ CONFIGS: Mapping[str, str] = {
     "blip-diffusion": "training.configs.blip_diffusion",
     "mip-adapter": "training.configs.mip_adapter",
     "captioned": "training.configs.captioned",
+    "gligen": "training.configs.gligen",
 }
 """Module of each recipe. It defines Config and PRESETS."""
 

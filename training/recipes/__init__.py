@@ -14,6 +14,7 @@ TRAININGS: Mapping[str, str] = {
     "blip-diffusion": "training.recipes.blip_diffusion",
     "mip-adapter": "training.recipes.mip_adapter",
     "captioned": "training.recipes.captioned",
+    "gligen": "training.recipes.gligen",
 }
 """Module of each recipe. It defines view, texts, load, small, Model, and from these and its config TRAINING."""
 
