@@ -25,6 +25,7 @@ NAMES = (
     "localization",
     "blip_diffusion",
     "text_to_image",
+    "layout",
     "speed",
     "scale",
     "startup",

@@ -13,7 +13,7 @@ from training.diffusion import LAYOUT, loading
 from training.tokenizer import token_range
 from transforms.dataset import read_info
 
-NAMED: Mapping[str, str] = {"fastcomposer": "subjects", "mip-adapter": "objects"}
+NAMED: Mapping[str, str] = {"fastcomposer": "subjects", "mip-adapter": "objects", "gligen": "boxes"}
 """Where the records of recipes hold phrases with boxes."""
 
 
@@ -38,7 +38,8 @@ def sample_layout(record: Any, things: Iterable[Any]) -> Layout | None:  # noqa:
     for thing in things:
         x, y, w, h = thing.bbox
         frame = (x / record.width, y / record.height, (x + w) / record.width, (y + h) / record.height)
-        boxes.setdefault((thing.start, thing.end), []).append(frame)
+        for span in thing.spans if hasattr(thing, "spans") else [(thing.start, thing.end)]:
+            boxes.setdefault(tuple(span), []).append(frame)
     placed = [(record.caption[slice(*span)], frames) for span, frames in boxes.items()]
     return make_layout(record.caption, placed, list(boxes)) if placed else None
 

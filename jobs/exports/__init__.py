@@ -65,6 +65,12 @@ def _coco() -> Callable[..., Summary]:
     return export_coco
 
 
+def _gligen() -> Callable[..., Summary]:
+    from jobs.exports.gligen import export_gligen
+
+    return export_gligen
+
+
 def _mip_adapter() -> Callable[..., Summary]:
     from jobs.exports.mip_adapter import export_mip_adapter
 
@@ -86,6 +92,7 @@ EXPORTS: Mapping[str, Export] = {
     ),
     "coco": Export(recipe="fastcomposer", help="COCO JSON with run-length masks", load=_coco),
     "mip-adapter": Export(recipe="mip-adapter", help="the folder that the published trainer loads", load=_mip_adapter),
+    "gligen": Export(recipe="gligen", help="the table that the published trainer loads", load=_gligen),
 }
 """The formats by name."""
 

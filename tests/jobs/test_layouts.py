@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from jobs.generate import Picture
@@ -151,3 +152,37 @@ def test_each_phrase_has_boxes_of_its_own_colour() -> None:
     shown = with_boxes(Picture(0, 0, grey, {}, grey[None][:0], layout))
     first, second = shown[60, 0], shown[255, 200]
     assert len({tuple(first), tuple(second), (128, 128, 128)}) == 3
+
+
+def test_gligen_draws_in_boxes_with_the_sample_clip_s_embeddings(run: Run, tmp_path: Path) -> None:
+    """Open gates make the box matter; without one there is nothing to draw in."""
+    save_tiny_autoencoder(tmp_path / "vae")
+    training = training_of("gligen")
+    config = training.config(**training.presets["sample"])
+    model = training.model(training.small(tmp_path / "vae", CAPTIONS, 0), config)
+    with torch.no_grad():
+        for name, parameter in model.unet.named_parameters():
+            if name.endswith(("alpha_attn", "alpha_dense")):
+                parameter.fill_(1.0)
+            elif "position_net" in name or name.endswith("fuser.linear.weight"):
+                parameter.mul_(5)  # untrained, boxes change a picture by less than a grey level
+    model.save(tmp_path / "run" / "model")
+    note = {"recipe": "gligen", "preset": "sample", **config.model_dump(mode="json")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(note))
+
+    def draw(name: str, *options: object) -> tuple[int, str]:
+        given = ("--prompt", PROMPT, "--output", tmp_path / name, "--count", 1, "--steps", 2, *options)
+        return run("generate", tmp_path / "run", *given)
+
+    status, printed = draw("a", "--box", "a red ball=0,0,0.05,0.05", "--grounded-share", 1)
+    assert status == 0, printed
+    assert draw("b", "--box", "a red ball=0.4,0.4,1,1", "--grounded-share", 1)[0] == 0
+    assert draw("c", "--box", "a red ball=0.4,0.4,1,1", "--grounded-share", 0)[0] == 0
+    drawn = {name: pixels(tmp_path / name / "000.png").astype(int) for name in "abc"}
+    assert all((drawn[x] != drawn[y]).any() for x, y in ("ab", "bc", "ac"))
+    with Image.open(tmp_path / "a" / "000.png") as picture:
+        assert "placing" not in picture.info
+        assert json.loads(picture.info["grounded_share"]) == 1
+    status, printed = draw("d")
+    assert status == 1
+    assert "--box" in printed
