@@ -153,6 +153,8 @@ def check_references(recipe: str, request: DrawRequest) -> None:
     described, phrases = RECIPES[recipe], [reference.phrase for reference in request.references]
     if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
         raise ConfigError("what is to be drawn? Give a prompt")
+    if not described.draws:
+        raise ConfigError(f"{recipe} fills holes of pictures, which this command does not take: see docs/layouts.md")
     if request.layouts and recipe not in PLACED:
         raise ConfigError(f"{recipe} does not draw in boxes: {' and '.join(PLACED)} do")
     if PLACED.get(recipe) == "model" and not request.layouts:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import blip_diffusion, captioned, fastcomposer, gligen, mip_adapter
+from pipelines import blip_diffusion, captioned, fastcomposer, gligen, mip_adapter, paint_by_example
 from pipelines.recipe import Recipe
 
 RECIPES: Mapping[str, Recipe[Any]] = {
@@ -12,5 +12,6 @@ RECIPES: Mapping[str, Recipe[Any]] = {
     "mip-adapter": mip_adapter.RECIPE,
     "captioned": captioned.RECIPE,
     "gligen": gligen.RECIPE,
+    "paint-by-example": paint_by_example.RECIPE,
 }
 """The recipes, by the names that commands take."""

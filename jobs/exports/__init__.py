@@ -77,6 +77,12 @@ def _mip_adapter() -> Callable[..., Summary]:
     return export_mip_adapter
 
 
+def _paint_by_example() -> Callable[..., Summary]:
+    from jobs.exports.paint_by_example import export_paint_by_example
+
+    return export_paint_by_example
+
+
 EXPORTS: Mapping[str, Export] = {
     "fastcomposer": Export(
         recipe="fastcomposer",
@@ -93,6 +99,9 @@ EXPORTS: Mapping[str, Export] = {
     "coco": Export(recipe="fastcomposer", help="COCO JSON with run-length masks", load=_coco),
     "mip-adapter": Export(recipe="mip-adapter", help="the folder that the published trainer loads", load=_mip_adapter),
     "gligen": Export(recipe="gligen", help="the table that the published trainer loads", load=_gligen),
+    "paint-by-example": Export(
+        recipe="paint-by-example", help="the tree that the published loader reads", load=_paint_by_example
+    ),
 }
 """The formats by name."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from schemas.errors import InputError
-from schemas.samples import blip_diffusion, captioned, fastcomposer, gligen, mip_adapter
+from schemas.samples import blip_diffusion, captioned, fastcomposer, gligen, mip_adapter, paint_by_example
 from schemas.samples.base import SampleFormat
 
 FORMATS: Mapping[str, SampleFormat] = {
@@ -12,6 +12,7 @@ FORMATS: Mapping[str, SampleFormat] = {
     "mip-adapter": mip_adapter.FORMAT,
     "captioned": captioned.FORMAT,
     "gligen": gligen.FORMAT,
+    "paint-by-example": paint_by_example.FORMAT,
 }
 """The format of each recipe's samples, by the recipe's name."""
 

@@ -13,6 +13,7 @@ CONFIGS: Mapping[str, str] = {
     "mip-adapter": "training.configs.mip_adapter",
     "captioned": "training.configs.captioned",
     "gligen": "training.configs.gligen",
+    "paint-by-example": "training.configs.paint_by_example",
 }
 """Module of each recipe. It defines Config and PRESETS."""
 

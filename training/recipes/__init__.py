@@ -15,6 +15,7 @@ TRAININGS: Mapping[str, str] = {
     "mip-adapter": "training.recipes.mip_adapter",
     "captioned": "training.recipes.captioned",
     "gligen": "training.recipes.gligen",
+    "paint-by-example": "training.recipes.paint_by_example",
 }
 """Module of each recipe. It defines view, texts, load, small, Model, and from these and its config TRAINING."""
 

@@ -68,6 +68,22 @@ def ground_classes(example: Example) -> Example:
     return replace(example, caption="", source_caption="", other_captions=(), grounded=found)
 
 
+def take_boxes(example: Example, min_area: float, max_area: float) -> Example:
+    """Fill `grounded` with the annotated boxes and segments of things, of at least and at most a share of the picture.
+
+    Raises:
+        RecordError: NO_SEGMENT, there are none; NO_SUBJECT, none is of such a size.
+    """
+    found = ground_classes(example).grounded
+    whole = example.width * example.height
+    kept = tuple(thing for thing in found if min_area <= thing.bbox[2] * thing.bbox[3] / whole <= max_area)
+    if not kept:
+        raise RecordError(
+            Reason.NO_SUBJECT, f"none of {len(found)} boxes covers {min_area:.1%} to {max_area:.1%} of the picture"
+        )
+    return replace(example, grounded=kept)
+
+
 def _inside(box: BBox, example: Example) -> BBox:
     """The part of a box inside the picture; detectors' boxes may reach beyond."""
     x, y, w, h = box
@@ -114,6 +130,19 @@ class GroundBoxes(Step):
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Convert each example by itself."""
         return map_batches(batches, STAGE, each(ground_phrases if self.rows == "phrases" else ground_classes))
+
+
+@dataclass(eq=False)
+class TakeBoxes(Step):
+    """Fill `grounded` from annotated boxes and segments whose share of the picture lies within two bounds."""
+
+    min_area: float
+    max_area: float
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        """Choose for each example by itself."""
+        step = partial(take_boxes, min_area=self.min_area, max_area=self.max_area)
+        return map_batches(batches, STAGE, each(step))
 
 
 @dataclass(eq=False)
