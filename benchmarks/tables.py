@@ -26,6 +26,7 @@ NAMES = (
     "blip_diffusion",
     "text_to_image",
     "layout",
+    "exemplar",
     "speed",
     "scale",
     "startup",

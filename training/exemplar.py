@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from schemas.boxes import BBox, Corners, from_corners, to_corners
-from training.geometry import window_of
 
 CURVE = np.arange(1, 19) * 0.05
 """Places on each of the four curves of a mask, 0.05 to 0.90."""
@@ -67,10 +66,10 @@ def hole_points(box: BBox, extended: BBox, rng: np.random.Generator) -> NDArray[
     outer = to_corners(extended)
     x, y = (left + right) / 2, (top + bottom) / 2
     curves = [
-        ((left, bottom), (x, outer[3]), (right, bottom)),
-        ((right, bottom), (outer[2], y), (right, top)),
-        ((right, top), (x, outer[1]), (left, top)),
-        ((left, top), (outer[0], y), (left, bottom)),
+        ((left, top), (x, outer[1]), (right, top)),
+        ((right, top), (outer[2], y), (right, bottom)),
+        ((right, bottom), (x, outer[3]), (left, bottom)),
+        ((left, bottom), (outer[0], y), (left, top)),
     ]
     points = np.concatenate([bezier(*curve) for curve in curves])
     return points + rng.integers(-SHAKE, SHAKE, points.shape, endpoint=True)
@@ -86,7 +85,8 @@ def choose_window(extended: BBox, width: int, height: int, shrink: float, rng: n
     """The part of a picture that a sample shows: a square that holds the extended box, or the whole picture.
 
     The square has the picture's shorter side, lies at random, and is made smaller on all sides by up to `shrink` of the
-    space around the box. If it cannot hold the box, the whole picture is shown, squashed to a square.
+    space around the box. Where it could lie at one place at most, the whole picture is shown, squashed to a square: if
+    the box is too long, or touches an end of the picture's longer side.
 
     Args:
         extended: the box.
@@ -95,10 +95,15 @@ def choose_window(extended: BBox, width: int, height: int, shrink: float, rng: n
         shrink: a share, in [0, 1].
         rng: None for the square nearest to the picture's middle, of full size.
     """
-    if width == height or max(extended[2:]) > min(width, height):
-        return 0, 0, width, height
-    x, y, side = window_of(width, height, extended, rng)
+    side = min(width, height)
     left, top, right, bottom = to_corners(extended)
+    along = (width, left, right) if width > height else (height, top, bottom)
+    low, high = max(0, along[2] - side), min(along[0] - side, along[1])
+    if width == height or low >= high:
+        return 0, 0, width, height
+    middle = min(max((along[0] - side) // 2, low), high)
+    start = middle if rng is None else int(rng.integers(low, high, endpoint=True))
+    x, y = (start, 0) if width > height else (0, start)
     space = min(left - x, top - y, x + side - right, y + side - bottom)
     less = 0 if rng is None else int(rng.integers(0, int(shrink * space), endpoint=True))
     return x + less, y + less, x + side - less, y + side - less
