@@ -117,7 +117,7 @@ def region(picture: NDArray[np.uint8], mask: NDArray[np.float32]) -> NDArray[np.
     """The box of a hole, where `mask` [H, W] is below 0.5, squashed to the picture's square."""
     rows, columns = np.nonzero(mask < 0.5)
     box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
+    return np.asarray(Image.fromarray(picture).crop(box).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def correlation(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

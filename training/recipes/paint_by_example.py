@@ -19,6 +19,7 @@ A batch holds
     skipped                 list of str, a line for each sample that could not be read
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +106,10 @@ def cut_square(
     decoded: Image.Image, corners: Sequence[int], size: tuple[int, int], side: int
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Cut corners out of a picture of `size` (width, height), decoded at any size, and squash them: [side, side, 3]."""
-    scale = decoded.width / size[0], decoded.height / size[1]
-    box = (corners[0] * scale[0], corners[1] * scale[1], corners[2] * scale[0], corners[3] * scale[1])
-    return np.array(decoded.resize((side, side), Image.Resampling.BILINEAR, box=box))
+    across, down = decoded.width / size[0], decoded.height / size[1]
+    left, top = math.floor(corners[0] * across), math.floor(corners[1] * down)
+    right, bottom = math.ceil(corners[2] * across), math.ceil(corners[3] * down)
+    return np.array(decoded.crop((left, top, right, bottom)).resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _record(raw: Raw) -> Record:
