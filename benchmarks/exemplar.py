@@ -26,7 +26,8 @@ from benchmarks.tables import Row, Write, report
 from schemas.errors import RecordError
 from schemas.example import Example
 from schemas.samples.paint_by_example import FORMAT
-from training.recipes.paint_by_example import Config, Model, small, view
+from training.configs.paint_by_example import Config
+from training.recipes.paint_by_example import Model, small, view
 from training.shards import Raw, make_batch, to_floats
 from training.small import SIDE
 from transforms.models.places import SAMPLE

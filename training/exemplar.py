@@ -150,7 +150,7 @@ def jittered_affine(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """
     c, s = side / 2, side // 3
     points = np.array([[c + s, c + s], [c + s, c - s], [c - s, c - s]])
-    moved = points + rng.uniform(-JITTER, JITTER, points.shape) * side / PUBLISHED_SIDE
+    moved = points + rng.uniform(-1, 1, points.shape) * (JITTER * side / PUBLISHED_SIDE)
     return affine_between(points, moved)
 
 

@@ -149,11 +149,8 @@ def test_warping_moves_pixels_where_the_map_says() -> None:
 def test_the_distortion_is_the_published_jitter_of_three_points() -> None:
     """At 224 pixels: (186, 186), (186, 38) and (38, 38), by up to 50; the shifts on top are next to nothing."""
     points = np.array([[186, 186], [186, 38], [38, 38]])
-    moves = []
-    for seed in range(300):
-        matrix = jittered_affine(224, np.random.default_rng(seed))
-        moves.append(points @ matrix[:, :2].T + matrix[:, 2] - points)
-    moves = np.array(moves)
+    matrices = [jittered_affine(224, np.random.default_rng(seed)) for seed in range(300)]
+    moves = np.array([points @ matrix[:, :2].T + matrix[:, 2] - points for matrix in matrices])
     assert np.abs(moves).max() <= JITTER
     assert np.quantile(np.abs(moves), 0.9) == pytest.approx(45, abs=2)
     small = jittered_affine(56, np.random.default_rng(0)) - jittered_affine(56, np.random.default_rng(1))

@@ -18,9 +18,10 @@ from schemas.errors import InputError
 from schemas.samples.gligen import FORMAT
 from tests.datasets import JOB, write_dataset
 from tests.gligen import grounded_example
-from training.recipes.gligen import Config, view
+from training.configs.gligen import Config
+from training.recipes.gligen import view
 from training.shards import find_shards, make_batch, read_samples, to_floats
-from training.small import small_tokenizer
+from training.tokenizer import small_tokenizer
 
 SIDE = 32
 EXAMPLES = [

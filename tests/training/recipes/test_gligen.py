@@ -15,11 +15,13 @@ from schemas.samples.gligen import FORMAT
 from tests.gligen import WIDTH, grounded_example
 from tests.training.models import CAPTIONS, save_tiny_autoencoder
 from training import small
+from training.configs.gligen import Config
 from training.diffusion import LatentDiffusion
 from training.recipes import gligen
-from training.recipes.gligen import Config, Model, add_gates, is_new, view
+from training.recipes.gligen import Model, add_gates, is_new, view
 from training.shards import make_batch, to_floats
-from training.small import small_parts, small_tokenizer
+from training.small import small_parts
+from training.tokenizer import small_tokenizer
 
 SIDE = 64
 TOOLS = [small_tokenizer(["a dog and a cat, dog, cat"])]

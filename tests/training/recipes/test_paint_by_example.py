@@ -14,8 +14,9 @@ from schemas.images import decode_image
 from schemas.samples.paint_by_example import FORMAT
 from tests.datasets import example
 from tests.training.models import CAPTIONS, save_tiny_autoencoder
+from training.configs.paint_by_example import Config
 from training.recipes import paint_by_example
-from training.recipes.paint_by_example import Config, Model, add_channels, view
+from training.recipes.paint_by_example import Model, add_channels, view
 from training.shards import make_batch, to_floats
 from training.small import small_parts
 
