@@ -155,10 +155,7 @@ def check_references(recipe: str, request: DrawRequest) -> None:
         raise ConfigError("what is to be drawn? Give a prompt")
     if not described.draws:
         raise ConfigError(f"{recipe} fills holes of pictures, which this command does not take: see docs/layouts.md")
-    if request.layouts and recipe not in PLACED:
-        raise ConfigError(f"{recipe} does not draw in boxes: {' and '.join(PLACED)} do")
-    if PLACED.get(recipe) == "model" and not request.layouts:
-        raise ConfigError(f"{recipe} draws in boxes: give them, with --box 'a red ball=0.1,0.2,0.5,0.6'")
+    check_boxes(recipe, request)
     if described.find is None and phrases:
         raise ConfigError(f"{recipe} takes no photographs: leave out --reference {phrases[0]!r}")
     if described.subjects is not None and len(phrases) > described.subjects:
@@ -171,6 +168,20 @@ def check_references(recipe: str, request: DrawRequest) -> None:
         raise ConfigError(f"{what}: show it, with --reference 'PHRASE=PHOTOGRAPH'")
     for prompt in request.prompts:
         find_phrases(phrases, prompt)
+
+
+def check_boxes(recipe: str, request: DrawRequest) -> None:
+    """Check that boxes are given to a recipe that draws in boxes, and how they are obeyed to one that is guided.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if request.layouts and recipe not in PLACED:
+        raise ConfigError(f"{recipe} does not draw in boxes: {' and '.join(PLACED)} do")
+    if request.placing != Placing() and (not request.layouts or PLACED[recipe] != "guidance"):
+        raise ConfigError("--placing says how captioned obeys boxes: leave it out, or give --box to that recipe")
+    if PLACED.get(recipe) == "model" and not request.layouts:
+        raise ConfigError(f"{recipe} draws in boxes: give them, with --box 'a red ball=0.1,0.2,0.5,0.6'")
 
 
 def check_files(references: Sequence[Reference]) -> None:

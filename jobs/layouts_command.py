@@ -35,12 +35,20 @@ def layouts(
     from transforms.layouts.relations import relation_layouts
 
     tokenizers = load_tokenizers(tokenizer or [])
-    records = relation_layouts() if data is None else dataset_layouts(data)
+    left_out: list[str] = []
+    records = relation_layouts() if data is None else dataset_layouts(data, left_out)
     lines = 0
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as stream:
         for record in islice(records, limit):
-            stream.write(json.dumps(add_tokens(record, tokenizers).model_dump(mode="json"), ensure_ascii=False) + "\n")
+            try:
+                known = add_tokens(record, tokenizers)
+            except ConfigError as error:  # a long caption
+                left_out.append(str(error))
+                continue
+            stream.write(json.dumps(known.model_dump(mode="json"), ensure_ascii=False) + "\n")
             lines += 1
     console = Console(quiet=context.parent is not None and bool(context.parent.params.get("quiet")))
     console.print(f"layouts  {lines} in {output}", soft_wrap=True, markup=False, highlight=False)
+    if left_out:
+        console.print(f"left out {len(left_out)}, such as {left_out[0]}", soft_wrap=True, markup=False, highlight=False)

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import CLIPTokenizer
 
 from jobs.exports.folder import read_samples
-from schemas.errors import InputError
+from schemas.errors import ConfigError, InputError
 from schemas.layouts import Layout, LayoutRecord, make_layout, record_of
 from schemas.samples import FORMATS
 from training.diffusion import LAYOUT, loading
@@ -17,8 +17,11 @@ NAMED: Mapping[str, str] = {"fastcomposer": "subjects", "mip-adapter": "objects"
 """Where the records of recipes hold phrases with boxes."""
 
 
-def dataset_layouts(output: str) -> Iterator[LayoutRecord]:
+def dataset_layouts(output: str, left_out: list[str]) -> Iterator[LayoutRecord]:
     """Yield the layout of each sample of a dataset whose samples have phrases with boxes.
+
+    Of samples that have no layout, as their phrases overlap or they have too many boxes, the reason is added to
+    `left_out`.
 
     Raises:
         InputError: there is no finished dataset, or its recipe has no such phrases.
@@ -28,8 +31,15 @@ def dataset_layouts(output: str) -> Iterator[LayoutRecord]:
         raise InputError(f"{output} holds a {recipe} dataset, which has no phrases with boxes: {', '.join(NAMED)} have")
     for sample in read_samples(output, recipe):
         record: Any = FORMATS[recipe].record.from_sample(sample)
-        if layout := sample_layout(record, getattr(record, NAMED[recipe])):
+        try:
+            layout = sample_layout(record, getattr(record, NAMED[recipe]))
+        except ConfigError as error:
+            left_out.append(f"{record.key}: {error}")
+            continue
+        if layout:
             yield record_of(layout)
+        else:
+            left_out.append(f"{record.key}: its caption names nothing that has a box")
 
 
 def sample_layout(record: Any, things: Iterable[Any]) -> Layout | None:  # noqa: ANN401 - a recipe's record

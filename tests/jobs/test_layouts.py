@@ -15,6 +15,9 @@ from jobs.pictures import with_boxes
 from schemas.errors import InputError
 from schemas.layouts import layout_of
 from schemas.samples.fastcomposer import FORMAT
+from schemas.samples.gligen import FORMAT as GLIGEN
+from tests.datasets import write_dataset
+from tests.gligen import grounded_example
 from tests.jobs.conftest import Run
 from tests.training.models import CAPTIONS, save_tiny_autoencoder
 from training.recipes import training_of
@@ -82,6 +85,7 @@ def test_a_narrow_box_is_said_to_be_widened(run: Run, trained: Path, tmp_path: P
         (("--box", BOX, "--placing", "way=sideways"), "way"),
         (("--box", BOX, "--recipe", "mip-adapter"), "captioned"),
         (("--layouts", "missing.yaml"), "leave out --prompt"),
+        (("--placing", "eta=3"), "leave it out, or give --box"),
     ],
 )
 def test_what_cannot_be_placed_is_one_line(
@@ -127,6 +131,21 @@ def test_relations_are_written_with_tokens_and_read_back(run: Run, trained: Path
     assert [layout.prompt for layout in read_layouts(output)] == [line["prompt"] for line in lines]
     assert run("layouts", output, "--relations")[0] == 1  # exists already
     assert run("layouts", tmp_path / "new.jsonl")[0] == 1
+
+
+def test_layouts_of_a_dataset_leave_out_what_has_none(run: Run, tmp_path: Path) -> None:
+    many = grounded_example("many", [("a dog", (0, 0, 9, 9))] * 31)
+    write_dataset(
+        tmp_path / "data",
+        [[grounded_example("good"), grounded_example("classes", detection=True), many]],
+        sample_format=GLIGEN,
+    )
+    status, printed = run("layouts", tmp_path / "out.jsonl", "--data", tmp_path / "data")
+    assert status == 0, printed
+    (line,) = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert line["prompt"] == "a dog and a cat"
+    assert line["phrases"][1]["boxes"] == [[40 / 64, 10 / 48, 60 / 64, 40 / 48]]
+    assert "left out 2, such as classes: its caption names nothing" in " ".join(printed.split())
 
 
 def test_subjects_of_a_sample_become_its_layout() -> None:
