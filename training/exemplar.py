@@ -156,8 +156,7 @@ def jittered_affine(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
 
 def affine_between(points: NDArray[np.float64], moved: NDArray[np.float64]) -> NDArray[np.float64]:
     """The affine map [2, 3] that takes three points [3, 2] to others."""
-    solved: NDArray[np.float64] = np.linalg.solve(np.column_stack([points, np.ones(3)]), moved).T
-    return solved
+    return np.asarray(np.linalg.solve(np.column_stack([points, np.ones(3)]), moved).T, np.float64)
 
 
 def smooth_shifts(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
