@@ -28,7 +28,7 @@ from schemas.errors import InputError
 from schemas.keys import rng_of
 from schemas.masks import Mask
 from schemas.samples import FORMATS
-from training.diffusion import downsampling
+from training.latent_space import downsampling
 from training.recipes import training_of
 from training.shards import Batch, find_shards, make_batch, read_samples, to_device
 from transforms.models.clip import Clip, embed_images, embed_segments, embed_texts, load_clip

@@ -25,7 +25,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
@@ -34,7 +33,8 @@ from schemas.folders import describe_folder
 from schemas.keys import rng_of
 from training import drops
 from training.drops import DropTable
-from training.guidance import Conditions, Guide, SamplingStep, follow, predict
+from training.guidance import Conditions, Guide, denoise, follow
+from training.latent_space import downsampling, draw_latents, latent_shape
 from training.layout import load_scheduler, save_encoder, save_vocabulary
 from training.losses import min_snr_weights, noise_loss
 from training.tokenizer import tokenize
@@ -202,7 +202,7 @@ class LatentDiffusion(nn.Module):
         draws = draws.with_offset()
         noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
         conditions = self.conditions(batch)
-        prediction = predict(self.unet, noisy, draws.timesteps, conditions)
+        prediction = self.predict(noisy, draws.timesteps, conditions)
         target = noise_target(self.scheduler, latents, draws)
         of_latents = self.weight(batch, draws, (noisy.shape[-2], noisy.shape[-1]))
         of_samples = min_snr_weights(self.scheduler, draws.timesteps, self.min_snr) if self.min_snr else None
@@ -230,6 +230,11 @@ class LatentDiffusion(nn.Module):
             return {"encoder_hidden_states": text}
         added = {"text_embeds": pooled, "time_ids": batch["sizes"]}
         return {"encoder_hidden_states": text, "added_cond_kwargs": added}
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """Predict the noise, or the velocity, in latents [B, C, h, w] at `timesteps` [B] or a single one."""
+        prediction: Tensor = self.unet(noisy, timesteps, **conditions).sample
+        return prediction
 
     def weight(self, batch: Batch, draws: Draws, size: tuple[int, int]) -> Tensor | None:  # noqa: ARG002
         """Weight of the noise loss at each of `size` (h, w) latents, [B, 1, h, w] in [0, 1]; None for 1 everywhere."""
@@ -281,11 +286,8 @@ class LatentDiffusion(nn.Module):
         height, width = (side * downsampling(self.vae) for side in noise.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], device=noise.device)
         batch = {**batch, "sizes": sizes.expand(len(noise), -1)}
-        times = zip(schedule.timesteps, self.sampling_conditions(batch, steps), strict=True)
-        for number, (time, conditions) in enumerate(times):
-            step = SamplingStep(number, steps, time, schedule, self.unet, conditions, guidance)
-            latents, prediction = guide(step, latents)
-            latents = schedule.step(prediction, time, latents).prev_sample
+        conditions = self.sampling_conditions(batch, steps)
+        latents = denoise(latents, schedule, conditions, self.predict, guidance, guide)
         with self.autoencoder_precision():
             pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
@@ -390,30 +392,6 @@ def loading(folder: str | Path, layout: str) -> Iterator[None]:
             is_model = any((Path(folder) / part).is_dir() for part in ("unet", "qformer"))
             reason = describe_folder(folder) + (f" ({shorten(str(error), 120)})" if is_model else "")
         raise ModelError(f"no model in {folder}: {reason}. {advice}") from error
-
-
-def latent_shape(pixels: Tensor, vae: AutoencoderKL) -> tuple[int, int, int, int]:
-    """The shape [B, C, h, w] of the latents of pictures [B, 3, H, W]."""
-    factor = downsampling(vae)
-    count, _, height, width = pixels.shape
-    return count, vae.config.latent_channels, height // factor, width // factor
-
-
-def downsampling(vae: AutoencoderKL) -> int:
-    """Pixels of a picture per latent, along each side."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-@torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Encode pictures [B, 3, H, W] in [-1, 1] as latents [B, C, h, w], drawn from the posterior with `noise`."""
-    return draw_latents(vae.encode(pixels).latent_dist.parameters, noise) * vae.config.scaling_factor
-
-
-def draw_latents(parameters: Tensor, noise: Tensor) -> Tensor:
-    """Draw latents [B, C, h, w] with `noise` from posteriors of these parameters, [B, 2C, h, w]."""
-    posterior = DiagonalGaussianDistribution(parameters)
-    return posterior.mean + posterior.std * noise
 
 
 def noise_target(scheduler: DDPMScheduler, latents: Tensor, draws: Draws) -> Tensor:

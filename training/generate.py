@@ -18,9 +18,10 @@ from torch import Tensor
 from schemas.errors import ConfigError
 from schemas.keys import rng_of
 from training.config import LoadConfig
-from training.diffusion import LatentDiffusion, downsampling
+from training.diffusion import LatentDiffusion
 from training.drawing import Drawing
 from training.guidance import Guide, follow
+from training.latent_space import downsampling
 from training.recipe import Training
 from training.setup import HALF
 from training.shards import Batch, Raw, make_batch, to_device

@@ -4,7 +4,7 @@ A guide is called in place of the U-Net: it returns the prediction of a step, an
 it may have moved. `follow`, the default, does nothing but run the U-Net. `training.layout_guidance` is another one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,9 @@ import torch
 from torch import Tensor
 
 Conditions = dict[str, Any]
-"""Keyword arguments of the U-Net: `encoder_hidden_states` [B, L, D], and others; `beside` [B, E, h, w] holds channels
-that follow those of the latents."""
-
-
-def predict(unet: Any, latents: Tensor, time: Tensor, conditions: Conditions) -> Tensor:  # noqa: ANN401 - a U-Net
-    """Run a U-Net on latents [B, C, h, w]; return its prediction, [B, C, h, w]."""
-    others = {name: value for name, value in conditions.items() if name != "beside"}
-    if "beside" in conditions:
-        latents = torch.cat([latents, conditions["beside"].to(latents)], dim=1)
-    prediction: Tensor = unet(latents, time, **others).sample
-    return prediction
+"""Keyword arguments of the U-Net: `encoder_hidden_states` [B, L, D], and others."""
+Predict = Callable[[Tensor, Tensor, Conditions], Tensor]
+"""Called with latents [B, C, h, w], a time and conditions; returns the prediction, [B, C, h, w]."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,7 @@ class SamplingStep:
         total: number of steps.
         time: of the noise schedule, a scalar.
         schedule: diffusers' scheduler, set to `total` steps.
-        unet: the network.
+        run: runs the network, as `LatentDiffusion.predict` does.
         conditions: of the unconditional batch followed by those of the batch, [2 B, ...].
         guidance: weight of classifier-free guidance; 1 is none.
     """
@@ -43,7 +35,7 @@ class SamplingStep:
     total: int
     time: Tensor
     schedule: Any
-    unet: Any
+    run: Predict
     conditions: Conditions
     guidance: float
 
@@ -53,14 +45,14 @@ class SamplingStep:
         They see the unconditional half of the batch first.
         """
         scaled = self.schedule.scale_model_input(torch.cat([latents] * 2), self.time)
-        without, conditional = predict(self.unet, scaled, self.time, _attending(self.conditions, attention)).chunk(2)
+        without, conditional = self.run(scaled, self.time, _attending(self.conditions, attention)).chunk(2)
         return without + self.guidance * (conditional - without)
 
     def predict_conditional(self, latents: Tensor, **attention: Any) -> Tensor:  # noqa: ANN401
         """Predict from the conditions alone, without the unconditional half: [B, C, h, w]."""
         scaled = self.schedule.scale_model_input(latents, self.time)
         conditions = {name: _second_half(value) for name, value in self.conditions.items()}
-        return predict(self.unet, scaled, self.time, _attending(conditions, attention))
+        return self.run(scaled, self.time, _attending(conditions, attention))
 
     @property
     def alpha_bar(self) -> float:
@@ -81,6 +73,22 @@ Guide = Callable[[SamplingStep, Tensor], tuple[Tensor, Tensor]]
 def follow(step: SamplingStep, latents: Tensor) -> tuple[Tensor, Tensor]:
     """Leave the latents where they are, and predict with classifier-free guidance."""
     return latents, step.predict(latents)
+
+
+def denoise(
+    latents: Tensor,
+    schedule: Any,  # noqa: ANN401 - of diffusers
+    conditions: Sequence[Conditions],
+    run: Predict,
+    guidance: float,
+    guide: Guide,
+) -> Tensor:
+    """Take all steps of a sampler from `latents` [B, C, h, w]; see `SamplingStep` for the arguments."""
+    for number, (time, own) in enumerate(zip(schedule.timesteps, conditions, strict=True)):
+        step = SamplingStep(number, len(conditions), time, schedule, run, own, guidance)
+        latents, prediction = guide(step, latents)
+        latents = schedule.step(prediction, time, latents).prev_sample
+    return latents
 
 
 def _attending(conditions: Conditions, attention: Mapping[str, Any]) -> Conditions:

@@ -32,9 +32,9 @@ from training.attention import (
     split_heads,
     unusual_parts,
 )
-from training.diffusion import downsampling
 from training.drawing import Placing
 from training.guidance import Guide, SamplingStep
+from training.latent_space import downsampling
 from training.tokenizer import token_range
 
 Change = Callable[[Tensor], Tensor]

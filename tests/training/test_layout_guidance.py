@@ -53,7 +53,7 @@ def step_of(model: LatentDiffusion, sampler: Any = DDIMScheduler, number: int = 
     ids = model.tokenize(["", CAPTIONS[0]])
     with torch.no_grad():
         conditions = model.conditions({"input_ids": ids})
-    return SamplingStep(number, 10, schedule.timesteps[number], schedule, model.unet, conditions, 3.0)
+    return SamplingStep(number, 10, schedule.timesteps[number], schedule, model.predict, conditions, 3.0)
 
 
 def noise(seed: int = 0) -> Tensor:
@@ -116,7 +116,7 @@ def test_a_move_is_the_same_in_samplers_of_either_scale(model: LatentDiffusion, 
     watch(model.unet, guided_layers(model.unet))
     placing, targets, latents = Placing(step=name), find_targets(LAYOUT, model.tokenizer), noise()
     plain, grown = step_of(model), step_of(model, EulerDiscreteScheduler)
-    grown = SamplingStep(0, 10, plain.time.float(), grown.schedule, grown.unet, grown.conditions, 3.0)
+    grown = SamplingStep(0, 10, plain.time.float(), grown.schedule, grown.run, grown.conditions, 3.0)
     grown.schedule.set_timesteps(timesteps=plain.schedule.timesteps.tolist())
     alpha_bar = float(plain.schedule.alphas_cumprod[plain.time])
     sigma = math.sqrt((1 - alpha_bar) / alpha_bar)

@@ -234,7 +234,7 @@ class Model(LatentDiffusion):
         return super().forward(self.unconditional(batch) if dropped else batch, draws)
 
     def conditions(self, batch: Batch) -> Conditions:
-        """The reference's token, and the picture with its hole, encoded, with the mask."""
+        """The reference's token, and `beside`: the picture with its hole, encoded, and the mask, [B, 5, h, w]."""
         references = batch["reference_pixel_values"]
         tokens = self.image_encoder(references)
         if "reference_kept" in batch:
@@ -244,6 +244,11 @@ class Model(LatentDiffusion):
             seen = self.vae.encode(batch["inpaint_values"]).latent_dist.mode() * self.vae.config.scaling_factor
         mask = F.interpolate(batch["inpaint_mask"], seen.shape[-2:], mode="nearest")
         return {"encoder_hidden_states": tokens, "beside": torch.cat([seen, mask], dim=1)}
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """Predict as in the base class, from the latents and the channels beside them."""
+        others = {name: value for name, value in conditions.items() if name != "beside"}
+        return super().predict(torch.cat([noisy, conditions["beside"].to(noisy)], dim=1), timesteps, others)
 
     def unconditional(self, batch: Batch) -> Batch:
         """The same batch without references."""
