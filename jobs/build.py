@@ -393,7 +393,7 @@ def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precis
         models={kind: ModelName(name=name_of(path), revision=revision_of(path)) for kind, path in checkpoints.items()},
         seed=config.seed,
         precision=precision,
-        libraries=library_versions() | instructions(checkpoints),
+        libraries=library_versions(name for step in steps for name in step.libraries()) | instructions(checkpoints),
     )
 
 

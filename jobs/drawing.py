@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.map_files import MapFile
 from jobs.settings import read_config
 from pipelines import RECIPES
 from schemas.errors import ConfigError, InputError
@@ -69,6 +70,7 @@ class DrawRequest:
             case, the small models are refused for what looks like photographs.
         layouts: none, or for each prompt the boxes of its phrases.
         placing: how layout guidance places them, for recipes that do not take boxes themselves.
+        maps: condition maps, for recipes that learn from them.
     """
 
     prompts: Sequence[str]
@@ -82,6 +84,7 @@ class DrawRequest:
     find_with: str | None = None
     layouts: Sequence[Layout] = ()
     placing: Placing = field(default_factory=Placing)
+    maps: Sequence[MapFile] = ()
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def check_references(recipe: str, request: DrawRequest) -> None:
         raise ConfigError(f"{recipe} fills holes of pictures, which this command does not take: see docs/layouts.md")
     check_boxes(recipe, request)
     if described.find is None and phrases:
-        raise ConfigError(f"{recipe} takes no photographs: leave out --reference {phrases[0]!r}")
+        raise ConfigError(f"{recipe} draws no subjects: leave out --reference {phrases[0]!r}")
     if described.subjects is not None and len(phrases) > described.subjects:
         raise ConfigError(f"{recipe} draws {described.subjects} subject, and {len(phrases)} are given as references")
     if described.find is None or described.subjects is not None:

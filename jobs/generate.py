@@ -18,15 +18,18 @@ from rich.console import Console
 
 from jobs.compose import blank, compose, place
 from jobs.drawing import PLACED, DrawRequest, Reference, Start, check_references, find_model
+from jobs.map_files import check_maps
+from jobs.maps import batch_of_maps
 from jobs.references import find_subjects, samples_of
 from pipelines import RECIPES
 from schemas.errors import ConfigError
 from schemas.example import Example
 from schemas.layouts import Layout
 from schemas.samples import FORMATS
+from training.configs.maps import MapsConfig
 from training.drawing import Drawing, Placing
 from training.generate import batch_of, draw_pictures, join_samples, set_drawing
-from training.guidance import follow
+from training.guidance import Guide, follow
 from training.layout_guidance import coarsest_side, guide_layout, widened
 from training.loop import this_process
 from training.recipes import training_of
@@ -73,6 +76,7 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
     console = console or Console(quiet=True)
     start = find_model(request)
     check_references(start.recipe, request)
+    check_maps(start.recipe, start.config, request.maps)
     shown = [reference for reference in request.references if reference.photographs]
     preset = request.find_with or start.preset
     found = find_subjects(start.recipe, shown, preset, console, doubts_preset=request.find_with is None)
@@ -81,21 +85,39 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
     known = known_subject(start.recipe, model, request.references, found)
     config = start.config.model_copy(update={"resolution": drawing.size})
     settings = describe(request, start, drawing)
+    maps = batch_of_maps(start.recipe, model, config, request.maps, preset) if isinstance(config, MapsConfig) else None
     for i, prompt in enumerate(request.prompts):
         layout = request.layouts[i] if request.layouts else None
-        if layout and PLACED[start.recipe] == "model":
+        if maps:
+            batch = {**maps, "input_ids": model.tokenize([prompt]).to(model.unet.device)}
+        elif layout and PLACED[start.recipe] == "model":
             samples = [pack(start.recipe, place(blank(prompt), layout, resolve(start.preset, {}).clip))]
+            batch = batch_of(training, samples, model, config)
         else:
-            samples = compose_samples(start.recipe, found, known, prompt)
-        batch = batch_of(training, samples, model, config)
-        references = shown_pictures(model.references(batch), [len(group) for group in found])
+            batch = batch_of(training, compose_samples(start.recipe, found, known, prompt), model, config)
+        conditions = model.references(batch)
+        counts = [int(shown.any()) for shown in conditions[0]] if maps else [len(group) for group in found]
+        references = shown_pictures(conditions, counts)
         guided = layout if PLACED.get(start.recipe) == "guidance" else None
-        guide = guide_layout(model, guided, request.placing) if guided else follow
-        for text in widened(guided, coarsest_side(model, drawing.size or 0)) if guided else ():
-            console.print(f"the box of {text!r} is narrower than a cell of the attention: it is widened to one")
+        guide = guide_of(model, guided, request.placing, drawing, console)
         own = {"prompt": prompt, **describe_layout(layout, request.placing if guided else None)}
         for number, drawn in enumerate(draw_pictures(model, join_samples(model, batch), drawing, guide)):
             yield Picture(i, number, to_bytes(drawn), {**own, "number": number, **settings}, references, layout)
+
+
+def guide_of(
+    model: Any,  # noqa: ANN401 - the recipe's model
+    layout: Layout | None,
+    placing: Placing,
+    drawing: Drawing,
+    console: Console,
+) -> Guide:
+    """The guide of a layout, where there is one; say which boxes are widened."""
+    if layout is None:
+        return follow
+    for text in widened(layout, coarsest_side(model, drawing.size or 0)):
+        console.print(f"the box of {text!r} is narrower than a cell of the attention: it is widened to one")
+    return guide_layout(model, layout, placing)
 
 
 def open_model(start: Start, request: DrawRequest) -> tuple[Any, Drawing]:
@@ -192,6 +214,7 @@ def describe(request: DrawRequest, start: Start, drawing: Drawing) -> dict[str, 
             }
             for reference in request.references
         ],
+        **({"maps": [{**vars(given), "file": given.file.name} for given in request.maps]} if request.maps else {}),
         **drawing.model_dump(mode="json", exclude={"count", "batch"}),
         **{name: value for name, value in start.config.model_dump(mode="json").items() if name in SAMPLING},
         "recipe": start.recipe,

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import blip_diffusion, captioned, fastcomposer, gligen, mip_adapter, paint_by_example
+from pipelines import (
+    blip_diffusion,
+    captioned,
+    composer,
+    controlnet,
+    fastcomposer,
+    gligen,
+    mip_adapter,
+    paint_by_example,
+    t2i_adapter,
+)
 from pipelines.recipe import Recipe
 
 RECIPES: Mapping[str, Recipe[Any]] = {
@@ -13,5 +23,8 @@ RECIPES: Mapping[str, Recipe[Any]] = {
     "captioned": captioned.RECIPE,
     "gligen": gligen.RECIPE,
     "paint-by-example": paint_by_example.RECIPE,
+    "controlnet": controlnet.RECIPE,
+    "t2i-adapter": t2i_adapter.RECIPE,
+    "composer": composer.RECIPE,
 }
 """The recipes, by the names that commands take."""

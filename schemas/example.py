@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from schemas.boxes import BBox
 from schemas.images import decode_image
+from schemas.maps import Map, Person
 from schemas.masks import Mask
 
 
@@ -188,6 +189,10 @@ class Example:
     `embeddings`, [N, D] float32 by name, are those of the N `grounded`.
 
     `objects` are in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
+
+    `given` holds the encoded maps that the source has, by kind; `people` their key points, from the source or a model
+    (None: not looked for). `maps` are the condition maps, by kind. `palette`, [N] float32, is the picture's colour
+    histogram, `embedding`, [D] float32, its CLIP embedding.
     """
 
     key: str
@@ -216,6 +221,11 @@ class Example:
     embeddings: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     phash: int = 0
     left_out: int = 0
+    given: Mapping[str, bytes] = field(default_factory=dict, repr=False, hash=False)
+    people: tuple[Person, ...] | None = None
+    maps: Mapping[str, Map] = field(default_factory=dict, hash=False)
+    palette: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    embedding: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     _pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def pixels(self) -> NDArray[np.uint8]:

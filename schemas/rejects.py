@@ -51,6 +51,10 @@ class Reason(StrEnum):
     LOW_QUALITY = "low-quality"
     NEAR_DUPLICATE = "near-duplicate"
     BELOW_CUT = "below-cut"
+    MISSING_MAP = "missing-map"
+    INVALID_MAP = "invalid-map"
+    FLAT_MAP = "flat-map"
+    NO_PERSON = "no-person"
     # The run
     OUT_OF_MEMORY = "out-of-memory"
     KILLED_WORKER = "killed-worker"

@@ -37,6 +37,7 @@ from training.guidance import Conditions, Guide, denoise, follow
 from training.latent_space import downsampling, draw_latents, latent_shape
 from training.layout import load_scheduler, save_encoder, save_vocabulary
 from training.losses import min_snr_weights, noise_loss
+from training.timesteps import TimeSampling, draw_timesteps
 from training.tokenizer import tokenize
 
 Batch = Mapping[str, Any]
@@ -127,6 +128,7 @@ class LatentDiffusion(nn.Module):
         guidance: default weight of classifier-free guidance; 1 is none.
         min_snr: gamma of the min-SNR weighting of the noise loss; 0 is none.
         noise_offset: standard deviation of a number added to the noise of each channel; 0 is none.
+        time_sampling: how `draw` draws timesteps.
         masks_noise: whether `weight` masks the noise loss in some steps.
     """
 
@@ -136,6 +138,7 @@ class LatentDiffusion(nn.Module):
     sampler: Any = DDIMScheduler
     min_snr: float = 0.0
     noise_offset: float = 0.0
+    time_sampling: TimeSampling = "uniform"
     masks_noise = False
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -172,7 +175,8 @@ class LatentDiffusion(nn.Module):
         """Draw everything random in a step on `batch`."""
         shape = latent_shape(batch["pixel_values"], self.vae)
         noise, latent_noise = (torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(2))
-        timesteps = torch.from_numpy(rng.integers(0, self.scheduler.config.num_train_timesteps, shape[0]))
+        total = self.scheduler.config.num_train_timesteps
+        timesteps = torch.from_numpy(draw_timesteps(self.time_sampling, shape[0], total, rng))
         dropped = drops.draw(self.drop_table, "batch", rng)
         if not self.noise_offset:
             return Draws(noise, latent_noise, timesteps, dropped)

@@ -4,7 +4,7 @@ Importing this package loads no format's module, so that the command line can li
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,13 +41,13 @@ class Export:
     """A format that datasets are exported to.
 
     Attributes:
-        recipe: The recipe whose datasets can be exported to it.
+        recipes: The recipes whose datasets can be exported to it.
         help: What it is, in a few words.
         load: Imports and returns the function `(output, destination, **options)` that writes it.
         options: The options of that function.
     """
 
-    recipe: str
+    recipes: tuple[str, ...]
     help: str
     load: Callable[[], Callable[..., Summary]]
     options: tuple[Option, ...] = ()
@@ -83,9 +83,31 @@ def _paint_by_example() -> Callable[..., Summary]:
     return export_paint_by_example
 
 
+def _controlnet() -> Callable[..., Summary]:
+    from jobs.exports.conditions import export_controlnet
+
+    return export_controlnet
+
+
+def _imagefolder() -> Callable[..., Summary]:
+    from jobs.exports.conditions import export_imagefolder
+
+    return export_imagefolder
+
+
+def _t2i_adapter() -> Callable[..., Summary]:
+    from jobs.exports.conditions import export_t2i_adapter
+
+    return export_t2i_adapter
+
+
+_MAPPED = ("controlnet", "t2i-adapter", "composer")
+_MAP = Option("map", str, "the kind of map (default: the dataset's first)")
+_SIZE = Option("size", int, "side of the squares that are cut, in pixels, 0 for whole pictures", minimum=0)
+
 EXPORTS: Mapping[str, Export] = {
     "fastcomposer": Export(
-        recipe="fastcomposer",
+        recipes=("fastcomposer",),
         help="the folder that the published trainer loads",
         load=_fastcomposer,
         options=(
@@ -96,12 +118,17 @@ EXPORTS: Mapping[str, Export] = {
             Option("seed", int, "seed for choosing the pictures held out (default: 0)", minimum=0),
         ),
     ),
-    "coco": Export(recipe="fastcomposer", help="COCO JSON with run-length masks", load=_coco),
-    "mip-adapter": Export(recipe="mip-adapter", help="the folder that the published trainer loads", load=_mip_adapter),
-    "gligen": Export(recipe="gligen", help="the table that the published trainer loads", load=_gligen),
-    "paint-by-example": Export(
-        recipe="paint-by-example", help="the tree that the published loader reads", load=_paint_by_example
+    "coco": Export(recipes=("fastcomposer",), help="COCO JSON with run-length masks", load=_coco),
+    "mip-adapter": Export(
+        recipes=("mip-adapter",), help="the folder that the published trainer loads", load=_mip_adapter
     ),
+    "gligen": Export(recipes=("gligen",), help="the table that the published trainer loads", load=_gligen),
+    "paint-by-example": Export(
+        recipes=("paint-by-example",), help="the tree that the published loader reads", load=_paint_by_example
+    ),
+    "controlnet": Export(_MAPPED, "source/, target/ and prompt.json", _controlnet, (_MAP, _SIZE)),
+    "imagefolder": Export(_MAPPED, "Hugging Face's, with a conditioning column", _imagefolder, (_MAP, _SIZE)),
+    "t2i-adapter": Export(_MAPPED, "a list of pictures with maps beside them", _t2i_adapter, (_MAP, _SIZE)),
 }
 """The formats by name."""
 
@@ -131,13 +158,15 @@ def export_dataset(name: str, output: str, destination: Path, options: Mapping[s
 
 def formats_help() -> str:
     """Return the formats in a line, for the command's help."""
-    return "; ".join(f"{name}: {export.help}, from {export.recipe} datasets" for name, export in EXPORTS.items())
+    return "; ".join(
+        f"{name}: {export.help}, from {' or '.join(export.recipes)} datasets" for name, export in EXPORTS.items()
+    )
 
 
 def all_options() -> list[Option]:
-    """Return the options of all formats; the help of each begins with the format that it belongs to."""
-    return [
-        Option(option.name, option.type, f"{name}: {option.help}", option.minimum)
-        for name, export in EXPORTS.items()
-        for option in export.options
-    ]
+    """Return the options of all formats, each once; the help begins with the formats that it belongs to."""
+    owners: dict[Option, list[str]] = {}
+    for name, export in EXPORTS.items():
+        for option in export.options:
+            owners.setdefault(option, []).append(name)
+    return [replace(option, help=f"{', '.join(names)}: {option.help}") for option, names in owners.items()]

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 
 from schemas.errors import InputError
-from schemas.samples import blip_diffusion, captioned, fastcomposer, gligen, mip_adapter, paint_by_example
+from schemas.samples import (
+    blip_diffusion,
+    captioned,
+    composer,
+    controlnet,
+    fastcomposer,
+    gligen,
+    mip_adapter,
+    paint_by_example,
+    t2i_adapter,
+)
 from schemas.samples.base import SampleFormat
 
 FORMATS: Mapping[str, SampleFormat] = {
@@ -13,6 +23,9 @@ FORMATS: Mapping[str, SampleFormat] = {
     "captioned": captioned.FORMAT,
     "gligen": gligen.FORMAT,
     "paint-by-example": paint_by_example.FORMAT,
+    "controlnet": controlnet.FORMAT,
+    "t2i-adapter": t2i_adapter.FORMAT,
+    "composer": composer.FORMAT,
 }
 """The format of each recipe's samples, by the recipe's name."""
 

@@ -14,6 +14,9 @@ CONFIGS: Mapping[str, str] = {
     "captioned": "training.configs.captioned",
     "gligen": "training.configs.gligen",
     "paint-by-example": "training.configs.paint_by_example",
+    "controlnet": "training.configs.controlnet",
+    "t2i-adapter": "training.configs.t2i_adapter",
+    "composer": "training.configs.composer",
 }
 """Module of each recipe. It defines Config and PRESETS."""
 

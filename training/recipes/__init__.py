@@ -16,6 +16,9 @@ TRAININGS: Mapping[str, str] = {
     "captioned": "training.recipes.captioned",
     "gligen": "training.recipes.gligen",
     "paint-by-example": "training.recipes.paint_by_example",
+    "controlnet": "training.recipes.controlnet",
+    "t2i-adapter": "training.recipes.t2i_adapter",
+    "composer": "training.recipes.composer",
 }
 """Module of each recipe. It defines view, texts, load, small, Model, and from these and its config TRAINING."""
 
