@@ -20,8 +20,9 @@ from schemas.keys import rng_of
 from schemas.masks import Mask
 from training import diffusion
 from training.config import RunConfig
-from training.diffusion import LatentDiffusion, encode_pictures, load_stable_diffusion
+from training.diffusion import LatentDiffusion, load_stable_diffusion
 from training.drawing import Drawing
+from training.latent_space import encode_pictures
 from training.merge import MERGES, adapt
 from training.recipes import training_of
 from training.resume import read_note

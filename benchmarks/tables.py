@@ -26,6 +26,8 @@ NAMES = (
     "blip_diffusion",
     "maps",
     "text_to_image",
+    "layout",
+    "exemplar",
     "claims",
     "control",
     "speed",

@@ -124,7 +124,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
     chunks = with_fingerprints(listing.chunks, stamps, job, counts=config.captions != "all", candidates=stamp)
     fingerprints = {chunk.shard: chunk.fingerprint for chunk in chunks}
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
-    needs_captions = not recipe.writes_captions or models.captioner is None
+    needs_captions = recipe.needs_captions(config) and not (recipe.writes_captions and models.captioner)
     if request.resume and not request.prune:
         refuse_shorter(request, listing)
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume, members=listing.members)

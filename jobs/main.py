@@ -33,6 +33,7 @@ from jobs.evaluate_command import evaluate
 from jobs.examples import add_to_help
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.generate_command import generate
+from jobs.layouts_command import layouts
 from jobs.plan import plan
 from jobs.preview_command import preview
 from jobs.settings import read_config
@@ -278,6 +279,7 @@ OTHERS: dict[str, Callable[..., None]] = {
     "view": view,
     "generate": generate,
     "evaluate": evaluate,
+    "layouts": layouts,
     **COMMANDS,
 }
 for name, command in OTHERS.items():

@@ -136,6 +136,20 @@ class Object:
 
 
 @dataclass(frozen=True)
+class Grounded:
+    """A thing in a box, with the text that names it.
+
+    `spans` are those of the text in the caption, [start, end); none for a class name. `bbox` is [x, y, w, h] in pixels
+    of the stored image, `score` the confidence in [0, 1].
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    bbox: BBox
+    score: float
+
+
+@dataclass(frozen=True)
 class Quality:
     """How well the objects fit their phrases (`single`), how much they differ (`pair`), and both together (`total`)."""
 
@@ -174,6 +188,8 @@ class Example:
 
     `left_out` annotations of the picture could not be used.
 
+    `embeddings`, [N, D] float32 by name, are those of the N `grounded`.
+
     `objects` are in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
 
     `given` holds the encoded maps that the source has, by kind; `people` their key points, from the source or a model
@@ -203,6 +219,8 @@ class Example:
     placement: Placement | None = None
     objects: tuple[Object, ...] = ()
     quality: Quality | None = None
+    grounded: tuple[Grounded, ...] = ()
+    embeddings: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     phash: int = 0
     left_out: int = 0
     given: Mapping[str, bytes] = field(default_factory=dict, repr=False, hash=False)
