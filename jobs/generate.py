@@ -37,8 +37,8 @@ from training.shards import Raw
 from transforms.models.presets import resolve, revision_of
 
 SAMPLING = (
-    "subject_share", "grounded_share", "scale", "merge", "template", "prompt_reps", "shared", "canny_low", "canny_high", "edge_threshold",
-    "line_length", "color_cells",
+    "subject_share", "grounded_share", "scale", "merge", "template", "prompt_reps", "shared", "canny_low", "canny_high",
+    "edge_threshold", "line_length", "color_cells",
 )  # fmt: skip
 """Fields of configs that change what a model draws."""
 
