@@ -57,9 +57,13 @@ class BuildConfig(StrictModel):
     follow_links: bool = Field(
         default=False, description="read what links in the source lead to, also outside of its folder"
     )
+    candidates: bool = Field(
+        default=False,
+        description="keep what the models found beside the shards: --resume with another threshold runs no model",
+    )
 
 
-RUN_FIELDS = frozenset({"read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
+RUN_FIELDS = frozenset({"candidates", "read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
 """Fields that do not change the bytes of a given shard, so that they may differ when a run is resumed."""
 
 Config = TypeVar("Config", bound=BuildConfig)
@@ -93,6 +97,8 @@ class Recipe(Generic[Config]):
             those of a dataset; without what only selects samples. They are called with a settled config, models and
             whether the example's one segment is the subject's mask. None: samples have no subjects.
         subjects: most subjects of a sample; None: any number.
+        draws: whether a prompt and references are all that its model needs to draw.
+        needs_captions: returns whether, with a settled config, pictures without a caption are rejected.
         writes_captions: whether its steps write the captions that the source lacks, where the preset has a captioner.
     """
 
@@ -103,6 +109,8 @@ class Recipe(Generic[Config]):
     cut: Callable[[Config], "Cut | None"] = no_cut
     find: Callable[[Config, "Models", bool], "Sequence[Step]"] | None = None
     subjects: int | None = None
+    draws: bool = True
+    needs_captions: Callable[[Config], bool] = lambda _: True
     writes_captions: bool = False
 
     @property

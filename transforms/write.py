@@ -20,9 +20,10 @@ from schemas.rejects import Reason
 from schemas.samples.base import SampleFormat
 from schemas.shards import Entry, Sample, fragment, shard_name, write_fragments
 from transforms.batch import Batch
+from transforms.candidates import compose_candidates
 from transforms.dataset import STATE, check_books
 from transforms.files import join, open_file, remove_files, replace_file, replacing
-from transforms.pieces import read_pieces, remove_pieces, remove_unread_pieces, write_piece
+from transforms.pieces import piece_names, read_pieces, remove_pieces, remove_unread_pieces, write_piece
 from transforms.read import CreateChunks
 from transforms.settled import STAGE, Settled, settle
 from transforms.sources.records import Chunk
@@ -127,7 +128,10 @@ def commit_pieces(
     is_first = [not i or row["key"] != books.rows[i - 1]["key"] for i, row in enumerate(books.rows)]
     twins = [twin_reject(row) for row, first in zip(books.rows, is_first, strict=True) if not first]
     kept = replace(books, rows=tuple(compress(books.rows, is_first)), rejects=(*books.rejects, *twins))
-    part = _commit(output, sample_format, shard, fingerprint, kept, compress(fragments, is_first))
+    part = commit_fragments(output, sample_format, shard, fingerprint, kept, compress(fragments, is_first))
+    if chunk.candidates:
+        folder, names = piece_names(output, shard, fingerprint)
+        compose_candidates(output, folder, shard, chunk.candidates, names)
     remove_pieces(output, shard, fingerprint)
     return part
 
@@ -154,7 +158,7 @@ def commit_shard(
         rejects=tuple(reject for s in settled for reject in s.rejects),
         seconds=tuple(pair for s in settled for pair in s.seconds),
     )
-    return _commit(output, sample_format, shard, fingerprint, books, ((s.key, fragment(s)) for s in samples))
+    return commit_fragments(output, sample_format, shard, fingerprint, books, ((s.key, fragment(s)) for s in samples))
 
 
 def rewrite_shard(
@@ -188,7 +192,9 @@ def rewrite_shard(
     rejects = (*part.rejects, *(reject for reject in refused if reject))
     seconds = (*part.seconds.items(), (stage, time.perf_counter() - started))
     fragments = _read_fragments(join(output, shard_name(sample_format.recipe, shard)), kept)
-    return _commit(output, sample_format, shard, fingerprint, Settled(part.read, (), kept, rejects, seconds), fragments)
+    return commit_fragments(
+        output, sample_format, shard, fingerprint, Settled(part.read, (), kept, rejects, seconds), fragments
+    )
 
 
 def _read_fragments(path: str, rows: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
@@ -206,7 +212,7 @@ def _read_fragments(path: str, rows: Sequence[Row]) -> Iterator[tuple[str, bytes
             yield row["key"], content
 
 
-def _commit(
+def commit_fragments(
     output: str,
     sample_format: SampleFormat,
     shard: int,
@@ -214,7 +220,11 @@ def _commit(
     books: Settled,
     fragments: Iterable[tuple[str, bytes]],
 ) -> Part:
-    """Write a shard of `fragments`, by key and one at a time, and then its part; `books.rows` are in the same order."""
+    """Write a shard of `fragments`, by key and one at a time, and then its part; `books.rows` are in the same order.
+
+    Raises:
+        SubjectloomError: the shard's books do not balance.
+    """
     started = time.perf_counter()
     path = join(output, shard_name(sample_format.recipe, shard))
     # From the moment that the tar is another one until its part is written, it must not look done.

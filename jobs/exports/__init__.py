@@ -65,10 +65,22 @@ def _coco() -> Callable[..., Summary]:
     return export_coco
 
 
+def _gligen() -> Callable[..., Summary]:
+    from jobs.exports.gligen import export_gligen
+
+    return export_gligen
+
+
 def _mip_adapter() -> Callable[..., Summary]:
     from jobs.exports.mip_adapter import export_mip_adapter
 
     return export_mip_adapter
+
+
+def _paint_by_example() -> Callable[..., Summary]:
+    from jobs.exports.paint_by_example import export_paint_by_example
+
+    return export_paint_by_example
 
 
 def _controlnet() -> Callable[..., Summary]:
@@ -109,6 +121,10 @@ EXPORTS: Mapping[str, Export] = {
     "coco": Export(recipes=("fastcomposer",), help="COCO JSON with run-length masks", load=_coco),
     "mip-adapter": Export(
         recipes=("mip-adapter",), help="the folder that the published trainer loads", load=_mip_adapter
+    ),
+    "gligen": Export(recipes=("gligen",), help="the table that the published trainer loads", load=_gligen),
+    "paint-by-example": Export(
+        recipes=("paint-by-example",), help="the tree that the published loader reads", load=_paint_by_example
     ),
     "controlnet": Export(_MAPPED, "source/, target/ and prompt.json", _controlnet, (_MAP, _SIZE)),
     "imagefolder": Export(_MAPPED, "Hugging Face's, with a conditioning column", _imagefolder, (_MAP, _SIZE)),

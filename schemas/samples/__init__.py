@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 
 from schemas.errors import InputError
-from schemas.samples import blip_diffusion, captioned, composer, controlnet, fastcomposer, mip_adapter, t2i_adapter
+from schemas.samples import (
+    blip_diffusion,
+    captioned,
+    composer,
+    controlnet,
+    fastcomposer,
+    gligen,
+    mip_adapter,
+    paint_by_example,
+    t2i_adapter,
+)
 from schemas.samples.base import SampleFormat
 
 FORMATS: Mapping[str, SampleFormat] = {
@@ -11,6 +21,8 @@ FORMATS: Mapping[str, SampleFormat] = {
     "blip-diffusion": blip_diffusion.FORMAT,
     "mip-adapter": mip_adapter.FORMAT,
     "captioned": captioned.FORMAT,
+    "gligen": gligen.FORMAT,
+    "paint-by-example": paint_by_example.FORMAT,
     "controlnet": controlnet.FORMAT,
     "t2i-adapter": t2i_adapter.FORMAT,
     "composer": composer.FORMAT,
