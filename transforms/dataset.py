@@ -2,12 +2,14 @@
 
     OUT/.subjectloom/job.json              written first: marks the folder as ours, and states what is built
     OUT/RECIPE-000000.tar                  a shard
+    OUT/RECIPE-000000.json                 where the files in it are, for webshart (schemas.webshart)
     OUT/.subjectloom/part-000000.parquet   its books, written after it: mark the shard as done
     OUT/.subjectloom/members.parquet       which input is in which shard (transforms.members)
     OUT/.subjectloom/plan, plan-items      what a remote runner's workers read (transforms.read)
     OUT/.subjectloom/pieces/               results of batches whose shard is not done (transforms.pieces)
     OUT/.subjectloom/round.json            the shards that a process is making (jobs.rescue)
     OUT/index.parquet, rejects.parquet     made from the parts (transforms.finish)
+    OUT/.huggingface.yaml                  what Hugging Face `datasets` reads of the folder: the tars
     OUT/dataset.json                       written last: the dataset is finished
 
 A file gets its name only when it is complete. Files that Subjectloom did not write are never deleted.
@@ -257,7 +259,8 @@ def _is_piece(name: str) -> bool:
 
 
 def _is_ours(name: str, recipe: str) -> bool:
-    own = rf"(dataset\.json|index\.parquet|rejects\.parquet|report\.html|{re.escape(recipe)}-\d{{6,}}\.tar)"
+    shard = rf"{re.escape(recipe)}-\d{{6,}}\.(tar|json)"
+    own = rf"(dataset\.json|\.huggingface\.yaml|index\.parquet|rejects\.parquet|report\.html|{shard})"
     return name.startswith(f"{STATE}/") or re.fullmatch(own + TEMPORARY_PATTERN, name) is not None
 
 

@@ -36,6 +36,7 @@ from schemas.rejects import Reason
 from schemas.samples import FORMATS
 from schemas.samples.base import SampleFormat
 from schemas.shards import shard_name
+from schemas.webshart import index_name
 from transforms.dataset import (
     PART_PATTERN,
     STATE,
@@ -52,6 +53,9 @@ from transforms.tables import sort_tables, write_tables
 from transforms.write import rewrite_shard
 
 STAGE = "finish"
+
+CARD = ".huggingface.yaml"
+"""File that tells Hugging Face `datasets` to read the tars: by itself it would take the more numerous JSON files."""
 
 EXPECTED = "expected.json"
 """File in `STATE` with what finishing needs to know besides the books of the shards."""
@@ -118,6 +122,7 @@ def finish_dataset(
     _remove_stale(output, books.written, job.recipe)
     remove_all_pieces(output)
     remove_files(join(output, STATE, name) for name in ("plan", "plan-items"))
+    replace_file(join(output, CARD), b'configs:\n- config_name: default\n  data_files: "*.tar"\n')
     replace_file(join(output, "dataset.json"), to_json(info.model_dump(mode="json")))
     return info
 
@@ -245,7 +250,8 @@ def _read_part(output: str, shard: int, columns: Sequence[str] | None = None) ->
 
 def _remove_stale(output: str, written: Mapping[int, int], recipe: str) -> None:
     kept = {shard_name(recipe, shard) for shard, samples in written.items() if samples}
+    kept |= {index_name(name) for name in kept}
     kept |= {join(STATE, part_name(shard)) for shard in written}
-    stale = re.compile(rf"({re.escape(recipe)}-\d{{6,}}\.tar|{PART_PATTERN})" + TEMPORARY_PATTERN)
+    stale = re.compile(rf"({re.escape(recipe)}-\d{{6,}}\.(tar|json)|{PART_PATTERN})" + TEMPORARY_PATTERN)
     names = (name for name in list_files(output) if stale.fullmatch(name) and name not in kept)
     remove_files(join(output, name) for name in names)

@@ -41,13 +41,13 @@ class Export:
     """A format that datasets are exported to.
 
     Attributes:
-        recipe: The recipe whose datasets can be exported to it.
+        recipes: The recipes whose datasets can be exported to it.
         help: What it is, in a few words.
         load: Imports and returns the function `(output, destination, **options)` that writes it.
         options: The options of that function.
     """
 
-    recipe: str
+    recipes: tuple[str, ...]
     help: str
     load: Callable[[], Callable[..., Summary]]
     options: tuple[Option, ...] = ()
@@ -71,9 +71,18 @@ def _mip_adapter() -> Callable[..., Summary]:
     return export_mip_adapter
 
 
+def _references() -> Callable[..., Summary]:
+    from jobs.exports.references import export_references
+
+    return export_references
+
+
+WITH_SUBJECTS = ("fastcomposer", "blip-diffusion", "mip-adapter")
+"""The recipes whose samples have subjects, and pictures of them (`jobs.exports.subjects`)."""
+
 EXPORTS: Mapping[str, Export] = {
     "fastcomposer": Export(
-        recipe="fastcomposer",
+        recipes=("fastcomposer",),
         help="the folder that the published trainer loads",
         load=_fastcomposer,
         options=(
@@ -84,8 +93,23 @@ EXPORTS: Mapping[str, Export] = {
             Option("seed", int, "seed for choosing the pictures held out (default: 0)", minimum=0),
         ),
     ),
-    "coco": Export(recipe="fastcomposer", help="COCO JSON with run-length masks", load=_coco),
-    "mip-adapter": Export(recipe="mip-adapter", help="the folder that the published trainer loads", load=_mip_adapter),
+    "coco": Export(recipes=("fastcomposer",), help="COCO JSON with run-length masks", load=_coco),
+    "mip-adapter": Export(
+        recipes=("mip-adapter",), help="the folder that the published trainer loads", load=_mip_adapter
+    ),
+    "references": Export(
+        recipes=WITH_SUBJECTS,
+        help="targets with reference pictures of their subjects, for a --trainer",
+        load=_references,
+        options=(
+            Option(
+                "trainer",
+                str,
+                "diffsynth-studio, musubi-tuner, musubi-tuner-layers, ai-toolkit, diffusion-pipe, omnigen2, uno or "
+                "ms-diffusion",
+            ),
+        ),
+    ),
 }
 """The formats by name."""
 
@@ -115,7 +139,9 @@ def export_dataset(name: str, output: str, destination: Path, options: Mapping[s
 
 def formats_help() -> str:
     """Return the formats in a line, for the command's help."""
-    return "; ".join(f"{name}: {export.help}, from {export.recipe} datasets" for name, export in EXPORTS.items())
+    return "; ".join(
+        f"{name}: {export.help}, from {', '.join(export.recipes)} datasets" for name, export in EXPORTS.items()
+    )
 
 
 def all_options() -> list[Option]:
