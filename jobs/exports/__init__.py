@@ -77,6 +77,18 @@ def _references() -> Callable[..., Summary]:
     return export_references
 
 
+def _simpletuner() -> Callable[..., Summary]:
+    from jobs.exports.simpletuner import export_simpletuner
+
+    return export_simpletuner
+
+
+def _instancediffusion() -> Callable[..., Summary]:
+    from jobs.exports.instancediffusion import export_instancediffusion
+
+    return export_instancediffusion
+
+
 WITH_SUBJECTS = ("fastcomposer", "blip-diffusion", "mip-adapter")
 """The recipes whose samples have subjects, and pictures of them (`jobs.exports.subjects`)."""
 
@@ -107,6 +119,19 @@ EXPORTS: Mapping[str, Export] = {
                 str,
                 "diffsynth-studio, musubi-tuner, musubi-tuner-layers, ai-toolkit, diffusion-pipe, omnigen2, uno or "
                 "ms-diffusion",
+            ),
+        ),
+    ),
+    "simpletuner": Export(
+        recipes=WITH_SUBJECTS, help="pictures with boxes and masks for SimpleTuner's grounding", load=_simpletuner
+    ),
+    "instancediffusion": Export(
+        recipes=WITH_SUBJECTS,
+        help="JSON files with boxes, masks and embeddings of the subjects' texts",
+        load=_instancediffusion,
+        options=(
+            Option(
+                "text_encoder", str, "CLIP whose text embeddings it trains on (default: openai/clip-vit-large-patch14)"
             ),
         ),
     ),
