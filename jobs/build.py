@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from rich.console import Console
@@ -24,7 +25,7 @@ from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import WorkerDiedError, explaining, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
-from pipelines.recipe import RUN_FIELDS, BuildConfig
+from pipelines.recipe import RUN_FIELDS, BuildConfig, Recipe
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.samples.base import SampleFormat
@@ -99,7 +100,16 @@ def build(request: Request, console: Console) -> DatasetInfo:
         SubjectloomError: the source, the output, an option or a checkpoint cannot be used, or the books do not
             balance.
     """
-    recipe, models = RECIPES[request.recipe], request.models
+    if request.recipe == "pairs":
+        from jobs.pairs import build_pairs  # noqa: PLC0415 - it imports this module
+
+        return build_pairs(request, console)
+    return build_recipe(RECIPES[request.recipe], request, console)
+
+
+def build_recipe(recipe: Recipe[Any], request: Request, console: Console, needs_captions: bool = True) -> DatasetInfo:
+    """Build a dataset with `recipe`, as `build` does; without `needs_captions`, its steps caption what has none."""
+    models = request.models
     options = beam_options(request.beam_options, request.dataflow_preset)
     request = for_engine(request, options)
     with console.status(f"reading {request.source}"):
@@ -131,7 +141,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
     chunks = with_fingerprints(listing.chunks, stamps, job, counts=config.captions != "all")
     fingerprints = {chunk.shard: chunk.fingerprint for chunk in chunks}
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
-    needs_captions = not recipe.writes_captions or models.captioner is None
+    needs_captions = needs_captions and (not recipe.writes_captions or models.captioner is None)
     if request.resume and not request.prune:
         refuse_shorter(request, listing)
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume, members=listing.members)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines import blip_diffusion, captioned, fastcomposer, mip_adapter
-from pipelines.recipe import Recipe
+from pipelines.pairs import PairsConfig
+from pipelines.recipe import BuildConfig, Recipe
 
 RECIPES: Mapping[str, Recipe[Any]] = {
     "fastcomposer": fastcomposer.RECIPE,
@@ -13,3 +14,8 @@ RECIPES: Mapping[str, Recipe[Any]] = {
     "captioned": captioned.RECIPE,
 }
 """The recipes, by the names that commands take."""
+
+BUILDS: Mapping[str, type[BuildConfig]] = {name: recipe.config for name, recipe in RECIPES.items()} | {
+    "pairs": PairsConfig
+}
+"""What `subjectloom build` builds, with its config: the recipes, and pairs of what they find (`jobs.pairs`)."""

@@ -51,6 +51,7 @@ class Reason(StrEnum):
     LOW_QUALITY = "low-quality"
     NEAR_DUPLICATE = "near-duplicate"
     BELOW_CUT = "below-cut"
+    NO_PARTNER = "no-partner"
     # The run
     OUT_OF_MEMORY = "out-of-memory"
     KILLED_WORKER = "killed-worker"

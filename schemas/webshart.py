@@ -17,6 +17,8 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from PIL import Image
+
 from schemas.dataset import Row
 
 Entries = dict[str, dict[str, Any]]
@@ -48,19 +50,29 @@ def _entries_of(key: str, fragment: bytes, offset: int, row: Row) -> Entries:
     name = f"{key}.json"
     described = places.pop(name)
     about = {
-        "width": row["width"],
-        "height": row["height"],
-        "aspect": row["width"] / row["height"],
         **({"captions": row["caption"]} if row["caption"] else {}),
         "json_path": name,
         "json_offset": described["offset"],
         "json_length": described["length"],
     }
-    entries = {
-        member: place | about if member.endswith((".jpg", ".png")) else place for member, place in places.items()
-    }
+    entries = {}
+    for member, place in places.items():
+        start = place["offset"] - offset
+        is_picture = member.endswith((".jpg", ".png"))
+        size = _size_of(fragment[start : start + place["length"]]) if is_picture else {}
+        entries[member] = place | (size | about if size else {})
     has_pair = any(member.rpartition(".")[0] == key for member in places)
     return entries | ({name: described} if has_pair else {})
+
+
+def _size_of(picture: bytes) -> dict[str, Any]:
+    """Width, height and aspect out of the header of a picture; {} if it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(picture)) as opened:
+            width, height = opened.size
+    except (OSError, ValueError):
+        return {}
+    return {"width": width, "height": height, "aspect": width / height}
 
 
 def encode_index(shard: str, size: int, entries: Entries) -> bytes:

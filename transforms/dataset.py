@@ -107,7 +107,7 @@ def leaving_nothing(output: str) -> Iterator[None]:
 def leave_nothing(output: str) -> bool:
     """Empty `output` of what is ours unless a part of the work is done; return whether nothing of ours is left."""
     names = list_files(output)
-    if "dataset.json" in names or finished_shards(output) or any(map(_is_piece, names)):
+    if "dataset.json" in names or finished_shards(output) or any(map(_is_piece, names)) or _has_subjects(names):
         return False
     if join(STATE, "job.json") in names:
         recipe = read_job(output).recipe
@@ -225,6 +225,15 @@ def read_job(output: str) -> Job:
         ) from error
 
 
+def remove_dataset(output: str) -> None:
+    """Remove all files of the dataset in `output`, finished or not; those of others stay."""
+    names = list_files(output)
+    if join(STATE, "job.json") in names:
+        recipe = read_job(output).recipe
+        remove_files(join(output, name) for name in names if _is_ours(name, recipe))
+    remove_empty_folder(join(output, STATE))
+
+
 def _decide(output: str, names: list[str], earlier: Job, job: Job, *, overwrite: bool, resume: bool) -> None:
     ours = [join(output, name) for name in names if _is_ours(name, earlier.recipe)]
     if overwrite and earlier.recipe != job.recipe:
@@ -252,6 +261,11 @@ def _decide(output: str, names: list[str], earlier: Job, job: Job, *, overwrite:
             f"{output} holds an interrupted run with {len(finished_shards(output))} finished shards: "
             "--resume goes on with it, --overwrite starts again"
         )
+
+
+def _has_subjects(names: list[str]) -> bool:
+    """Whether shards of subjects, of which pairs are to be made, are done."""
+    return any(re.match(rf"{re.escape(STATE)}/subjects/{PART_PATTERN}", name) for name in names)
 
 
 def _is_piece(name: str) -> bool:

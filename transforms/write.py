@@ -128,7 +128,7 @@ def commit_pieces(
     is_first = [not i or row["key"] != books.rows[i - 1]["key"] for i, row in enumerate(books.rows)]
     twins = [twin_reject(row) for row, first in zip(books.rows, is_first, strict=True) if not first]
     kept = replace(books, rows=tuple(compress(books.rows, is_first)), rejects=(*books.rejects, *twins))
-    part = _commit(output, sample_format, shard, fingerprint, kept, compress(fragments, is_first))
+    part = commit_fragments(output, sample_format, shard, fingerprint, kept, compress(fragments, is_first))
     remove_pieces(output, shard, fingerprint)
     return part
 
@@ -155,7 +155,7 @@ def commit_shard(
         rejects=tuple(reject for s in settled for reject in s.rejects),
         seconds=tuple(pair for s in settled for pair in s.seconds),
     )
-    return _commit(output, sample_format, shard, fingerprint, books, ((s.key, fragment(s)) for s in samples))
+    return commit_fragments(output, sample_format, shard, fingerprint, books, ((s.key, fragment(s)) for s in samples))
 
 
 def rewrite_shard(
@@ -189,7 +189,9 @@ def rewrite_shard(
     rejects = (*part.rejects, *(reject for reject in refused if reject))
     seconds = (*part.seconds.items(), (stage, time.perf_counter() - started))
     fragments = _read_fragments(join(output, shard_name(sample_format.recipe, shard)), kept)
-    return _commit(output, sample_format, shard, fingerprint, Settled(part.read, (), kept, rejects, seconds), fragments)
+    return commit_fragments(
+        output, sample_format, shard, fingerprint, Settled(part.read, (), kept, rejects, seconds), fragments
+    )
 
 
 def _read_fragments(path: str, rows: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
@@ -207,7 +209,7 @@ def _read_fragments(path: str, rows: Sequence[Row]) -> Iterator[tuple[str, bytes
             yield row["key"], content
 
 
-def _commit(
+def commit_fragments(
     output: str,
     sample_format: SampleFormat,
     shard: int,
@@ -215,7 +217,11 @@ def _commit(
     books: Settled,
     fragments: Iterable[tuple[str, bytes]],
 ) -> Part:
-    """Write a shard of `fragments`, by key and one at a time, and then its part; `books.rows` are in the same order."""
+    """Write a shard of `fragments`, by key and one at a time, and then its part; `books.rows` are in the same order.
+
+    Raises:
+        SubjectloomError: the shard's books do not balance.
+    """
     started = time.perf_counter()
     name = shard_name(sample_format.recipe, shard)
     path, index = join(output, name), join(output, index_name(name))

@@ -89,7 +89,7 @@ def _instancediffusion() -> Callable[..., Summary]:
     return export_instancediffusion
 
 
-WITH_SUBJECTS = ("fastcomposer", "blip-diffusion", "mip-adapter")
+WITH_SUBJECTS = ("fastcomposer", "blip-diffusion", "mip-adapter", "pairs")
 """The recipes whose samples have subjects, and pictures of them (`jobs.exports.subjects`)."""
 
 EXPORTS: Mapping[str, Export] = {

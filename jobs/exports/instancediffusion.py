@@ -38,7 +38,7 @@ SIZE = 768
 
 @dataclass(frozen=True)
 class Exported:
-    """Numbers of what an export wrote; `boxes_alone` is how many subjects have no mask: a picture's only one has none."""
+    """Numbers of what an export wrote; `boxes_alone` is how many subjects have no mask, as each is alone."""
 
     written: int
     subjects: int

@@ -2,7 +2,7 @@
 
 A reference is a picture of a subject that the sample's picture, the target, shows. fastcomposer and mip-adapter samples
 have the subjects themselves, cut out of the target and laid on white; a blip-diffusion sample has its subject on
-another background.
+another background, a pair another picture of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from schemas.boxes import BBox, box_of, window
 from schemas.example import Placement
 from schemas.images import decode_grey, decode_image
-from schemas.samples import blip_diffusion, fastcomposer, mip_adapter
+from schemas.samples import blip_diffusion, fastcomposer, mip_adapter, pairs
 from schemas.samples.base import SampleRecord
 from schemas.shards import Sample
 
@@ -70,7 +70,7 @@ class Shown:
 
 
 def show(recipe: str, sample: Sample) -> Shown:
-    """Return the target of a sample of `recipe`, a key of `INSTANCES`."""
+    """Return the target of a sample of `recipe`, a key of `INSTANCES`, or "captioned"."""
     record = _RECORDS[recipe].from_sample(sample)
     return Shown(record.key, record.caption, sample.members[_TARGETS.get(recipe, "jpg")], record.width, record.height)
 
@@ -101,6 +101,17 @@ def _blip_diffusion_instances(sample: Sample) -> list[Instance]:
     return [Instance(record.phrase or record.subject, record.subject, record.bbox, mask, 1.0)]
 
 
+def _pairs_instances(sample: Sample) -> list[Instance]:
+    shown = pairs.Record.from_sample(sample).subject
+    return [Instance(shown.text, shown.label, shown.bbox, shown.segmentation.to_mask().to_array(), 1.0)]
+
+
+def _pairs_references(sample: Sample) -> list[Reference]:
+    record = pairs.Record.from_sample(sample)
+    pixels = decode_image(sample.members["reference.jpg"])
+    return [Reference(record.subject.text, pixels, record.reference.subject.bbox, record.subject.bbox)]
+
+
 def _blip_diffusion_references(sample: Sample) -> list[Reference]:
     record = blip_diffusion.Record.from_sample(sample)
     bbox = record.bbox
@@ -115,25 +126,35 @@ def _blip_diffusion_references(sample: Sample) -> list[Reference]:
 
 
 _RECORDS: Mapping[str, type[SampleRecord]] = {
+    "captioned": SampleRecord,
+    "pairs": pairs.Record,
     "fastcomposer": fastcomposer.Record,
     "mip-adapter": mip_adapter.Record,
     "blip-diffusion": blip_diffusion.Record,
 }
-_TARGETS = {"blip-diffusion": "target.jpg"}
+_TARGETS = {"blip-diffusion": "target.jpg", "pairs": "target.jpg"}
 """The member that holds the target, where that is not "jpg"."""
 
 INSTANCES: Mapping[str, Callable[[Sample], list[Instance]]] = {
     "fastcomposer": _fastcomposer_instances,
     "mip-adapter": _mip_adapter_instances,
     "blip-diffusion": _blip_diffusion_instances,
+    "pairs": _pairs_instances,
 }
 """The subjects of a sample, by recipe."""
 
 
+_OTHER_PICTURES: Mapping[str, Callable[[Sample], list[Reference]]] = {
+    "blip-diffusion": _blip_diffusion_references,
+    "pairs": _pairs_references,
+}
+"""Recipes whose references are other pictures than cut-outs of the target."""
+
+
 def references_of(recipe: str, sample: Sample) -> list[Reference]:
     """Return the references of a sample of `recipe`, a key of `INSTANCES`, in the order of its subjects."""
-    if recipe == "blip-diffusion":
-        return _blip_diffusion_references(sample)
+    if recipe in _OTHER_PICTURES:
+        return _OTHER_PICTURES[recipe](sample)
     instances = INSTANCES[recipe](sample)
     pixels = decode_image(sample.members["jpg"])
     references = []
@@ -154,7 +175,7 @@ def layers_of(recipe: str, sample: Sample) -> list[Pixels]:
     if recipe == "blip-diffusion":
         alpha = decode_grey(sample.members["alpha.png"])
         return _matte_layers(decode_image(sample.members["target.jpg"]), alpha)
-    pixels = decode_image(sample.members["jpg"])
+    pixels = decode_image(show(recipe, sample).image)
     masks = [instance.mask for instance in INSTANCES[recipe](sample)]
     return _mask_layers(pixels, masks)
 

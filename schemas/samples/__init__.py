@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from schemas.errors import InputError
-from schemas.samples import blip_diffusion, captioned, fastcomposer, mip_adapter
+from schemas.samples import blip_diffusion, captioned, fastcomposer, mip_adapter, pairs
 from schemas.samples.base import SampleFormat
 
 FORMATS: Mapping[str, SampleFormat] = {
@@ -11,6 +11,7 @@ FORMATS: Mapping[str, SampleFormat] = {
     "blip-diffusion": blip_diffusion.FORMAT,
     "mip-adapter": mip_adapter.FORMAT,
     "captioned": captioned.FORMAT,
+    "pairs": pairs.FORMAT,
 }
 """The format of each recipe's samples, by the recipe's name."""
 

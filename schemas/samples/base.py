@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,13 @@ class Segmentation(StrictModel):
     def to_mask(self) -> Mask:
         """Return the mask as a value."""
         return Mask(self.size, self.counts)
+
+
+class Sized(Protocol):
+    """What has the size of a picture, in pixels."""
+
+    width: int
+    height: int
 
 
 class SampleRecord(StrictModel):
@@ -119,6 +126,10 @@ class SampleRecord(StrictModel):
         """Return the recipe's own columns of the index."""
         return {}
 
+    def size_of(self, member: str) -> tuple[int, int]:  # noqa: ARG002 - for recipes with pictures of several sizes
+        """Width and height of the member of that name, in pixels, if it is a picture."""
+        return self.width, self.height
+
     def problems(self, pictures: Pictures) -> Iterator[str]:  # noqa: ARG002 - for recipes that look at them
         """Yield what is wrong with the record's own fields; `pictures` are those that could be decoded."""
         yield from ()
@@ -158,7 +169,7 @@ class SampleFormat:
         """
         record = self.record.from_example(example)
         members = {name: content(example) for name, content in self.members.items()}
-        row = _row(record) | {name: value(example) for name, value in self.index_only.items()}
+        row = row_of(record) | {name: value(example) for name, value in self.index_only.items()}
         return Sample(example.key, members | {"json": record.to_json()}), row
 
     def problems_of(self, sample: Sample, row: Row) -> list[str]:
@@ -173,16 +184,17 @@ class SampleFormat:
         pictures, problems = _decode(sample)
         for name, picture in pictures.items():
             height, width = picture.shape[:2]
-            if (width, height) != (record.width, record.height):
-                stated = f"{record.width} x {record.height}"
+            if (width, height) != record.size_of(name):
+                stated = "{} x {}".format(*record.size_of(name))
                 problems.append(f"{sample.key}.{name} is {width} x {height} pixels, its JSON says {stated}")
-        for column, value in _row(record).items():
+        for column, value in row_of(record).items():
             if row[column] != value:
                 problems.append(f"the index says {column} {row[column]!r}, the record {value!r}")
         return [*problems, *record.problems(pictures)]
 
 
-def _row(record: SampleRecord) -> Row:
+def row_of(record: SampleRecord) -> Row:
+    """Return the row of the index that a record gives, without the sample's place in a shard."""
     return {
         "key": record.key,
         "caption": record.caption,
@@ -213,9 +225,7 @@ def span_problems(text: str, start: int, end: int, caption: str) -> Iterator[str
         yield f"is {text!r}, but its span holds {caption[start:end]!r}"
 
 
-def mask_problems(
-    segmentation: Segmentation, area: int, record: SampleRecord, bbox: BBox | None = None
-) -> Iterator[str]:
+def mask_problems(segmentation: Segmentation, area: int, record: Sized, bbox: BBox | None = None) -> Iterator[str]:
     """Yield what is wrong with a mask: its size, its pixels, its area and, where `bbox` is given, its box."""
     height, width = segmentation.size
     if (width, height) != (record.width, record.height):

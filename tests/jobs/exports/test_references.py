@@ -251,8 +251,10 @@ def test_the_check_counts_and_compares(data: str, tmp_path: Path) -> None:
 def test_an_export_that_the_check_finds_faults_in_fails_with_a_line_for_each(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = replace(TRAINERS["uno"], write=lambda folder, _root, _entries: (folder / "train_1.json").write_text("[]"))
-    monkeypatch.setitem(TRAINERS, "uno", broken)  # type: ignore[arg-type]
+    def write(folder: Path, _root: Path, _entries: object) -> None:
+        (folder / "train_1.json").write_text("[]")
+
+    monkeypatch.setitem(TRAINERS, "uno", replace(TRAINERS["uno"], write=write))
     with pytest.raises(SubjectloomError, match=r"1 faults in .*\n.*0 targets are found, 2 were written"):
         export_references(data, tmp_path / "out", trainer="uno")
 
