@@ -25,7 +25,7 @@ from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import WorkerDiedError, explaining, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
-from pipelines.recipe import RUN_FIELDS, BuildConfig, Recipe
+from pipelines.recipe import LATER_FIELDS, RUN_FIELDS, BuildConfig, Recipe
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
 from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.samples.base import SampleFormat
@@ -421,7 +421,9 @@ def instructions(checkpoints: Mapping[str, str]) -> dict[str, str]:
 
 def without_run_fields(job: Job) -> Job:
     """The job without the fields of its config that do not change the bytes of a shard."""
-    return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS}})
+    defaults = BuildConfig().model_dump(mode="json")
+    later = {name for name in LATER_FIELDS if job.config.get(name) == defaults[name]}
+    return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS | later}})
 
 
 def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequence[Chunk]]:

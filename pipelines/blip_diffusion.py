@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe import BuildConfig, Recipe, refuse_most_linked
+from pipelines.recipe import BuildConfig, Recipe, refuse_most_linked, scoring
 
 if TYPE_CHECKING:
     from transforms.listing import Listing
@@ -143,6 +143,7 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
         ChooseSubject(filters, (config.lower + config.upper) / 2),
         DrawTrimaps(bounds, config.band),
         SolveMattes(),
+        *scoring(config, models, "matte"),
         # Where captions do not say what the subject is, its matte is solved once, whatever their number.
         *([] if has_phrases else [take]),
         LayOnBackgrounds(list_backgrounds(config.backgrounds), composition, config.seed),

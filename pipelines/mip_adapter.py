@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipelines.recipe import BuildConfig, Recipe, check_similarity
+from pipelines.recipe import BuildConfig, Recipe, check_similarity, scoring
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def steps(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "Se
         *([*segment, *read] if config.captions in ("most-linked", "all") else [*read, *segment]),
         *ground,
         ApplyGates(gates),
+        *scoring(config, models, "objects"),
         *([KeepMostLinked()] if config.captions == "most-linked" else []),
         ScoreQuality(models.clip, config.min_quality, models.hosting),
         HashPictures(),

@@ -6,11 +6,11 @@ import the transforms that they use, and the format of the samples is looked up 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, choices
 from schemas.strict import StrictModel
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transforms.listing import Listing
     from transforms.models.presets import Models
     from transforms.selection.cut import Cut
+    from transforms.selection.scores import Kind
     from transforms.step import Step
 
 
@@ -57,7 +58,45 @@ class BuildConfig(StrictModel):
     follow_links: bool = Field(
         default=False, description="read what links in the source lead to, also outside of its folder"
     )
+    scores: tuple[str, ...] = Field(
+        default=(),
+        description="axes that pictures and subjects are scored on: side, sharpness, aesthetic, pwatermark, nsfw; "
+        "share, wholeness, crop_aesthetic (docs/scores.md)",
+    )
+    gates: dict[str, tuple[float | None, float | None]] = Field(
+        default_factory=dict,
+        description="lowest and highest value that passes on an axis, null for no bound: {side: [480, null]}",
+    )
+    max_iou: float | None = Field(
+        default=None, ge=0, le=1,
+        description="of two subjects whose masks have a higher intersection over union, the larger stays; none: both",
+    )  # fmt: skip
+    most_subjects: int | None = Field(default=None, ge=1, description="most subjects of a picture; none: all")
+    best_by: str = Field(
+        default="", description="axis by which most_subjects are chosen, the highest first; none: the largest"
+    )
 
+    @model_validator(mode="after")
+    def _check_axes(self) -> Self:
+        for axis in (*self.scores, *self.gates, *([self.best_by] if self.best_by else [])):
+            if axis not in AXES:
+                raise ValueError(f"there is no axis {axis!r}{choices(axis, AXES)}")
+        for axis, (low, high) in self.gates.items():
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"the gate {axis}: {low} must not be above {high}")
+        if self.best_by and self.most_subjects is None:
+            raise ValueError("best_by chooses most_subjects: give both, or neither")
+        return self
+
+
+AXES = ("side", "sharpness", "aesthetic", "pwatermark", "nsfw", "share", "wholeness", "crop_aesthetic")
+"""The axes of scores (`transforms.selection.scores`)."""
+
+RATED = frozenset({"aesthetic", "crop_aesthetic"})
+"""Axes that need the aesthetic predictor."""
+
+LATER_FIELDS = frozenset({"scores", "gates", "max_iou", "most_subjects", "best_by"})
+"""Fields that earlier releases did not have: with their defaults, a shard is the one that those made."""
 
 RUN_FIELDS = frozenset({"read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
 """Fields that do not change the bytes of a given shard, so that they may differ when a run is resumed."""
@@ -72,6 +111,26 @@ def refuse_most_linked(config: BuildConfig) -> None:
             "captions = 'most-linked' needs phrases that are linked to segments, as fastcomposer and mip-adapter have "
             "them: choose --captions first, longest or all"
         )
+
+
+def scoring(config: BuildConfig, models: "Models", kind: "Kind") -> "list[Step]":
+    """Return the step that scores pictures and their subjects and cuts by the config's gates; none if nothing is asked.
+
+    Raises:
+        ConfigError: an axis needs the aesthetic predictor, and there is none.
+    """
+    axes = tuple(dict.fromkeys([*config.scores, *config.gates, *filter(None, [config.best_by])]))
+    if not axes and config.max_iou is None and config.most_subjects is None:
+        return []
+    from transforms.selection.scores import Rules, ScoreSubjects
+
+    if (needed := sorted(RATED.intersection(axes))) and models.aesthetic is None:
+        raise ConfigError(
+            f"the axis {needed[0]} needs the aesthetic predictor, which this preset does not have: choose --preset "
+            "hub, or give --model aesthetic=FILE"
+        )
+    rules = Rules(axes, config.gates, config.max_iou, config.most_subjects, config.best_by)
+    return [ScoreSubjects(rules, kind, models.clip, models.aesthetic, models.hosting)]
 
 
 def no_cut(_: Any) -> None:  # noqa: ANN401 - a config of any recipe

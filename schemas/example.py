@@ -1,5 +1,6 @@
 """The record that travels through a pipeline: each step returns a new one with one more field filled."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,6 +171,11 @@ class Example:
 
     `left_out` annotations of the picture could not be used.
 
+    `stated` are the probabilities that the source states of the picture, "pwatermark" and "nsfw". `ratings` are those
+    of the picture and of its subjects by the aesthetic predictor. `scores` are the picture's by axis, `subject_scores`
+    those of the subjects that were kept, `measured` those of the picture and of all its subjects, by axis
+    (`transforms.selection.scores`).
+
     `objects` are in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
     """
 
@@ -197,6 +203,11 @@ class Example:
     quality: Quality | None = None
     phash: int = 0
     left_out: int = 0
+    stated: Mapping[str, float] = field(default_factory=dict)
+    ratings: tuple[float | None, tuple[float, ...]] = (None, ())
+    scores: Mapping[str, float] = field(default_factory=dict)
+    subject_scores: tuple[Mapping[str, float], ...] = ()
+    measured: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     _pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def pixels(self) -> NDArray[np.uint8]:

@@ -49,6 +49,8 @@ class Reason(StrEnum):
     CROWDED_BOX = "crowded-box"
     OVERLAPPING_OBJECTS = "overlapping-objects"
     LOW_QUALITY = "low-quality"
+    GATED_PICTURE = "gated-picture"
+    GATED_SUBJECTS = "gated-subjects"
     NEAR_DUPLICATE = "near-duplicate"
     BELOW_CUT = "below-cut"
     NO_PARTNER = "no-partner"

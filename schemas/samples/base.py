@@ -13,7 +13,7 @@ from typing import Annotated, Any, Protocol, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from schemas.dataset import INDEX_COLUMNS, Row
 from schemas.errors import RecordError
@@ -25,6 +25,10 @@ from schemas.strict import StrictModel
 
 Score = Annotated[float, AfterValidator(lambda score: round(score, 4))]
 """A similarity, a confidence or a share, rounded to four decimals: short text, the same on every machine."""
+
+SCORES = pa.field("axes", pa.map_(pa.string(), pa.list_(pa.float64())))
+"""The last column of every index: by axis the score of the picture, or those of its subjects, refused ones included.
+The index of a dataset that an earlier version wrote lacks it."""
 
 Pictures = Mapping[str, NDArray[np.uint8]]
 """The decoded pictures of a sample by member: [H, W, 3] RGB of a .jpg, [H, W] grey of a .png."""
@@ -53,6 +57,17 @@ class Segmentation(StrictModel):
         return Mask(self.size, self.counts)
 
 
+class Scored(StrictModel):
+    """A subject with its scores by axis (`transforms.selection.scores`); JSON leaves out the field if it is empty."""
+
+    scores: dict[str, float] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return fields if self.scores else {name: value for name, value in fields.items() if name != "scores"}
+
+
 class Sized(Protocol):
     """What has the size of a picture, in pixels."""
 
@@ -66,7 +81,8 @@ class SampleRecord(StrictModel):
     JSON lists the fields in the order in which the recipe's class declares them, inherited ones first. A recipe that
     declares an inherited field again moves it.
 
-    `other_captions` are the source's other captions of the picture; the field is absent where there are none.
+    `other_captions` are the source's other captions of the picture, `scores` the picture's by axis
+    (`transforms.selection.scores`); a field is absent where it is empty.
     """
 
     key: str
@@ -75,6 +91,7 @@ class SampleRecord(StrictModel):
     width: int
     height: int
     source: SourceField
+    scores: dict[str, float] = Field(default_factory=dict)
 
     @classmethod
     def from_example(cls, example: Example) -> Self:
@@ -95,6 +112,7 @@ class SampleRecord(StrictModel):
             "width": example.width,
             "height": example.height,
             "source": SourceField(uri=example.source.uri, license=example.source.license),
+            "scores": dict(example.scores),
         }
 
     @classmethod
@@ -106,12 +124,17 @@ class SampleRecord(StrictModel):
         """
         return cls.model_validate_json(sample.members["json"])
 
+    def absent_fields(self) -> frozenset[str]:
+        """Return the fields that JSON leaves out."""
+        return frozenset(name for name in ("other_captions", "scores") if not getattr(self, name))
+
     def to_json(self) -> bytes:
         """Encode as compact JSON in UTF-8: the same record gives the same bytes."""
         own = type(self).__annotations__
         names = [*(name for name in type(self).model_fields if name not in own), *own]
         fields = self.model_dump(mode="json")
-        ordered = {name: fields[name] for name in names if name != "other_captions" or fields[name]}
+        absent = self.absent_fields()
+        ordered = {name: fields[name] for name in names if name not in absent}
         return json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
 
     def with_caption(self, caption: str) -> Self:
@@ -154,7 +177,7 @@ class SampleFormat:
     @property
     def index_columns(self) -> pa.Schema:
         """The schema of the recipe's `index.parquet`."""
-        return pa.schema([*INDEX_COLUMNS, *self.columns])
+        return pa.schema([*INDEX_COLUMNS, *self.columns, SCORES])
 
     @property
     def member_names(self) -> frozenset[str]:
@@ -170,6 +193,7 @@ class SampleFormat:
         record = self.record.from_example(example)
         members = {name: content(example) for name, content in self.members.items()}
         row = row_of(record) | {name: value(example) for name, value in self.index_only.items()}
+        row[SCORES.name] = [(axis, list(values)) for axis, values in example.measured.items()]
         return Sample(example.key, members | {"json": record.to_json()}), row
 
     def problems_of(self, sample: Sample, row: Row) -> list[str]:
@@ -217,6 +241,11 @@ def _decode(sample: Sample) -> tuple[dict[str, NDArray[np.uint8]], list[str]]:
         except RecordError as error:
             problems.append(f"{sample.key}.{name} cannot be decoded: {error.detail}")
     return pictures, problems
+
+
+def subject_scores(example: Example, count: int) -> Sequence[Mapping[str, float]]:
+    """Return the scores of an example's `count` subjects; {} for each if they were not measured."""
+    return example.subject_scores or ({},) * count
 
 
 def span_problems(text: str, start: int, end: int, caption: str) -> Iterator[str]:

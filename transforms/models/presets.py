@@ -41,6 +41,11 @@ class Models:
         metadata={"sample": "sample/sam", "hub": "ybelkada/segment-anything/checkpoints/sam_vit_h_4b8939.pth"}
     )
 
+    # None: axes that need it are refused.
+    aesthetic: str | None = field(
+        metadata={"sample": None, "hub": "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"}
+    )
+
     everything: Everything
     """How SAM looks for all masks of a picture."""
     thresholds: Mapping[str, float]

@@ -94,7 +94,9 @@ class Picture:
         fields = parse_metadata(self.json.read(MAX_TEXT)) if self.json else {}
         texts = [file.read(MAX_TEXT) for file in self.texts]
         caption = first_caption(*texts, caption_of(fields), caption_of(row))
-        return to_example(self.key, self.image.read(MAX_PICTURE), caption, source_of(row | fields, self.uri))
+        return to_example(
+            self.key, self.image.read(MAX_PICTURE), caption, source_of(row | fields, self.uri), row | fields
+        )
 
 
 def has_picture_extension(file: File) -> bool:

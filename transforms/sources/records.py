@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -156,10 +156,13 @@ def attempt(key: str, uri: str, load: Callable[[], Example], attempts: int = ATT
         return reject_of(key, uri, STAGE, error)
 
 
-def to_example(key: str, image: bytes | None, caption: object, source: Source) -> Example:
+def to_example(
+    key: str, image: bytes | None, caption: object, source: Source, fields: Mapping[str, Any] | None = None
+) -> Example:
     """Make an example of the bytes of a picture file and its caption, a text or a list of several.
 
-    The first of several is the caption; of a picture without any it is "".
+    The first of several is the caption; of a picture without any it is "". `fields` is the metadata beside the picture,
+    which may state probabilities (see `stated_scores`).
 
     Raises:
         RecordError: the picture is missing, or the picture or the caption cannot be used.
@@ -171,8 +174,25 @@ def to_example(key: str, image: bytes | None, caption: object, source: Source) -
     height, width, _ = pixels.shape
     source = Source(_encodable(source.uri), _encodable(source.license))
     return Example(
-        key, jpeg, width, height, text, source, source_caption=text, other_captions=tuple(others), _pixels=pixels
-    )
+        key, jpeg, width, height, text, source, source_caption=text, other_captions=tuple(others), _pixels=pixels,
+        stated=stated_scores(fields or {}),
+    )  # fmt: skip
+
+
+def stated_scores(fields: Mapping[str, Any]) -> dict[str, float]:
+    """Return the probabilities of a watermark and of unsafe content that metadata state.
+
+    They stand under the names that LAION and DataComp use; a value that is no number in [0, 1] is left out.
+    """
+    names = {"pwatermark": ("pwatermark",), "nsfw": ("punsafe", "nsfw_prob", "nsfw")}
+    stated = {}
+    for axis, keys in names.items():
+        for key in keys:
+            value = fields.get(key)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
+                stated[axis] = float(value)
+                break
+    return stated
 
 
 def usable_captions(caption: object) -> list[str]:

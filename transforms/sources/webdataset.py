@@ -259,7 +259,7 @@ class TarSample:
         self.check()
         fields = parse_metadata(self.members["json"]) if "json" in self.members else {}
         caption = first_caption(self.members.get("txt"), self.members.get("caption"), caption_of(fields))
-        return to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri))
+        return to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri), fields)
 
     def check(self) -> None:
         """Raise a RecordError if a member is too large."""
