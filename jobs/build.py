@@ -23,7 +23,7 @@ from jobs.names import check_names, check_names_afterwards
 from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import WorkerDiedError, explaining, has_processes, is_local, quiet_stderr, run
-from pipelines import RECIPES
+from pipelines import BUILDS, RECIPES
 from pipelines.build import BuildDataset
 from pipelines.recipe import LATER_FIELDS, RUN_FIELDS, BuildConfig, Recipe
 from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
@@ -168,7 +168,7 @@ def build_recipe(recipe: Recipe[Any], request: Request, console: Console, needs_
         refuse_unread(request.output, [chunk.shard for chunk in missing])
         if cut:
             shown = nullcontext() if request.debug or not is_local(options) else quiet_stderr()
-            with console.status(f"keeping the best {cut.best:,}"), shown:
+            with console.status(cut.what), shown:
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
     info = finish_noted(request.output)
     print_lines(console, check_names_afterwards(job, request.output))
@@ -422,7 +422,8 @@ def instructions(checkpoints: Mapping[str, str]) -> dict[str, str]:
 def without_run_fields(job: Job) -> Job:
     """The job without the fields of its config that do not change the bytes of a shard."""
     defaults = BuildConfig().model_dump(mode="json")
-    later = {name for name in LATER_FIELDS if job.config.get(name) == defaults[name]}
+    own = BUILDS[job.recipe].__annotations__.keys() if job.recipe in BUILDS else ()
+    later = {name for name in LATER_FIELDS.difference(own) if job.config.get(name) == defaults[name]}
     return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS | later}})
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe import BuildConfig, Recipe, refuse_most_linked, scoring
+from pipelines.recipe import BuildConfig, Recipe, hashing, refuse_most_linked, scoring
 
 if TYPE_CHECKING:
     from transforms.listing import Listing
@@ -147,6 +147,7 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
         # Where captions do not say what the subject is, its matte is solved once, whatever their number.
         *([] if has_phrases else [take]),
         LayOnBackgrounds(list_backgrounds(config.backgrounds), composition, config.seed),
+        *hashing(config),
     ]  # fmt: skip
 
 

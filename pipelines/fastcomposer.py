@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipelines.recipe import BuildConfig, Recipe, check_similarity, scoring
+from pipelines.recipe import BuildConfig, Recipe, check_similarity, hashing, scoring
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "
         MatchPhrases(config.threshold, config.plurals, config.min_area, names),
         *scoring(config, models, "matches"),
         *([KeepMostLinked()] if config.captions == "most-linked" else []),
+        *hashing(config),
     ]
 
 

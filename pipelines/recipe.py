@@ -6,7 +6,7 @@ import the transforms that they use, and the format of the samples is looked up 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -76,6 +76,12 @@ class BuildConfig(StrictModel):
         default="", description="axis by which most_subjects are chosen, the highest first; none: the largest"
     )
 
+    duplicates: Annotated[int, Field(ge=0, le=63)] | Literal["exact"] | None = Field(
+        default=None,
+        description="bits of 64 in which the perceptual hashes of near duplicates may differ, of which only the "
+        "largest picture is kept, of equals the first; exact: only those of the same bytes; none: all are kept",
+    )
+
     @model_validator(mode="after")
     def _check_axes(self) -> Self:
         for axis in (*self.scores, *self.gates, *([self.best_by] if self.best_by else [])):
@@ -95,7 +101,7 @@ AXES = ("side", "sharpness", "aesthetic", "pwatermark", "nsfw", "share", "wholen
 RATED = frozenset({"aesthetic", "crop_aesthetic"})
 """Axes that need the aesthetic predictor."""
 
-LATER_FIELDS = frozenset({"scores", "gates", "max_iou", "most_subjects", "best_by"})
+LATER_FIELDS = frozenset({"scores", "gates", "max_iou", "most_subjects", "best_by", "duplicates"})
 """Fields that earlier releases did not have: with their defaults, a shard is the one that those made."""
 
 RUN_FIELDS = frozenset({"read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
@@ -133,8 +139,31 @@ def scoring(config: BuildConfig, models: "Models", kind: "Kind") -> "list[Step]"
     return [ScoreSubjects(rules, kind, models.clip, models.aesthetic, models.hosting)]
 
 
-def no_cut(_: Any) -> None:  # noqa: ANN401 - a config of any recipe
-    """Keep all samples."""
+def hashing(config: BuildConfig) -> "list[Step]":
+    """Return the step that hashes pictures, of whose duplicates one is kept (`without_duplicates`); none if all are.
+
+    Raises:
+        ConfigError: several samples of one picture are asked for, of which only one would be kept.
+    """
+    if config.duplicates is None:
+        return []
+    if config.captions == "all":
+        raise ConfigError(
+            f"captions = 'all' makes several samples of one picture, of which duplicates = {config.duplicates} would "
+            "keep one: add --duplicates none"
+        )
+    from transforms.selection.phash import HashPictures
+
+    return [HashPictures(config.duplicates == "exact")]
+
+
+def without_duplicates(config: BuildConfig) -> "Cut | None":
+    """Keep the largest of near duplicates, if the config asks for it."""
+    if config.duplicates is None:
+        return None
+    from transforms.selection.cut import Cut
+
+    return Cut(None, 0 if config.duplicates == "exact" else config.duplicates, "pixels")
 
 
 @dataclass(frozen=True)
@@ -159,7 +188,7 @@ class Recipe(Generic[Config]):
     config: type[Config]
     settle: Callable[[Config, "Models", "Listing"], Config]
     steps: Callable[[Config, "Models", "Listing"], "Sequence[Step]"]
-    cut: Callable[[Config], "Cut | None"] = no_cut
+    cut: Callable[[Config], "Cut | None"] = without_duplicates
     find: Callable[[Config, "Models", bool], "Sequence[Step]"] | None = None
     subjects: int | None = None
     writes_captions: bool = False

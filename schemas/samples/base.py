@@ -30,6 +30,11 @@ SCORES = pa.field("axes", pa.map_(pa.string(), pa.list_(pa.float64())))
 """The last column of every index: by axis the score of the picture, or those of its subjects, refused ones included.
 The index of a dataset that an earlier version wrote lacks it."""
 
+PHASH = pa.field("phash", pa.uint64())
+"""Perceptual hash of the picture, 0 where it was not hashed; also a column that earlier versions did not write."""
+
+LATER_COLUMNS = frozenset({PHASH.name, SCORES.name})
+
 Pictures = Mapping[str, NDArray[np.uint8]]
 """The decoded pictures of a sample by member: [H, W, 3] RGB of a .jpg, [H, W] grey of a .png."""
 
@@ -177,7 +182,8 @@ class SampleFormat:
     @property
     def index_columns(self) -> pa.Schema:
         """The schema of the recipe's `index.parquet`."""
-        return pa.schema([*INDEX_COLUMNS, *self.columns, SCORES])
+        hashed = [] if PHASH.name in self.columns.names else [PHASH]
+        return pa.schema([*INDEX_COLUMNS, *self.columns, *hashed, SCORES])
 
     @property
     def member_names(self) -> frozenset[str]:
@@ -193,6 +199,7 @@ class SampleFormat:
         record = self.record.from_example(example)
         members = {name: content(example) for name, content in self.members.items()}
         row = row_of(record) | {name: value(example) for name, value in self.index_only.items()}
+        row.setdefault(PHASH.name, example.phash)
         row[SCORES.name] = [(axis, list(values)) for axis, values in example.measured.items()]
         return Sample(example.key, members | {"json": record.to_json()}), row
 
