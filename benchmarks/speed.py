@@ -5,16 +5,19 @@
 The loop reads the same batches, passes them to the same functions and writes the same samples into tars, without Beam,
 pieces, books or index. All run on the same pictures, one after the other, in one process that keeps its models' code in
 memory. Processor time is what to compare on a machine that does other work too. The peers are webdataset's ShardWriter
-for shards, and spaCy's nlp.pipe for phrases.
+and, where the package is installed, img2dataset's writer for shards, and spaCy's nlp.pipe for phrases.
 """
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import pyarrow
 import typer
 import webdataset
 from rich.console import Console
@@ -118,7 +121,35 @@ def measure_shards(dataset: Path, output: Path) -> Iterator[Row]:
             writer.write({"__key__": sample.key, **sample.members})
     peer = watch.read().processor
     yield Row("shards, ours", f"{len(samples) / ours:,.0f} samples/s", "processor time; with offsets and checksums")
-    yield Row("shards, webdataset.ShardWriter", f"{len(samples) / peer:,.0f} samples/s", f"{peer / ours:.2f} of ours")
+    yield Row(
+        "shards, webdataset.ShardWriter", f"{len(samples) / peer:,.0f} samples/s", f"{peer / ours:.2f} of our time"
+    )
+    package = find_spec("img2dataset")
+    if package and package.origin:
+        other = write_with_img2dataset(Path(package.origin).with_name("writer.py"), samples, output)
+        yield Row(
+            "shards, img2dataset's writer", f"{len(samples) / other:,.0f} samples/s", f"{other / ours:.2f} of our time"
+        )
+
+
+def write_with_img2dataset(module: Path, samples: Sequence[Sample], output: Path) -> float:
+    """Write pictures, captions and records as img2dataset does, into a tar and a Parquet file; return the seconds.
+
+    `module` is its `writer.py`, loaded without the package, which imports a dozen libraries that writing does not need.
+    """
+    spec = spec_from_file_location("img2dataset_writer", module)
+    assert spec is not None
+    assert spec.loader is not None
+    writer_module = module_from_spec(spec)
+    spec.loader.exec_module(writer_module)
+    records = [json.loads(sample.members["json"]) for sample in samples]
+    schema = pyarrow.schema([("key", pyarrow.string()), ("caption", pyarrow.string())])
+    watch = Stopwatch()
+    writer = writer_module.WebDatasetSampleWriter(0, str(output), True, 5, schema, "jpg")
+    for sample, record in zip(samples, records, strict=True):
+        writer.write(sample.members["jpg"], sample.key, record["caption"], record)
+    writer.close()
+    return watch.read().processor
 
 
 def measure_phrases(pictures: Path, models: Models) -> Iterator[Row]:

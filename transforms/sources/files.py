@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import BinaryIO
@@ -206,11 +207,11 @@ def _walk(root: str, follow_links: bool) -> Iterator[File]:
     while left:
         folder, links = left.pop()  # with the folders in which the links on the way to it lie
         here = os.path.realpath(folder)
-        with os.scandir(folder) as entries:
+        with retry(partial(os.scandir, folder)) as entries:
             for entry in entries:
                 path = f"{folder.rstrip('/')}/{entry.name}"
                 if not _is_folder(entry):
-                    yield _file(path, root, inside if entry.is_symlink() else None)
+                    yield retry(partial(_file, path, root, inside if entry.is_symlink() else None))
                 elif not entry.is_symlink():
                     left.append((path, links))
                 elif _leads_out(path, inside):

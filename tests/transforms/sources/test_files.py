@@ -137,6 +137,28 @@ def test_an_outage_while_listing_is_no_broken_link(tmp_path: Path, monkeypatch: 
         find_files(str(tmp_path))
 
 
+@pytest.mark.parametrize(("function", "names"), [("scandir", ["b"]), ("stat", ["a.jpg", "c.jpg"])])
+def test_a_listing_goes_on_after_a_passing_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, names: list[str]
+) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("a.jpg", "b/c.jpg"):
+        (tmp_path / name).write_bytes(JPEG)
+    call, failures = getattr(os, function), dict.fromkeys(names, 3)
+
+    def fail_at_first(path: object, *arguments: object, **options: object) -> object:
+        name = os.path.basename(os.fspath(path))  # type: ignore[call-overload]  # noqa: PTH119
+        if failures.get(name, 0):
+            failures[name] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return call(path, *arguments, **options)
+
+    monkeypatch.setattr(transforms.outages, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(os, function, fail_at_first)
+    assert [file.name for file in find_files(str(tmp_path))] == ["a.jpg", "b/c.jpg"]
+    assert not any(failures.values())
+
+
 @pytest.mark.parametrize(("limit", "reason"), [(MAX_PICTURE, Reason.HUGE_IMAGE), (MAX_TEXT, Reason.HUGE_FILE)])
 def test_a_large_file_is_not_read(tmp_path: Path, limit: int, reason: Reason) -> None:
     path = tmp_path / "a"
