@@ -111,8 +111,8 @@ def build(
         str | None,
         typer.Option(
             "--source",
-            help="Kind of the input: folder, webdataset, parquet, coco-panoptic, coco-instances, open-images or sa-1b. "
-            "Detected by default.",
+            help="Kind of the input: folder, webdataset, parquet, arrow, coco-panoptic, coco-instances, open-images or "
+            "sa-1b. Detected by default.",
         ),
     ] = None,
     keys: Annotated[
