@@ -28,7 +28,10 @@ BUILD = [
     "huggingface_hub>=1.0",
     "numba>=0.61",
     "open_clip_torch>=3.3",
+    # Headless: the full package brings a graphical toolkit.
+    "opencv-python-headless>=4.11",
     "pymatting>=1.1.14",
+    "scikit-image>=0.25",
     "segment-anything>=1.0",
     "spacy>=3.8,<4",
     "thinc>=8.3",

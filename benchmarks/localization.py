@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 import typer
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from benchmarks.tables import Row, Write, report
+from jobs.evaluate_attention import TIMES, shares_of
 from jobs.scenes import scene_of
 from schemas.example import Example
 from tests.datasets import write_dataset
@@ -51,8 +51,6 @@ TRAINING, HELD_OUT = 2000, 2001
 """Seeds of scenes."""
 TILE = 128
 """Side of a drawn map, in pixels."""
-TIMES = (100, 300, 500, 700)
-"""Steps of the noise schedule, of 1,000, at which attention is measured."""
 
 
 @dataclass(frozen=True)
@@ -111,29 +109,11 @@ def _record_attention(model: Model, batch: dict[str, Any], draws: Draws) -> Subj
     return subjects
 
 
-def shares_of(attention: torch.Tensor, masks: torch.Tensor, valid: torch.Tensor) -> NDArray[np.float64]:
-    """Measure a layer: [N, 4] float64, the fields of `Shares` for each of N subjects, means over the heads.
-
-    Args:
-        attention: [B, heads, h*w, M].
-        masks: [B, M, H, W] in [0, 1]; objects do not overlap.
-        valid: [B, M] bool.
-    """
-    side = int(attention.shape[2] ** 0.5)
-    own = F.interpolate(masks, (side, side), mode="area").flatten(2).double()  # [B, M, hw]
-    others = own.sum(1, keepdim=True) - own
-    given = attention.double().permute(0, 3, 1, 2)  # [B, M, heads, hw]
-    given = given / given.sum(-1, keepdim=True)
-    measured = [(given * region[:, :, None]).sum(-1).mean(-1) for region in (own, others)]
-    measured += [region.mean(-1) for region in (own, others)]
-    return torch.stack(measured, dim=-1)[valid].numpy()
-
-
 def measure(run: Path, data: Path, count: int) -> Shares:
     """Measure a trained model on `count` held-out scenes."""
     model = Model(load(run / "model"))
     rows = [
-        shares_of(attention, batch["subject_segmentation"], batch["subject_mask"])
+        shares_of(attention, batch["subject_segmentation"], batch["subject_mask"])[batch["subject_mask"]].numpy()
         for batch in held_out_batches(model, data, count)
         for time in TIMES
         for attention in attention_of(model, batch, time).maps.values()

@@ -127,9 +127,9 @@ def build_recipe(recipe: Recipe[Any], request: Request, console: Console, needs_
         )
     config = recipe.settle(request.config, models, listing)
     wanted = precision_on(request.dataflow_preset, models.hosting.precision)
-    precision = settle_precision(wanted, recipe.steps(config, models, listing))
+    precision = settle_precision(wanted, recipe.all_steps(config, models, listing))
     models = replace(models, hosting=replace(models.hosting, precision=precision))
-    steps, cut = recipe.steps(config, models, listing), recipe.cut(config)
+    steps, cut = recipe.all_steps(config, models, listing), recipe.cut(config)
     job = describe_job(request.recipe, config, steps, precision)
     if request.resume:
         job = with_earlier_versions(request, job)
@@ -403,7 +403,7 @@ def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precis
         models={kind: ModelName(name=name_of(path), revision=revision_of(path)) for kind, path in checkpoints.items()},
         seed=config.seed,
         precision=precision,
-        libraries=library_versions() | instructions(checkpoints),
+        libraries=library_versions(name for step in steps for name in step.libraries()) | instructions(checkpoints),
     )
 
 

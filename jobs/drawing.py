@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.map_files import MapFile
 from jobs.settings import read_config
 from pipelines import RECIPES
 from schemas.errors import ConfigError, InputError
@@ -63,6 +64,7 @@ class DrawRequest:
             MIP-Adapter's `scale` and `merge`.
         find_with: preset of the models that find subjects in photographs; None: what the run started from. In that
             case, the small models are refused for what looks like photographs.
+        maps: condition maps, for recipes that learn from them.
     """
 
     prompts: Sequence[str]
@@ -74,6 +76,7 @@ class DrawRequest:
     drawing: Drawing = field(default_factory=Drawing)
     fields: Mapping[str, Any] = field(default_factory=dict)
     find_with: str | None = None
+    maps: Sequence[MapFile] = ()
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def check_references(recipe: str, request: DrawRequest) -> None:
     if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
         raise ConfigError("what is to be drawn? Give a prompt")
     if described.find is None and phrases:
-        raise ConfigError(f"{recipe} draws from text alone: leave out --reference {phrases[0]!r}")
+        raise ConfigError(f"{recipe} draws no subjects: leave out --reference {phrases[0]!r}")
     if described.subjects is not None and len(phrases) > described.subjects:
         raise ConfigError(f"{recipe} draws {described.subjects} subject, and {len(phrases)} are given as references")
     if described.find is None or described.subjects is not None:

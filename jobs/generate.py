@@ -18,11 +18,14 @@ from rich.console import Console
 
 from jobs.compose import blank, compose
 from jobs.drawing import DrawRequest, Reference, Start, check_references, find_model
+from jobs.map_files import check_maps
+from jobs.maps import batch_of_maps
 from jobs.references import find_subjects, samples_of
 from pipelines import RECIPES
 from schemas.errors import ConfigError
 from schemas.example import Example
 from schemas.samples import FORMATS
+from training.configs.maps import MapsConfig
 from training.drawing import Drawing
 from training.generate import batch_of, draw_pictures, join_samples, set_drawing
 from training.loop import this_process
@@ -68,6 +71,7 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
     console = console or Console(quiet=True)
     start = find_model(request)
     check_references(start.recipe, request)
+    check_maps(start.recipe, start.config, request.maps)
     shown = [reference for reference in request.references if reference.photographs]
     preset = request.find_with or start.preset
     found = find_subjects(start.recipe, shown, preset, console, doubts_preset=request.find_with is None)
@@ -76,9 +80,15 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
     known = known_subject(start.recipe, model, request.references, found)
     config = start.config.model_copy(update={"resolution": drawing.size})
     settings = describe(request, start, drawing)
+    maps = batch_of_maps(start.recipe, model, config, request.maps, preset) if isinstance(config, MapsConfig) else None
     for i, prompt in enumerate(request.prompts):
-        batch = batch_of(training, compose_samples(start.recipe, found, known, prompt), model, config)
-        references = shown_pictures(model.references(batch), [len(group) for group in found])
+        if maps:
+            batch = {**maps, "input_ids": model.tokenize([prompt]).to(model.unet.device)}
+        else:
+            batch = batch_of(training, compose_samples(start.recipe, found, known, prompt), model, config)
+        conditions = model.references(batch)
+        counts = [int(shown.any()) for shown in conditions[0]] if maps else [len(group) for group in found]
+        references = shown_pictures(conditions, counts)
         for number, drawn in enumerate(draw_pictures(model, join_samples(model, batch), drawing)):
             yield Picture(i, number, to_bytes(drawn), {"prompt": prompt, "number": number, **settings}, references)
 
@@ -169,6 +179,7 @@ def describe(request: DrawRequest, start: Start, drawing: Drawing) -> dict[str, 
             }
             for reference in request.references
         ],
+        **({"maps": [{**vars(given), "file": given.file.name} for given in request.maps]} if request.maps else {}),
         **drawing.model_dump(mode="json", exclude={"count", "batch"}),
         **{name: value for name, value in start.config.model_dump(mode="json").items() if name in SAMPLING},
         "recipe": start.recipe,

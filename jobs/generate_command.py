@@ -24,6 +24,14 @@ def generate(
             "white where the subject is; without one, it is found as in a build. Several subjects: several times.",
         ),
     ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="NAME=FILE[:WEIGHT]", help="A condition map, as canny=edges.png; several times."),
+    ] = None,
+    map_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PHOTO[:WEIGHT]", help="A condition map that is taken from a photograph."),
+    ] = None,
     count: Annotated[int, typer.Option(help="Pictures of each prompt.", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="Picture N is a function of model, settings, seed and N.", min=0)] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps; by default the recipe's.", min=1)] = None,
@@ -55,6 +63,7 @@ def generate(
 ) -> None:
     """Draw a prompt with the subjects of your photographs, by the model of a training run."""
     from jobs.drawing import DrawRequest, Reference, check_files, check_references, find_model
+    from jobs.map_files import MapFile, check_maps
     from jobs.settings import read_config
     from training.drawing import Drawing
 
@@ -74,8 +83,14 @@ def generate(
         drawing=read_config(Drawing, None, [], {name: value for name, value in options.items() if value is not None}),
         fields={name: value for name, value in own.items() if value is not None},
         find_with=find_with,
+        maps=[
+            *(MapFile.parse(text, taken=False) for text in map_ or []),
+            *(MapFile.parse(text, taken=True) for text in map_from or []),
+        ],
     )
-    check_references(find_model(request).recipe, request)
+    start = find_model(request)
+    check_references(start.recipe, request)
+    check_maps(start.recipe, start.config, request.maps)
     check_files(request.references)
     use_machine(threads, device, 1, small_models=False)
     console = Console(quiet=context.parent is not None and bool(context.parent.params.get("quiet")))

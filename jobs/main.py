@@ -86,11 +86,12 @@ def scenes(
     objects: Annotated[
         str, typer.Option(help="Fewest and most objects, from 1 to 5; with at most three they are larger.")
     ] = "1-5",
+    maps: Annotated[bool, typer.Option("--maps", help="Write exact depth and normals beside the pictures.")] = False,
 ) -> None:
     """Render sample scenes with captions and exact truth."""
     from jobs.scenes import parse_objects, write_scenes
 
-    rendered = write_scenes(output, count, seed, size, parse_objects(objects))
+    rendered = write_scenes(output, count, seed, size, parse_objects(objects), maps=maps)
     for _ in track(rendered, "scenes", total=count, console=out, disable=not out.is_terminal, transient=True):
         pass
     out.print(f"{count} scenes in {output}: images/, backgrounds/, truth/", soft_wrap=True)
@@ -129,7 +130,8 @@ def build(
         list[str] | None,
         typer.Option(
             metavar="KIND=PATH_OR_NAME",
-            help="Replace a model of the preset; KIND is parser, segmenter, clip, clipseg, captioner, sam or detector.",
+            help="Replace a model of the preset; KIND is parser, segmenter, clip, clipseg, captioner, sam, detector, "
+            "depth, edges or pose.",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,
@@ -272,7 +274,7 @@ def train(
     output: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[
         str,
-        typer.Option(help="Start from sample (small, untrained, for a CPU) or hub (published weights, downloaded)."),
+        typer.Option(help="Start from sample (a small model of scenes, for a CPU) or hub (published weights)."),
     ] = "sample",
     model: Annotated[
         str | None,

@@ -67,7 +67,13 @@ def read(path: Path) -> bytes:
 
 
 def find_subjects(
-    recipe: str, references: Sequence[Reference], preset: str, console: Console, *, doubts_preset: bool = False
+    recipe: str,
+    references: Sequence[Reference],
+    preset: str,
+    console: Console,
+    *,
+    doubts_preset: bool = False,
+    skips_missing: bool = False,
 ) -> list[list[Example]]:
     """Find the subject of each reference in each of its photographs.
 
@@ -77,12 +83,13 @@ def find_subjects(
         preset: its models run, for photographs without a mask.
         console: where is said what takes long.
         doubts_preset: refuse the small models of the preset `sample` for what looks like photographs.
+        skips_missing: leave out photographs in which the subject is not found, with a line to the console.
 
     Returns:
         For each reference, an example for each of its photographs.
 
     Raises:
-        InputError: a file cannot be used, or a subject is not found.
+        InputError: a file cannot be used, or a subject is not found, with `skips_missing` in none of its photographs.
     """
     groups = [
         [
@@ -99,15 +106,42 @@ def find_subjects(
             "--find-with hub, or masks, as in --reference 'a ball=photo.jpg:mask.png'; --find-with sample takes the "
             "small models all the same"
         )
-    found = dict(enumerate(examples))
+    found: dict[int, Example | Reject] = dict(enumerate(examples))
     for masked in (True, False):
         numbers = [number for number, example in enumerate(examples) if bool(example.segments) == masked]
         if numbers:
             steps = steps_of(recipe, preset, masked=masked)
             compile_code(steps, console)
             found |= dict(zip(numbers, run_steps(steps, [examples[number] for number in numbers]), strict=True))
-    ordered = iter(found[number] for number in range(len(examples)))
-    return [[next(ordered) for _ in group] for group in groups]
+    ordered = iter(zip(examples, (found[number] for number in range(len(examples))), strict=True))
+    return [choose_found([next(ordered) for _ in group], console, skips_missing) for group in groups]
+
+
+def choose_found(
+    pairs: Sequence[tuple[Example, Example | Reject]], console: Console, skips_missing: bool
+) -> list[Example]:
+    """Keep what the steps found of a subject; of each photograph, as it was read and what became of it.
+
+    Raises:
+        InputError: it is not found in one; with `skips_missing`, in none.
+    """
+    kept: list[Example] = []
+    problems: list[str] = []
+    for example, record in pairs:
+        if isinstance(record, Reject):
+            problems.append(
+                f"{example.caption!r} is not found in {record.source}: {record.detail} ({record.stage}: "
+                f"{record.reason}); --reference '{example.caption}={record.source}:MASK' takes a mask of yours"
+            )
+        elif not (record.matches or record.objects or record.composite):
+            problems.append(f"{example.caption!r} is not found in {example.source.uri}: nothing there is like it")
+        else:
+            kept.append(record)
+    if problems and not (skips_missing and kept):
+        raise InputError(problems[0])
+    for problem in problems:
+        console.print(f"left out: {problem.partition('; --reference')[0]}", soft_wrap=True, markup=False)
+    return kept
 
 
 def steps_of(recipe: str, preset: str, *, masked: bool) -> Sequence[Step]:
@@ -123,24 +157,11 @@ def steps_of(recipe: str, preset: str, *, masked: bool) -> Sequence[Step]:
     return steps
 
 
-def run_steps(steps: Sequence[Step], examples: Sequence[Example]) -> list[Example]:
-    """Run steps on examples, each by itself, with every model loaded once.
-
-    Raises:
-        InputError: the subject of one is not found.
-    """
+def run_steps(steps: Sequence[Step], examples: Sequence[Example]) -> list[Example | Reject]:
+    """Run steps on examples, each by itself, with every model loaded once; return what becomes of each."""
     with tempfile.TemporaryDirectory() as folder:
         run(RunSteps(steps, examples, folder), beam_options(()))
-        records = [pickle.loads(Path(folder, str(i)).read_bytes()) for i in range(len(examples))]  # noqa: S301 - ours
-    for example, record in zip(examples, records, strict=True):
-        if isinstance(record, Reject):
-            raise InputError(
-                f"{example.caption!r} is not found in {record.source}: {record.detail} ({record.stage}: "
-                f"{record.reason}); --reference '{example.caption}={record.source}:MASK' takes a mask of yours"
-            )
-        if not (record.matches or record.objects or record.composite):
-            raise InputError(f"{example.caption!r} is not found in {example.source.uri}: nothing there is like it")
-    return records
+        return [pickle.loads(Path(folder, str(i)).read_bytes()) for i in range(len(examples))]  # noqa: S301 - ours
 
 
 @dataclass(eq=False)

@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image
 
 from schemas.errors import InputError
+from schemas.maps import encode_png, to_pixels
 from schemas.masks import Mask
 from transforms.scenes import Scene, make_scene
 from transforms.scenes.paint import paint_background
+from transforms.scenes.relief import true_relief
 from transforms.scenes.scene import OBJECTS
 
 SCENES, BACKGROUNDS = 0, 1
@@ -20,11 +22,18 @@ SCENES, BACKGROUNDS = 0, 1
 
 
 def write_scenes(
-    output: Path, count: int, seed: int, size: int = 256, objects: tuple[int, int] = OBJECTS
+    output: Path,
+    count: int,
+    seed: int,
+    size: int = 256,
+    objects: tuple[int, int] = OBJECTS,
+    *,
+    maps: bool = False,
 ) -> Iterator[int]:
     """Render `count` scenes of `size` x `size` pixels and `count` / 4 backgrounds, on all cores.
 
-    Scene i, of the fewest to the most `objects`, is a function of (seed, i).
+    Scene i, of the fewest to the most `objects`, is a function of (seed, i). With `maps`, exact depth and normals are
+    written beside the pictures, where builds find them.
 
     Yields:
         The number of scenes written so far.
@@ -40,7 +49,7 @@ def write_scenes(
         rng = np.random.default_rng([seed, BACKGROUNDS, index])
         background = np.rint(paint_background(rng, size, size)).astype(np.uint8)
         Image.fromarray(background).save(output / "backgrounds" / f"{index:06d}.jpg", quality=92)
-    jobs = ((output, seed, index, size, objects) for index in range(count))
+    jobs = ((output, seed, index, size, objects, maps) for index in range(count))
     with get_context("spawn").Pool() as workers:
         for done, _ in enumerate(workers.imap_unordered(_write_job, jobs, chunksize=8), start=1):
             yield done
@@ -65,9 +74,23 @@ def scene_of(seed: int, index: int, size: int = 256, objects: tuple[int, int] = 
     return make_scene(np.random.default_rng([seed, SCENES, index]), size, objects)
 
 
-def _write_job(job: tuple[Path, int, int, int, tuple[int, int]]) -> None:
-    output, seed, index, size, objects = job
-    write_scene(output, f"{index:06d}", scene_of(seed, index, size, objects))
+def _write_job(job: tuple[Path, int, int, int, tuple[int, int], bool]) -> None:
+    output, seed, index, size, objects, maps = job
+    scene = scene_of(seed, index, size, objects)
+    write_scene(output, f"{index:06d}", scene)
+    if maps:
+        write_maps(output, f"{index:06d}", scene)
+
+
+def write_maps(output: Path, key: str, scene: Scene) -> None:
+    """Write the exact depth of a scene, 16 bits, and its normals beside its picture; see `transforms.scenes.relief`.
+
+    The depth is the height above the far plane: 65,535 stands for the picture's side.
+    """
+    height, normals = true_relief(scene)
+    side = float(scene.image.shape[0])
+    for kind, pixels in (("depth", to_pixels("depth", height, (0.0, side))), ("normal", to_pixels("normal", normals))):
+        (output / "images" / f"{key}.{kind}.png").write_bytes(encode_png(pixels))
 
 
 def write_scene(output: Path, key: str, scene: Scene) -> None:

@@ -112,13 +112,16 @@ def load_model(
 
 
 def load_parts(training: Training, shards: Shards, config: RunConfig, preset: str, model: str | None) -> Parts:
-    """Load the networks that a run starts from; those without weights get random ones from the config's seed."""
+    """Load the networks that a run starts from; those without weights get random ones from the config's seed.
+
+    The preset `sample` starts from the sample text-to-image model.
+    """
     torch.manual_seed(config.seed)
     if model:
         return training.load(model)
     if preset == "hub":
         return training.load()
-    return training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), config.seed)
+    return training.small(SAMPLE / "text_to_image", read_texts(shards, training.texts), config.seed)
 
 
 def fingerprint(shards: Shards) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import blip_diffusion, captioned, fastcomposer, mip_adapter
+from pipelines import blip_diffusion, captioned, composer, controlnet, fastcomposer, mip_adapter, t2i_adapter
 from pipelines.pairs import PairsConfig
 from pipelines.recipe import BuildConfig, Recipe
 
@@ -12,6 +12,9 @@ RECIPES: Mapping[str, Recipe[Any]] = {
     "blip-diffusion": blip_diffusion.RECIPE,
     "mip-adapter": mip_adapter.RECIPE,
     "captioned": captioned.RECIPE,
+    "controlnet": controlnet.RECIPE,
+    "t2i-adapter": t2i_adapter.RECIPE,
+    "composer": composer.RECIPE,
 }
 """The recipes, by the names that commands take."""
 

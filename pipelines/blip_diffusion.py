@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe import BuildConfig, Recipe, hashing, refuse_most_linked, scoring
+from pipelines.recipe import BuildConfig, Recipe, refuse_most_linked
 
 if TYPE_CHECKING:
     from transforms.listing import Listing
@@ -143,11 +143,9 @@ def steps(config: BlipDiffusionConfig, models: "Models", listing: "Listing") -> 
         ChooseSubject(filters, (config.lower + config.upper) / 2),
         DrawTrimaps(bounds, config.band),
         SolveMattes(),
-        *scoring(config, models, "matte"),
         # Where captions do not say what the subject is, its matte is solved once, whatever their number.
         *([] if has_phrases else [take]),
         LayOnBackgrounds(list_backgrounds(config.backgrounds), composition, config.seed),
-        *hashing(config),
     ]  # fmt: skip
 
 
@@ -174,5 +172,5 @@ def find(config: BlipDiffusionConfig, models: "Models", masked: bool) -> "Sequen
 
 RECIPE = Recipe(
     name="blip-diffusion", config=BlipDiffusionConfig, settle=settle, steps=steps, find=find, subjects=1,
-    writes_captions=True,
+    writes_captions=True, scored="matte",
 )  # fmt: skip

@@ -8,7 +8,7 @@ The smallest recipe: between reading and writing it only chooses among several c
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.recipe import BuildConfig, Recipe, hashing, refuse_most_linked, scoring
+from pipelines.recipe import BuildConfig, Recipe, refuse_most_linked
 
 if TYPE_CHECKING:
     from transforms.listing import Listing
@@ -22,11 +22,11 @@ def settle(config: BuildConfig, _models: "Models", _listing: "Listing") -> Build
     return config
 
 
-def steps(config: BuildConfig, models: "Models", _listing: "Listing") -> "Sequence[Step]":
+def steps(config: BuildConfig, _models: "Models", _listing: "Listing") -> "Sequence[Step]":
     """Return the one step."""
     from transforms.text.several_captions import TakeCaptions
 
-    return [TakeCaptions(config.captions), *scoring(config, models, "none"), *hashing(config)]
+    return [TakeCaptions(config.captions)]
 
 
 RECIPE = Recipe(name="captioned", config=BuildConfig, settle=settle, steps=steps)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipelines.recipe import BuildConfig, Recipe, check_similarity, hashing, scoring
+from pipelines.recipe import BuildConfig, Recipe, check_similarity
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "
         *([segment, *read] if config.captions in ("most-linked", "all") else [*read, segment]),
         ScoreSimilarity(config.similarity, models.clip, models.hosting),
         MatchPhrases(config.threshold, config.plurals, config.min_area, names),
-        *scoring(config, models, "matches"),
         *([KeepMostLinked()] if config.captions == "most-linked" else []),
-        *hashing(config),
     ]
 
 
@@ -131,4 +129,4 @@ def find(config: FastComposerConfig, models: "Models", masked: bool) -> "Sequenc
     ]
 
 
-RECIPE = Recipe(name="fastcomposer", config=FastComposerConfig, settle=settle, steps=steps, find=find)
+RECIPE = Recipe(name="fastcomposer", config=FastComposerConfig, settle=settle, steps=steps, find=find, scored="matches")

@@ -166,5 +166,6 @@ def cut(config: MipAdapterConfig) -> "Cut":
 
 
 RECIPE = Recipe(
-    name="mip-adapter", config=MipAdapterConfig, settle=settle, steps=steps, find=find, cut=cut, writes_captions=True
+    name="mip-adapter", config=MipAdapterConfig, settle=settle, steps=steps, find=find, cut=cut, writes_captions=True,
+    scored=None,
 )  # fmt: skip

@@ -181,6 +181,8 @@ class Recipe(Generic[Config]):
             those of a dataset; without what only selects samples. They are called with a settled config, models and
             whether the example's one segment is the subject's mask. None: samples have no subjects.
         subjects: most subjects of a sample; None: any number.
+        scored: where its examples have their subjects, to be scored and cut by the config's gates behind its steps;
+            "none" scores pictures alone, None leaves it to the steps.
         writes_captions: whether its steps write the captions that the source lacks, where the preset has a captioner.
     """
 
@@ -192,6 +194,13 @@ class Recipe(Generic[Config]):
     find: Callable[[Config, "Models", bool], "Sequence[Step]"] | None = None
     subjects: int | None = None
     writes_captions: bool = False
+    scored: "Kind | None" = "none"
+
+    def all_steps(self, config: Config, models: "Models", listing: "Listing") -> "list[Step]":
+        """Return the recipe's steps, and those that every recipe has: scores with their gates, and hashes."""
+        scored = [] if self.scored is None else scoring(config, models, self.scored)
+        hashed = hashing(config) if self.cut is without_duplicates else []
+        return [*self.steps(config, models, listing), *scored, *hashed]
 
     @property
     def format(self) -> "SampleFormat":

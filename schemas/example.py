@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from schemas.boxes import BBox
 from schemas.images import decode_image
+from schemas.maps import Map, Person
 from schemas.masks import Mask
 
 
@@ -177,6 +178,10 @@ class Example:
     (`transforms.selection.scores`).
 
     `objects` are in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
+
+    `given` holds the encoded maps that the source has, by kind; `people` their key points, from the source or a model
+    (None: not looked for). `maps` are the condition maps, by kind. `palette`, [N] float32, is the picture's colour
+    histogram, `embedding`, [D] float32, its CLIP embedding.
     """
 
     key: str
@@ -208,6 +213,11 @@ class Example:
     scores: Mapping[str, float] = field(default_factory=dict)
     subject_scores: tuple[Mapping[str, float], ...] = ()
     measured: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    given: Mapping[str, bytes] = field(default_factory=dict, repr=False, hash=False)
+    people: tuple[Person, ...] | None = None
+    maps: Mapping[str, Map] = field(default_factory=dict, hash=False)
+    palette: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    embedding: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     _pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def pixels(self) -> NDArray[np.uint8]:

@@ -168,6 +168,22 @@ def decode_grey(png: bytes) -> NDArray[np.uint8]:
         return np.array(opened, dtype=np.uint8)
 
 
+def decode_png(png: bytes) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Decode a PNG of 8-bit grey, 16-bit grey or 8-bit RGB: [H, W] uint8, [H, W] uint16 or [H, W, 3] uint8.
+
+    Raises:
+        RecordError: UNDECODABLE_IMAGE, it is no PNG of these; HUGE_IMAGE as `decode_image`.
+    """
+    opened = _open(png)
+    if opened.format != "PNG" or opened.mode not in ("L", "I;16", "RGB"):
+        raise RecordError(
+            Reason.UNDECODABLE_IMAGE,
+            f"a {opened.format} of mode {opened.mode} is no PNG of 8-bit grey, 16-bit grey or 8-bit RGB",
+        )
+    with _decoding():
+        return np.array(opened, dtype=np.uint16) if opened.mode == "I;16" else np.array(opened, dtype=np.uint8)
+
+
 def _open(data: bytes) -> Image.Image:
     """Read the header; raise a RecordError for a picture that must not be decoded."""
     if not data:

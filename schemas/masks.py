@@ -10,11 +10,14 @@ from pycocotools import mask as coco
 
 from schemas.boxes import BBox
 
-__all__ = ["BBox", "Mask", "cut_masks", "intersection_over_union", "union"]
+__all__ = ["MAX_LABELS", "BBox", "Mask", "cut_masks", "intersection_over_union", "label_map", "union"]
 
 MAX_OUTLINE = 2**22
 """Longest outline of polygons, and their farthest coordinate, in pixels. pycocotools takes some 40 bytes per pixel of
 outline, and its integers overflow from 4e8 on: a coordinate of 1e10 ends the process."""
+
+MAX_LABELS = 255
+"""Most masks of a label map: uint8 without 0."""
 
 _MAX_DIGITS = 7
 """Most characters of a run length: 35 bits, more than any picture has pixels."""
@@ -120,6 +123,22 @@ def union(masks: Sequence[Mask]) -> Mask:
         raise ValueError("masks of several sizes, or no mask, have no union")
     rle = coco.merge([mask._rle() for mask in masks])
     return Mask(masks[0].size, rle["counts"].decode("ascii"))
+
+
+def label_map(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Draw masks into one map, smaller ones in front of larger ones.
+
+    Args:
+        masks: [H, W] bool each, at most `MAX_LABELS`.
+
+    Returns:
+        [H, W] uint8: at each pixel the number of its mask, from 1, or 0 for none. Without masks it is [0, 0].
+    """
+    labels = np.zeros(masks[0].shape if masks else (0, 0), np.uint8)
+    areas = [int(mask.sum()) for mask in masks]
+    for index in sorted(range(len(masks)), key=lambda i: (-areas[i], i)):
+        labels[masks[index]] = index + 1
+    return labels
 
 
 def _outline(corners: NDArray[np.float64]) -> float:

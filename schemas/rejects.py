@@ -54,6 +54,10 @@ class Reason(StrEnum):
     NEAR_DUPLICATE = "near-duplicate"
     BELOW_CUT = "below-cut"
     NO_PARTNER = "no-partner"
+    MISSING_MAP = "missing-map"
+    INVALID_MAP = "invalid-map"
+    FLAT_MAP = "flat-map"
+    NO_PERSON = "no-person"
     # The run
     OUT_OF_MEMORY = "out-of-memory"
     KILLED_WORKER = "killed-worker"

@@ -27,9 +27,12 @@ from schemas.samples import FORMATS
 from training.drawing import Drawing
 from training.generate import batch_of
 from training.recipes import TRAININGS, training_of
-from training.shards import batches, find_shards, make_batch, read_samples, read_texts, to_floats
+from training.shards import batches, batches_once, find_shards, make_batch, read_samples, read_texts, to_floats
 from transforms.models.places import SAMPLE
 from transforms.models.presets import resolve
+
+FROZEN = ("controlnet", "t2i-adapter", "composer")
+"""Recipes that train new networks beside a model that stays as it is."""
 
 SCENES = 8
 QUIET = Console(quiet=True)
@@ -60,6 +63,11 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in write_scenes(folder, SCENES, seed=5, size=256):
         pass
     return folder
+
+
+def start_of(recipe: str) -> Path:
+    """The sample model that a test starts from: one that cannot draw yet, unless it is frozen."""
+    return SAMPLE / ("text_to_image" if recipe in FROZEN else "autoencoder")
 
 
 @pytest.fixture(scope="module", params=list(RECIPES))
@@ -108,7 +116,7 @@ def declared(recipe: str) -> dict[str, tuple[list[str], str, tuple[float, float]
 def batch(recipe: str, dataset: Path) -> dict[str, Any]:
     training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     config = training.config(**{**training.presets["sample"], **QUICK})
-    parts = training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0)
+    parts = training.small(start_of(recipe), read_texts(shards, training.texts), 0)
     return next(iter(batches(shards, training.view, training.model(parts, config).tools, config)))
 
 
@@ -131,7 +139,7 @@ def test_a_batch_holds_what_the_recipe_s_docstring_states(recipe: str, batch: di
 
 def test_weights_stored_in_half_precision_are_loaded_in_single(recipe: str, tmp_path: Path) -> None:
     training = training_of(recipe)
-    parts = training.small(SAMPLE / "autoencoder", ["a red ball"], 0)
+    parts = training.small(start_of(recipe), ["a red ball"], 0)
     training.model(parts, training.config(**training.presets["sample"])).half().save(tmp_path / "model")
     loaded = training.load(tmp_path / "model")
     networks = [part for part in vars(loaded).values() if isinstance(part, torch.nn.Module)]
@@ -146,7 +154,7 @@ def test_a_subject_is_found_in_a_photograph_as_in_the_dataset(recipe: str, datas
         return
     training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     config = training.config(**training.presets["sample"])
-    model: Any = training.model(training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0), config)
+    model: Any = training.model(training.small(start_of(recipe), read_texts(shards, training.texts), 0), config)
     raw = next(read_samples(shards))
     record: Any = FORMATS[recipe].record.model_validate_json(raw["json"])
     phrase = record.phrase if recipe == "blip-diffusion" else getattr(record, NAMED[recipe])[0].text
@@ -164,43 +172,63 @@ def test_a_subject_is_found_in_a_photograph_as_in_the_dataset(recipe: str, datas
 
 @pytest.mark.slow
 def test_an_evaluation_is_calibrated_by_real_pictures(recipe: str, dataset: Path, tmp_path: Path) -> None:
-    """An untrained model lies below the real pictures, and the sample's own picture above that of another sample."""
+    """An untrained model lies below real pictures of the same objects, and these above pictures of others."""
     training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     config = training.config(**training.presets["sample"])
-    parts = training.small(SAMPLE / "autoencoder", read_texts(shards, training.texts), 0)
+    parts = training.small(start_of(recipe), read_texts(shards, training.texts), 0)
     training.model(parts, config).save(tmp_path / "model")
     note = {"recipe": recipe, "preset": "sample", **config.model_dump(mode="json")}
     (tmp_path / "config.json").write_text(json.dumps(note))
     request = DrawRequest((), run=tmp_path, drawing=Drawing(steps=1, batch=3))
     found = evaluate(request, [str(dataset)], SCENES)
-    assert 2 <= found.samples <= SCENES
+    assert 2 <= len(found.drawn) <= SCENES
     means = {(score.measure, score.pictures): score.mean for score in found.scores}
-    assert {measure for measure, _ in means} == {"clip-i", "clip-t", *([] if recipe == "captioned" else ["identity"])}
+    measures = {measure for measure, _ in means}
+    assert {"clip-i", "clip-t"} <= measures
+    assert ("identity" in measures) == (RECIPES[recipe].find is not None)
+    assert ("attention-own" in measures) == (recipe == "fastcomposer")
     assert all(score.low <= score.mean <= score.high for score in found.scores)
-    assert means["clip-i", "own"] == pytest.approx(1)
-    assert means["clip-i", "another"] < 0.9
-    if recipe in NAMED:
-        assert means["identity", "own"] > 0.3 + max(means["identity", "another"], means["identity", "drawn"])
+    assert {pictures for _, pictures in means} >= {"drawn", "same", "another"}
+    if "identity" in measures:
+        assert means["identity", "same"] > 0.3 + max(means["identity", "another"], means["identity", "drawn"])
+    if recipe == "fastcomposer":  # untrained: attention is nearly even
+        assert means["attention-own", "drawn"] == pytest.approx(means["attention-own", "chance"], abs=0.05)
+    assert len(found.drawn) == len({drawn.judged.group for drawn in found.drawn})
 
 
 @pytest.mark.slow
 def test_twenty_steps_lower_the_loss_and_the_model_draws(
     recipe: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = training_of(recipe)
+    training, shards = training_of(recipe), find_shards(str(dataset), recipe)
     monkeypatch.setattr(training.model, "sampling_steps", 2)  # for the sample pictures that the run draws
-    config = training.config(**{**training.presets["sample"], **QUICK, "steps": 20})
-    metrics = list(run_training(recipe, str(dataset), tmp_path, config, preset="sample", model=None, resume=False))
-    losses = [line["noise"] for line in metrics]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    parts = training.load(tmp_path / "model")
-    model = training.model(parts, config)
-    shards = find_shards(str(dataset), recipe)
+    # What is new beside a model that can draw must not move it far in so few steps.
+    rate = 1e-4 if recipe in FROZEN else 1e-3
+    config = training.config(**{**training.presets["sample"], **QUICK, "steps": 20, "learning_rate": rate})
+    untrained = training.model(training.small(start_of(recipe), read_texts(shards, training.texts), 0), config)
+    before = fixed_loss(recipe, shards, untrained, config)
+    start, output = tmp_path / "start", tmp_path / "run"
+    untrained.save(start)
+    for _ in run_training(recipe, str(dataset), output, config, preset="sample", model=str(start), resume=False):
+        pass
+    model = training.model(training.load(output / "model"), config)
+    assert fixed_loss(recipe, shards, model, config) < before
     shown = next(plain_batches(recipe, shards, model, config))
     noise = model.draw(shown, np.random.default_rng(0)).noise
     pictures = model.sample(shown, noise)
     assert pictures.shape == shown["pixel_values"].shape
     assert 0 <= pictures.min() < pictures.max() <= 1
+
+
+@torch.no_grad()
+def fixed_loss(recipe: str, shards: Any, model: Any, config: Any) -> float:  # noqa: ANN401
+    """Mean noise loss over a dataset, at noise and timesteps that depend on the samples alone."""
+    losses = [
+        float(model(batch, model.fixed_draws(batch, seed))["noise"])
+        for seed in range(4)
+        for batch in batches_once(shards, training_of(recipe).view, model.tools, config)
+    ]
+    return float(np.mean(losses))
 
 
 def plain_batches(recipe: str, shards: Any, model: Any, config: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401

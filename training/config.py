@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.strict import StrictModel
+from training.timesteps import TimeSampling
 
 Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 OptimizerName = Literal["adamw", "adamw_fused", "adamw_8bit"]
@@ -17,14 +18,14 @@ SAMPLE_RUN: Mapping[str, Any] = {
     "resolution": SMALL_SIDE,
     "reference": SMALL_SIDE,
     "steps": 400,
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-4,
     "warmup": 50,
     "average": 0.99,
     "train_encoders": True,
     "checkpoint_every": 100,
     "sample_every": 100,
 }
-"""Config fields of a preset `sample`: a small model from random weights, minutes on a CPU."""
+"""Config fields of a preset `sample`: from the sample text-to-image model, minutes on a CPU."""
 HUB_RUN: Mapping[str, Any] = {"precision": "bf16", "gradient_checkpointing": True, "moments_every": 4}
 """Config fields of a preset `hub`: the published run, adjusted to fit on one large GPU."""
 
@@ -84,6 +85,9 @@ class RunConfig(LoadConfig):
     )
     noise_offset: float = Field(
         default=0.0, ge=0, description="standard deviation of a number added to the noise of each channel; 0: none"
+    )
+    time_sampling: TimeSampling = Field(
+        default="uniform", description="how timesteps are drawn; cubic: noisy ones more often (T2I-Adapter's)"
     )
     lora: int = Field(
         default=0, ge=0, description="rank of a LoRA that is trained in place of the U-Net's weights; 0: none"

@@ -36,6 +36,7 @@ from training import drops
 from training.drops import DropTable
 from training.layout import load_scheduler, save_encoder, save_vocabulary
 from training.losses import min_snr_weights, noise_loss
+from training.timesteps import TimeSampling, draw_timesteps
 from training.tokenizer import tokenize
 
 Batch = Mapping[str, Any]
@@ -128,6 +129,7 @@ class LatentDiffusion(nn.Module):
         guidance: default weight of classifier-free guidance; 1 is none.
         min_snr: gamma of the min-SNR weighting of the noise loss; 0 is none.
         noise_offset: standard deviation of a number added to the noise of each channel; 0 is none.
+        time_sampling: how `draw` draws timesteps.
         masks_noise: whether `weight` masks the noise loss in some steps.
     """
 
@@ -137,6 +139,7 @@ class LatentDiffusion(nn.Module):
     sampler: Any = DDIMScheduler
     min_snr: float = 0.0
     noise_offset: float = 0.0
+    time_sampling: TimeSampling = "uniform"
     masks_noise = False
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -173,7 +176,8 @@ class LatentDiffusion(nn.Module):
         """Draw everything random in a step on `batch`."""
         shape = latent_shape(batch["pixel_values"], self.vae)
         noise, latent_noise = (torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(2))
-        timesteps = torch.from_numpy(rng.integers(0, self.scheduler.config.num_train_timesteps, shape[0]))
+        total = self.scheduler.config.num_train_timesteps
+        timesteps = torch.from_numpy(draw_timesteps(self.time_sampling, shape[0], total, rng))
         dropped = drops.draw(self.drop_table, "batch", rng)
         if not self.noise_offset:
             return Draws(noise, latent_noise, timesteps, dropped)
@@ -203,7 +207,7 @@ class LatentDiffusion(nn.Module):
         draws = draws.with_offset()
         noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
         conditions = self.conditions(batch)
-        prediction = self.unet(noisy, draws.timesteps, **conditions).sample
+        prediction = self.predict(noisy, draws.timesteps, conditions)
         target = noise_target(self.scheduler, latents, draws)
         of_latents = self.weight(batch, draws, (noisy.shape[-2], noisy.shape[-1]))
         of_samples = min_snr_weights(self.scheduler, draws.timesteps, self.min_snr) if self.min_snr else None
@@ -231,6 +235,11 @@ class LatentDiffusion(nn.Module):
             return {"encoder_hidden_states": text}
         added = {"text_embeds": pooled, "time_ids": batch["sizes"]}
         return {"encoder_hidden_states": text, "added_cond_kwargs": added}
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """Predict the noise, or the velocity, in latents [B, C, h, w] at `timesteps` [B] or a single one."""
+        prediction: Tensor = self.unet(noisy, timesteps, **conditions).sample
+        return prediction
 
     def weight(self, batch: Batch, draws: Draws, size: tuple[int, int]) -> Tensor | None:  # noqa: ARG002
         """Weight of the noise loss at each of `size` (h, w) latents, [B, 1, h, w] in [0, 1]; None for 1 everywhere."""
@@ -275,7 +284,7 @@ class LatentDiffusion(nn.Module):
         batch = {**batch, "sizes": sizes.expand(len(noise), -1)}
         for time, conditions in zip(schedule.timesteps, self.sampling_conditions(batch, steps), strict=True):
             scaled = schedule.scale_model_input(torch.cat([latents] * 2), time)
-            without, conditional = self.unet(scaled, time, **conditions).sample.chunk(2)
+            without, conditional = self.predict(scaled, time, conditions).chunk(2)
             latents = schedule.step(without + guidance * (conditional - without), time, latents).prev_sample
         with self.autoencoder_precision():
             pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample

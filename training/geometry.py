@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,13 +76,37 @@ class Crop:
     def crop_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Crop a mask [H, W] bool by taking the nearest pixel: [side, side] bool."""
         first, last = self.span
+        rows, columns = self._nearest()
+        square = np.zeros((self.side, self.side), bool)
+        # pycocotools decodes masks column by column: taking columns first copies whole ones.
+        square[:, first:last] = mask.T.take(columns, axis=0).T.take(rows, axis=0)
+        return square[:, ::-1] if self.mirrored else square
+
+    def crop_labels(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Crop a map of labels [H, W] by taking the nearest pixel: [side, side] of the same type, 0 in the bars."""
+        first, last = self.span
+        rows, columns = self._nearest()
+        square = np.zeros((self.side, self.side), labels.dtype)
+        square[:, first:last] = labels[rows[:, None], columns]
+        return square[:, ::-1] if self.mirrored else square
+
+    def crop_values(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Crop a map [H, W, C] as the picture is cropped, without rounding: [side, side, C] float32, 0 in the bars."""
+        first, last = self.span
+        square = np.zeros((self.side, self.side, values.shape[2]), np.float32)
+        size, resample = (last - first, self.side), Image.Resampling.BILINEAR
+        for channel in range(values.shape[2]):
+            plane = Image.fromarray(np.ascontiguousarray(values[..., channel], np.float32))
+            square[:, first:last, channel] = np.asarray(plane.resize(size, resample, box=self.part))
+        return square[:, ::-1] if self.mirrored else square
+
+    def _nearest(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of the picture that are nearest to those of the square within its span."""
+        first, last = self.span
         left, top, right, bottom = self.part
         columns = left + (np.arange(last - first) + 0.5) * (right - left) / (last - first)
         rows = top + (np.arange(self.side) + 0.5) * (bottom - top) / self.side
-        square = np.zeros((self.side, self.side), bool)
-        # pycocotools decodes masks column by column: taking columns first copies whole ones.
-        square[:, first:last] = mask.T.take(columns.astype(int), axis=0).T.take(rows.astype(int), axis=0)
-        return square[:, ::-1] if self.mirrored else square
+        return rows.astype(np.int64), columns.astype(np.int64)
 
     def crop_points(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
         """Move points [N, 2], x and y in pixels of the picture, to pixels of the square; they may lie outside it."""
@@ -126,6 +151,11 @@ def sizes_of(width: int, crop: Crop) -> tuple[int, int, int, int, int, int]:
     left, top, right, _ = crop.part
     start = width - right if crop.mirrored else left
     return crop.height, width, round(top * crop.scale), round(start * crop.scale), crop.side, crop.side
+
+
+def crop_middle(width: int, height: int, side: int, *, mirrored: bool) -> Crop:
+    """Scale the largest square in the middle of a picture to `side`: diffusers' `Resize` and `CenterCrop` in one."""
+    return crop_window(height, window_of(width, height, (0, 0, width, height)), side, mirrored=mirrored)
 
 
 def window_of(width: int, height: int, box: Box, rng: np.random.Generator | None = None) -> tuple[int, int, int]:

@@ -24,7 +24,8 @@ class Training:
         view: makes the values of one sample.
         texts: the texts of one sample, from which a small tokenizer's vocabulary is built.
         load: loads parts from a folder or the hub's name of one; without an argument, the published weights.
-        small: creates small untrained parts from the folder of an autoencoder, texts and a seed.
+        small: makes small parts from the folder of a small Stable Diffusion, or of an autoencoder alone, texts and a
+            seed; see `training.small.small_parts`.
         model: creates the model from parts and config.
         prepare: called before training with the model, all samples once as batches, and the config.
     """

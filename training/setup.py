@@ -19,6 +19,7 @@ def set_up(model: Any, config: RunConfig) -> None:  # noqa: ANN401 - a Trainable
         ConfigError: the U-Net has no layers for the LoRA.
     """
     model.min_snr, model.noise_offset = config.min_snr, config.noise_offset
+    model.time_sampling = config.time_sampling
     set_up_lora(model, config)
     if config.tf32:
         torch.set_float32_matmul_precision("high")

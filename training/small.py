@@ -1,11 +1,13 @@
-"""Small untrained networks for pictures of 64 pixels, of the same classes as in Stable Diffusion 1.5.
+"""Small networks for pictures of 64 pixels, of the same classes as in Stable Diffusion 1.5.
 
-All but the autoencoder start from random weights, and a CPU can train them: for first tries, tests and benchmarks. A
-recipe's `small` puts its parts together from these.
+A CPU can train them: for first tries, tests and benchmarks. They start from the sample text-to-image model, as the
+published ones start from Stable Diffusion 1.5, or from nothing but an autoencoder. What a recipe adds to them, its
+`small` creates with random weights.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +15,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from training.config import SMALL_SIDE
-from training.diffusion import Parts
-from training.tokenizer import small_tokenizer
+from training.diffusion import Parts, load_stable_diffusion
+from training.tokenizer import extend_tokenizer, small_tokenizer
 
 SIDE = SMALL_SIDE
 """Side of the pictures in pixels."""
@@ -22,15 +24,22 @@ WIDTH = 64
 """Width of text tokens and reference embeddings."""
 
 
-def small_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
+def small_parts(folder: Path, texts: Sequence[str], seed: int) -> Parts:
     """Make a small Stable Diffusion.
 
     Args:
-        autoencoder: folder of an `AutoencoderKL` for pictures of `SIDE` pixels.
-        texts: source of the tokenizer's vocabulary.
+        folder: a Stable Diffusion for pictures of `SIDE` pixels, such as the sample text-to-image model; or an
+            `AutoencoderKL` alone: the rest then starts from random weights.
+        texts: their words become tokens. Of a model's own tokens, none changes; new ones have random embeddings.
         seed: of the random weights.
     """
-    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
+    if (folder / "unet").is_dir():
+        base = Parts(**load_stable_diffusion(folder))
+        tokenizer = extend_tokenizer(base.tokenizer, texts)
+        with seeded(seed):
+            add_embeddings(base.text_encoder, len(tokenizer))
+        return replace(base, tokenizer=tokenizer)
+    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(folder)
     with seeded(seed):
         return Parts(
             tokenizer=tokenizer,
@@ -39,6 +48,16 @@ def small_parts(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
             vae=vae,
             scheduler=small_scheduler(),
         )
+
+
+@torch.no_grad()
+def add_embeddings(encoder: CLIPTextModel, tokens: int) -> None:
+    """Extend a text encoder to `tokens` tokens, with embeddings as large as its own on average, drawn at random."""
+    own = encoder.get_input_embeddings().weight
+    (count, width), spread = own.shape, own.std()  # resizing changes this tensor
+    if tokens > count:
+        encoder.resize_token_embeddings(tokens, mean_resizing=False)
+        encoder.get_input_embeddings().weight[count:] = spread * torch.randn(tokens - count, width)
 
 
 @contextmanager

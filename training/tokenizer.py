@@ -1,7 +1,9 @@
 """Texts to tokens: for one or two text encoders, a subject's token, and a CLIP tokenizer that needs no download."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -38,6 +40,44 @@ def small_tokenizer(captions: Iterable[str], size: int = 4096) -> CLIPTokenizer:
     tokens = sorted(learnt["vocab"], key=learnt["vocab"].get)
     vocabulary = {token: number for number, token in enumerate([*tokens, START, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in learnt["merges"]], model_max_length=LENGTH)
+
+
+def extend_tokenizer(tokenizer: CLIPTokenizer, texts: Iterable[str], size: int = 4096) -> CLIPTokenizer:
+    """Make words of `texts` that `tokenizer` splits one token each, the most frequent ones first.
+
+    Its tokens keep their ids, and words that are one token stay it: the new merges come after all of its own.
+
+    Args:
+        tokenizer: a byte-pair tokenizer with CLIP's splitting into words; not changed.
+        texts: source of the words.
+        size: most tokens of the extended vocabulary, those within the new words included.
+    """
+    backend = tokenizer.backend_tokenizer
+    learnt = json.loads(backend.to_str())["model"]
+    vocabulary, ranks = dict(learnt["vocab"]), {tuple(pair): i for i, pair in enumerate(learnt["merges"])}
+    split = backend.pre_tokenizer.pre_tokenize_str
+    counts = Counter(word for text in texts for word, _ in split(backend.normalizer.normalize_str(text)))
+    for word in sorted(counts, key=lambda word: (-counts[word], word)):
+        pieces = merge_pieces(word, ranks)
+        if len(vocabulary) + len(pieces) - 1 > size:
+            break
+        while len(pieces) > 1:
+            ranks[pieces[0], pieces[1]] = len(ranks)
+            vocabulary.setdefault(pieces[0] + pieces[1], len(vocabulary))
+            pieces = merge_pieces(word, ranks)
+    if len(ranks) == len(learnt["merges"]):
+        return tokenizer
+    return CLIPTokenizer(vocab=vocabulary, merges=list(ranks), model_max_length=tokenizer.model_max_length)
+
+
+def merge_pieces(word: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """Split a word into its tokens: the adjacent pair of lowest rank is merged until no pair has one."""
+    pieces = [*word[:-1], f"{word[-1]}</w>"]
+    while pairs := [pair for pair in pairwise(pieces) if pair in ranks]:
+        first = min(pairs, key=ranks.__getitem__)
+        at = list(pairwise(pieces)).index(first)
+        pieces[at : at + 2] = ["".join(first)]
+    return pieces
 
 
 def tokenize(texts: Sequence[str], tokenizers: Sequence[CLIPTokenizer], length: int | None = None) -> Tensor:

@@ -35,6 +35,7 @@ from training.optimize import averaged, learning_rates, new_optimizer
 from training.resume import complete_checkpoints
 from training.sharding import divided_like, gathered, joined_like, own_part, shard, whole
 from training.shards import to_device
+from training.timesteps import TimeSampling
 
 
 class Trainable(Protocol):
@@ -43,6 +44,7 @@ class Trainable(Protocol):
     unet: Any
     min_snr: float
     noise_offset: float
+    time_sampling: TimeSampling
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """Compute the losses of a batch: scalars by name, of which "loss" is minimized."""

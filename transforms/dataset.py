@@ -17,7 +17,7 @@ A file gets its name only when it is complete. Files that Subjectloom did not wr
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -182,10 +182,10 @@ def open_table(output: str, name: str) -> Iterator[pq.ParquetFile]:
         raise InputError(f"{output}/{name} cannot be read: {error}") from error
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions of the installed ones of `LIBRARIES`."""
+def library_versions(others: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions of the installed ones of `LIBRARIES` and `others`."""
     versions = {}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *others):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

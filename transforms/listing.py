@@ -59,6 +59,16 @@ class Listing:
         return KINDS[self.kind].boxes
 
     @property
+    def has_maps(self) -> bool:
+        """Whether the examples may come with condition maps."""
+        return KINDS[self.kind].maps
+
+    @property
+    def has_people(self) -> bool:
+        """Whether the examples come with the key points of people."""
+        return KINDS[self.kind].people
+
+    @property
     def expected(self) -> int | None:
         """The number of records in all chunks; None if it is not known before reading."""
         counts = [chunk.expected for chunk in self.chunks]
@@ -162,7 +172,7 @@ def detect_kind(source: str, files: Iterable[File]) -> str:
     if not found:
         raise InputError(
             f"{source}: nothing to read among its {count} files: no pictures, tars, Parquet or Arrow files, COCO "
-            "annotations (panoptic_*.json, instances_*.json) or Open Images boxes (*annotations-bbox*.csv); a file by "
-            "another name needs --source"
+            "annotations (panoptic_*.json, instances_*.json, person_keypoints_*.json) or Open Images boxes "
+            "(*annotations-bbox*.csv); a file by another name needs --source"
         )
     return next(iter(found))

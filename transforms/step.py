@@ -35,6 +35,10 @@ class Step(beam.PTransform):
         """A text that changes when an input beside source, config and checkpoints does, as a folder of backgrounds."""
         return ""
 
+    def libraries(self) -> Sequence[str]:
+        """Packages, beside those of every build, whose version may change what this step makes."""
+        return ()
+
     def compiler(self) -> Compiler | None:
         """What compiles the code that this step runs, where that takes long the first time on a machine."""
         return None

@@ -4,7 +4,7 @@ Importing this package loads no format's module, so that the command line can li
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +92,29 @@ def _instancediffusion() -> Callable[..., Summary]:
 WITH_SUBJECTS = ("fastcomposer", "blip-diffusion", "mip-adapter", "pairs")
 """The recipes whose samples have subjects, and pictures of them (`jobs.exports.subjects`)."""
 
+
+def _controlnet() -> Callable[..., Summary]:
+    from jobs.exports.conditions import export_controlnet
+
+    return export_controlnet
+
+
+def _imagefolder() -> Callable[..., Summary]:
+    from jobs.exports.conditions import export_imagefolder
+
+    return export_imagefolder
+
+
+def _t2i_adapter() -> Callable[..., Summary]:
+    from jobs.exports.conditions import export_t2i_adapter
+
+    return export_t2i_adapter
+
+
+_MAPPED = ("controlnet", "t2i-adapter", "composer")
+_MAP = Option("map", str, "the kind of map (default: the dataset's first)")
+_SIZE = Option("size", int, "side of the squares that are cut, in pixels, 0 for whole pictures", minimum=0)
+
 EXPORTS: Mapping[str, Export] = {
     "fastcomposer": Export(
         recipes=("fastcomposer",),
@@ -135,6 +158,9 @@ EXPORTS: Mapping[str, Export] = {
             ),
         ),
     ),
+    "controlnet": Export(_MAPPED, "source/, target/ and prompt.json", _controlnet, (_MAP, _SIZE)),
+    "imagefolder": Export(_MAPPED, "Hugging Face's, with a conditioning column", _imagefolder, (_MAP, _SIZE)),
+    "t2i-adapter": Export(_MAPPED, "a list of pictures with maps beside them", _t2i_adapter, (_MAP, _SIZE)),
 }
 """The formats by name."""
 
@@ -165,14 +191,14 @@ def export_dataset(name: str, output: str, destination: Path, options: Mapping[s
 def formats_help() -> str:
     """Return the formats in a line, for the command's help."""
     return "; ".join(
-        f"{name}: {export.help}, from {', '.join(export.recipes)} datasets" for name, export in EXPORTS.items()
+        f"{name}: {export.help}, from {' or '.join(export.recipes)} datasets" for name, export in EXPORTS.items()
     )
 
 
 def all_options() -> list[Option]:
-    """Return the options of all formats; the help of each begins with the format that it belongs to."""
-    return [
-        Option(option.name, option.type, f"{name}: {option.help}", option.minimum)
-        for name, export in EXPORTS.items()
-        for option in export.options
-    ]
+    """Return the options of all formats, each once; the help begins with the formats that it belongs to."""
+    owners: dict[Option, list[str]] = {}
+    for name, export in EXPORTS.items():
+        for option in export.options:
+            owners.setdefault(option, []).append(name)
+    return [replace(option, help=f"{', '.join(names)}: {option.help}") for option, names in owners.items()]

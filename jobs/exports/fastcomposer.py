@@ -30,9 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.exports.folder import MAX_LABELS, counted, label_map, new_folder, read_samples
+from jobs.exports.folder import counted, new_folder, read_samples
 from schemas.boxes import box_of, to_corners
 from schemas.images import decode_image
+from schemas.masks import MAX_LABELS, label_map
 from schemas.samples.fastcomposer import Record, Subject
 
 HELD_OUT = 1000

@@ -1,23 +1,17 @@
-"""What the export formats have in common: reading a dataset, writing a folder, label maps, lines for the terminal."""
+"""What the export formats have in common: reading a dataset, writing a folder, lines for the terminal."""
 
 import json
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from schemas.errors import InputError
 from schemas.keys import KEY_PATTERN
 from schemas.shards import Sample, read_tar
 from transforms.dataset import read_info, read_table
 from transforms.files import join, open_file
-
-MAX_LABELS = 255
-"""Most masks of a label map: uint8 without 0."""
 
 
 def recipe_of(output: str, recipes: Collection[str], what: str) -> str:
@@ -35,15 +29,15 @@ def recipe_of(output: str, recipes: Collection[str], what: str) -> str:
     return recipe
 
 
-def read_samples(output: str, recipe: str) -> Iterator[Sample]:
-    """Yield every sample of a dataset of `recipe`, in the order of shards and keys.
+def read_samples(output: str, *recipes: str) -> Iterator[Sample]:
+    """Yield every sample of a dataset of one of `recipes`, in the order of shards and keys.
 
     Raises:
         InputError: There is no finished dataset in `output`, it is of another recipe, or a sample has no fit key.
     """
     info = read_info(output)
-    if info.recipe != recipe:
-        raise InputError(f"{output} holds a {info.recipe} dataset: this format takes {recipe} datasets")
+    if info.recipe not in recipes:
+        raise InputError(f"{output} holds a {info.recipe} dataset: this format takes {' or '.join(recipes)} datasets")
     for shard in sorted(set(read_table(output, "index.parquet")["shard"].to_pylist())):
         with open_file(join(output, shard)) as stream:
             for _, sample in read_tar(stream):
@@ -82,22 +76,6 @@ def new_folder(destination: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def label_map(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
-    """Draw masks into one map, smaller ones in front of larger ones.
-
-    Args:
-        masks: [H, W] bool each, at most `MAX_LABELS`.
-
-    Returns:
-        [H, W] uint8: at each pixel the number of its mask, from 1, or 0 for none. Without masks it is [0, 0].
-    """
-    labels = np.zeros(masks[0].shape if masks else (0, 0), np.uint8)
-    areas = [int(mask.sum()) for mask in masks]
-    for index in sorted(range(len(masks)), key=lambda i: (-areas[i], i)):
-        labels[masks[index]] = index + 1
-    return labels
 
 
 def counted(reasons: Mapping[str, int], thing: str) -> str:

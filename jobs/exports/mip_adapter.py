@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.exports.folder import MAX_LABELS, counted, label_map, new_folder, read_samples
+from jobs.exports.folder import counted, new_folder, read_samples
 from schemas.boxes import from_corners, overlap
 from schemas.images import decode_image
+from schemas.masks import MAX_LABELS, label_map
 from schemas.samples.mip_adapter import ObjectField, Record
 
 SIDE = 512

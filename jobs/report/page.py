@@ -94,9 +94,9 @@ def read_samples(output: str, index: pa.Table, chosen: Sequence[tuple[int, str]]
 def render(info: DatasetInfo, tables: Tables, samples: list[dict[str, Any]], card: Card, seed: int) -> str:
     """Return the page with everything that it needs inside; `samples` are those that `read_samples` returns."""
     index, rejects = tables.index, tables.rejects
-    script = _environment().get_template("report.js").render()
+    script = environment().get_template("report.js").render()
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             card=card,
@@ -128,17 +128,18 @@ def render(info: DatasetInfo, tables: Tables, samples: list[dict[str, Any]], car
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return what the pages' templates are read with."""
+    templates = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["count"] = "{:,}".format
-    environment.filters["breakable"] = breakable
-    return environment
+    templates.filters["count"] = "{:,}".format
+    templates.filters["breakable"] = breakable
+    return templates
 
 
 def breakable(text: object) -> Markup:

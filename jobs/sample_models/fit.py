@@ -11,7 +11,14 @@ import torch
 import typer
 from torch import Tensor, nn
 
-Output = Annotated[Path, typer.Option(help="Folder for config and weights.")]
+
+def create(folder: Path) -> Path:
+    """Create the folder of an option, at once: one that cannot be written must not be found out after the training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+Output = Annotated[Path, typer.Option(help="Folder for config and weights.", callback=create)]
 Steps = Annotated[int, typer.Option(help="Optimizer steps.")]
 Scenes = Annotated[int, typer.Option(help="Training scenes to render.")]
 Batch = Annotated[int, typer.Option(help="Training examples per step.")]

@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 
 from schemas.errors import InputError
-from schemas.samples import blip_diffusion, captioned, fastcomposer, mip_adapter, pairs
+from schemas.samples import (
+    blip_diffusion,
+    captioned,
+    composer,
+    controlnet,
+    fastcomposer,
+    mip_adapter,
+    pairs,
+    t2i_adapter,
+)
 from schemas.samples.base import SampleFormat
 
 FORMATS: Mapping[str, SampleFormat] = {
@@ -11,6 +20,9 @@ FORMATS: Mapping[str, SampleFormat] = {
     "blip-diffusion": blip_diffusion.FORMAT,
     "mip-adapter": mip_adapter.FORMAT,
     "captioned": captioned.FORMAT,
+    "controlnet": controlnet.FORMAT,
+    "t2i-adapter": t2i_adapter.FORMAT,
+    "composer": composer.FORMAT,
     "pairs": pairs.FORMAT,
 }
 """The format of each recipe's samples, by the recipe's name."""

@@ -6,11 +6,10 @@ members of a sample. Writing, indexing and verifying samples is written once, he
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol, Self
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
@@ -35,8 +34,12 @@ PHASH = pa.field("phash", pa.uint64())
 
 LATER_COLUMNS = frozenset({PHASH.name, SCORES.name})
 
-Pictures = Mapping[str, NDArray[np.uint8]]
-"""The decoded pictures of a sample by member: [H, W, 3] RGB of a .jpg, [H, W] grey of a .png."""
+Pictures = Mapping[str, NDArray[Any]]
+"""The decoded pictures of a sample by member: [H, W, 3] uint8 RGB of a .jpg, [H, W] uint8 grey of a .png unless the
+record's `decoders` say otherwise."""
+
+Decoder = Callable[[bytes], NDArray[Any] | None]
+"""Decodes a member that is a picture; checks any other one and returns None. Raises a RecordError if it is broken."""
 
 
 class SourceField(StrictModel):
@@ -158,6 +161,10 @@ class SampleRecord(StrictModel):
         """Width and height of the member of that name, in pixels, if it is a picture."""
         return self.width, self.height
 
+    def decoders(self) -> Mapping[str, Decoder]:
+        """Return the members that this sample has beside those of its format, and how each is decoded."""
+        return {}
+
     def problems(self, pictures: Pictures) -> Iterator[str]:  # noqa: ARG002 - for recipes that look at them
         """Yield what is wrong with the record's own fields; `pictures` are those that could be decoded."""
         yield from ()
@@ -168,7 +175,8 @@ class SampleFormat:
     """What a recipe writes for an example.
 
     `recipe` is also the prefix of the shards' names. A sample has the members `members`, each made by a function of
-    the example, and "json", the record. `columns` are the recipe's own columns of the index: those that
+    the example, and "json", the record; `more` makes those that depend on what a dataset was built with, which the
+    record's `decoders` name. `columns` are the recipe's own columns of the index: those that
     `record.columns()` returns, and those of `index_only`, which are in the index and not in the record, each made by a
     function of the example. The index of a dataset that an earlier version wrote may lack these.
     """
@@ -178,6 +186,7 @@ class SampleFormat:
     members: Mapping[str, Callable[[Example], bytes]]
     columns: pa.Schema
     index_only: Mapping[str, Callable[[Example], Any]] = field(default_factory=dict)
+    more: Callable[[Example], Mapping[str, bytes]] = lambda _: {}
 
     @property
     def index_columns(self) -> pa.Schema:
@@ -187,7 +196,7 @@ class SampleFormat:
 
     @property
     def member_names(self) -> frozenset[str]:
-        """The members that every sample has."""
+        """The members that every sample of the recipe has."""
         return frozenset({*self.members, "json"})
 
     def pack(self, example: Example) -> tuple[Sample, Row]:
@@ -197,7 +206,7 @@ class SampleFormat:
             RecordError: the example lacks what a sample of this recipe must have.
         """
         record = self.record.from_example(example)
-        members = {name: content(example) for name, content in self.members.items()}
+        members = {name: content(example) for name, content in self.members.items()} | dict(self.more(example))
         row = row_of(record) | {name: value(example) for name, value in self.index_only.items()}
         row.setdefault(PHASH.name, example.phash)
         row[SCORES.name] = [(axis, list(values)) for axis, values in example.measured.items()]
@@ -205,6 +214,8 @@ class SampleFormat:
 
     def problems_of(self, sample: Sample, row: Row) -> list[str]:
         """Return what is wrong with a sample whose row of the index is `row`; an empty list if it is right."""
+        if not self.member_names <= set(sample.members):
+            return [_other_members(sample, self.member_names)]
         try:
             record = self.record.from_sample(sample)
         except ValidationError as error:
@@ -212,7 +223,10 @@ class SampleFormat:
             place = ".".join(map(str, first["loc"]))
             problem = f"{place}: {first['msg']}" if place else first["msg"]
             return [f"{sample.key}.json is not a {self.recipe} record: {problem}"]
-        pictures, problems = _decode(sample)
+        decoders = record.decoders()
+        if set(sample.members) != self.member_names | decoders.keys():
+            return [_other_members(sample, self.member_names | decoders.keys())]
+        pictures, problems = _decode(sample, decoders)
         for name, picture in pictures.items():
             height, width = picture.shape[:2]
             if (width, height) != record.size_of(name):
@@ -237,16 +251,24 @@ def row_of(record: SampleRecord) -> Row:
     }
 
 
-def _decode(sample: Sample) -> tuple[dict[str, NDArray[np.uint8]], list[str]]:
-    """Decode a sample's pictures, [H, W, 3] or [H, W] uint8 by member, and describe those that cannot be decoded."""
+def _other_members(sample: Sample, expected: Collection[str]) -> str:
+    return f"has members {', '.join(sorted(sample.members))}, not {', '.join(sorted(expected))}"
+
+
+def _decode(sample: Sample, decoders: Mapping[str, Decoder]) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Decode a sample's pictures, by member, and describe those that cannot be decoded."""
     pictures, problems = {}, []
     for name, content in sample.members.items():
-        if not name.endswith(("jpg", "png")):
+        decode = decoders.get(name) or (decode_grey if name.endswith("png") else decode_image)
+        if name not in decoders and not name.endswith(("jpg", "png")):
             continue
         try:
-            pictures[name] = decode_grey(content) if name.endswith("png") else decode_image(content)
+            pixels = decode(content)
         except RecordError as error:
             problems.append(f"{sample.key}.{name} cannot be decoded: {error.detail}")
+        else:
+            if pixels is not None:
+                pictures[name] = pixels
     return pictures, problems
 
 

@@ -17,7 +17,10 @@ import webdataset
 from pycocotools import mask as coco
 
 from schemas.example import Example
+from schemas.samples import FORMATS
 from tests.datasets import box_mask, example, write_dataset
+from tests.mapped import mapped
+from transforms.maps.estimate import depth_map
 
 OTHERS = ("two pets", "a dog that looks at a cat")
 LONG = "a-picture-whose-key-does-not-fit-into-the-hundred-characters-of-a-ustar-header_" + "0123456789" * 12
@@ -84,6 +87,34 @@ print(json.dumps([[r["__key__"], r["jpg"].size, r["json"]] for r in data]))
         assert isinstance(record["subjects"][0]["score"], float)
     two = next(record for key, _, record in rows if key == "two")
     assert [subject["bbox"] for subject in two["subjects"]] == [[4, 6, 20, 16], [30, 0, 34, 48]]
+
+
+@pytest.mark.slow
+def test_hugging_face_datasets_reads_maps_of_any_bits_whoever_made_them(tmp_path: Path) -> None:
+    kinds = ("canny", "depth", "pose", "segmentation")
+    estimated = depth_map(np.mgrid[0:48, 0:64][1].astype(np.float32), "small")
+    pictures = [mapped("a", kinds), replace(mapped("b", kinds), people=()), mapped("c", kinds)]
+    pictures[2] = replace(pictures[2], maps={**pictures[2].maps, "depth": estimated})
+    write_dataset(tmp_path / "data", [pictures], sample_format=FORMATS["composer"])
+    program = """
+import json, sys
+import numpy as np
+from datasets import load_dataset
+data = load_dataset("webdataset", data_files=sys.argv[1] + "/*.tar", split="train", cache_dir=sys.argv[2])
+def shown(picture):
+    pixels = np.asarray(picture)
+    return [str(pixels.dtype), list(pixels.shape), int(pixels.max())]
+maps = lambda row: {name: shown(value) for name, value in row.items() if name.endswith("png")}
+print(json.dumps([[row["__key__"], maps(row), row["json"]] for row in data]))
+"""
+    rows = json.loads(
+        run(sys.executable, "-c", program, str(tmp_path / "data"), str(tmp_path / "cache")).splitlines()[-1]
+    )
+    assert [row[0] for row in rows] == ["a", "b", "c"]
+    assert all(shown["depth.png"] == ["uint16", [48, 64], 65535] for _, shown, _ in rows[2:])
+    assert rows[0][1]["pose.png"][:2] == ["uint8", [48, 64, 3]]
+    assert [record["maps"]["depth"]["operator"] for _, _, record in rows] == ["source", "source", "depth model"]
+    assert [len(record["palette"]) for _, _, record in rows] == [180] * 3
 
 
 @pytest.mark.slow

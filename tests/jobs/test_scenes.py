@@ -7,7 +7,9 @@ from PIL import Image
 
 from jobs.scenes import parse_objects, scene_of, write_scenes
 from schemas.errors import InputError
+from schemas.maps import decode_map, to_values
 from schemas.masks import Mask
+from transforms.scenes.relief import true_relief
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +72,17 @@ def test_objects_reach_the_files(tmp_path: Path) -> None:
     for index in range(2):
         truth = json.loads((tmp_path / "out" / "truth" / f"{index:06d}.json").read_text())
         assert len(truth["objects"]) == 3
+
+
+def test_exact_depth_and_normals_may_lie_beside_the_pictures_which_do_not_change(folder: Path, tmp_path: Path) -> None:
+    list(write_scenes(tmp_path / "out", count=6, seed=3, size=96, maps=True))
+    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    added = after.keys() - before.keys()
+    assert added == {f"{index:06d}.{kind}.png" for index in range(6) for kind in ("depth", "normal")}
+    assert {name: after[name] for name in before} == before
+    height, normals = true_relief(scene_of(3, 2, 96))
+    depth = decode_map("depth", after["000002.depth.png"])
+    assert depth / 65535 * 96 == pytest.approx(height, abs=0.01)
+    stored = to_values("normal", decode_map("normal", after["000002.normal.png"]), (-1.0, 1.0))
+    assert stored == pytest.approx(normals, abs=0.005)

@@ -16,6 +16,7 @@ from training.config import RunConfig
 from training.diffusion import Batch, Draws
 from training.loop import train
 from training.resume import complete_checkpoints
+from training.timesteps import TimeSampling
 
 CONFIG = RunConfig(steps=2, learning_rate=0.1, warmup=0, weight_decay=0.0, average=0.0, seed=5)
 
@@ -32,6 +33,7 @@ class Line(torch.nn.Module):
         self.frozen = torch.nn.Parameter(torch.tensor(7.0), requires_grad=False)
         self.unet: Any = SimpleNamespace(enable_gradient_checkpointing=lambda: self.calls.append("checkpointing"))
         self.min_snr = self.noise_offset = 0.0
+        self.time_sampling: TimeSampling = "uniform"
         self.calls: list[str] = []
         self.numbers: list[float] = []
         self.autocast: list[bool] = []

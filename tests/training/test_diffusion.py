@@ -12,6 +12,7 @@ from training.diffusion import Draws, LatentDiffusion, Parts, concatenate, load_
 from training.drops import Drop, Drops
 from training.losses import min_snr_weights
 from training.small import small_parts, small_scheduler
+from transforms.models.places import SAMPLE
 
 
 @pytest.fixture
@@ -197,6 +198,28 @@ def test_a_saved_model_can_be_loaded_also_by_diffusers(parts: Parts, tmp_path: P
     StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     with pytest.raises(ModelError, match=f"no model in {tmp_path / 'none'}: .*Stable Diffusion 1.5's layout"):
         load_stable_diffusion(tmp_path / "none")
+
+
+def test_small_parts_start_from_a_model_and_learn_new_words() -> None:
+    """All weights are those of the model; words that it does not know get embeddings from the seed."""
+    known, new, other = (
+        small_parts(SAMPLE / "text_to_image", [text], seed)
+        for text, seed in (("a red ball", 0), ("a zebra", 0), ("a zebra", 1))
+    )
+    model = Parts(**load_stable_diffusion(SAMPLE / "text_to_image"))
+    for part in ("text_encoder", "unet", "vae"):
+        for name, value in getattr(model, part).state_dict().items():
+            assert torch.equal(getattr(known, part).state_dict()[name], value)
+    assert len(known.tokenizer) == len(model.tokenizer)
+    old = model.text_encoder.get_input_embeddings().weight
+    rows, rows_of_other = (parts.text_encoder.get_input_embeddings().weight for parts in (new, other))
+    assert len(rows) == len(new.tokenizer) > len(old)
+    assert torch.equal(rows[: len(old)], old)
+    assert rows[len(old) :].std().item() == pytest.approx(old.std().item(), rel=0.3)
+    assert not torch.equal(rows[len(old) :], rows_of_other[len(old) :])
+    ids = new.tokenizer("a zebra", return_tensors="pt").input_ids
+    assert ids.shape == (1, 4)
+    assert new.text_encoder(ids).last_hidden_state.isfinite().all()
 
 
 def test_initial_weights_depend_only_on_the_seed(vae: Path) -> None:

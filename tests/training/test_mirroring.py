@@ -75,7 +75,7 @@ def scenes() -> tuple[list[Example], list[Example]]:
 @cache
 def tools_of(recipe: str) -> Any:  # noqa: ANN401 - each recipe's own
     training, captions = training_of(recipe), [example.caption for group in scenes() for example in group]
-    return training.model(training.small(SAMPLE / "autoencoder", captions, 0), None).tools
+    return training.model(training.small(SAMPLE / "text_to_image", captions, 0), None).tools
 
 
 def views(recipe: str, example: Example, epochs: range, **fields: Any) -> Batch:  # noqa: ANN401 - of the config

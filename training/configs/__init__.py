@@ -12,6 +12,9 @@ CONFIGS: Mapping[str, str] = {
     "blip-diffusion": "training.configs.blip_diffusion",
     "mip-adapter": "training.configs.mip_adapter",
     "captioned": "training.configs.captioned",
+    "controlnet": "training.configs.controlnet",
+    "t2i-adapter": "training.configs.t2i_adapter",
+    "composer": "training.configs.composer",
 }
 """Module of each recipe. It defines Config and PRESETS."""
 

@@ -14,6 +14,9 @@ TRAININGS: Mapping[str, str] = {
     "blip-diffusion": "training.recipes.blip_diffusion",
     "mip-adapter": "training.recipes.mip_adapter",
     "captioned": "training.recipes.captioned",
+    "controlnet": "training.recipes.controlnet",
+    "t2i-adapter": "training.recipes.t2i_adapter",
+    "composer": "training.recipes.composer",
 }
 """Module of each recipe. It defines view, texts, load, small, Model, and from these and its config TRAINING."""
 

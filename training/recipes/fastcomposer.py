@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -54,15 +53,8 @@ from training.localization import Subjects, localize
 from training.recipe import Training
 from training.references import Region, augment, check_annotation, cut_out, draw_noise, find_region, to_square
 from training.shards import Pixels, Raw
-from training.small import (
-    WIDTH,
-    seeded,
-    small_image_config,
-    small_scheduler,
-    small_text_encoder,
-    small_unet,
-)
-from training.tokenizer import locate, small_tokenizer
+from training.small import WIDTH, seeded, small_image_config, small_parts
+from training.tokenizer import locate
 
 IMAGE_ENCODER = "openai/clip-vit-large-patch14"
 
@@ -205,19 +197,12 @@ def load(folder: str | Path = STABLE_DIFFUSION, image_encoder: str | Path = IMAG
         return Parts(**base, image_encoder=vision, fuser=fuser)
 
 
-def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
-    """Make small untrained parts, as `training.small.small_parts` does."""
-    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
+def small(folder: Path, texts: Sequence[str], seed: int) -> Parts:
+    """Make small parts: those of `training.small.small_parts`, with image encoder and fuser of random weights."""
+    base = small_parts(folder, texts, seed)
     with seeded(seed):
-        return Parts(
-            tokenizer=tokenizer,
-            text_encoder=small_text_encoder(tokenizer),
-            image_encoder=CLIPVisionModelWithProjection(small_image_config()),
-            fuser=Fuser(WIDTH, WIDTH),
-            unet=small_unet(vae.config.latent_channels),
-            vae=vae,
-            scheduler=small_scheduler(),
-        )
+        vision = CLIPVisionModelWithProjection(small_image_config())
+        return Parts(**vars(base), image_encoder=vision, fuser=Fuser(WIDTH, WIDTH))
 
 
 class Model(LatentDiffusion):

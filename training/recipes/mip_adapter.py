@@ -38,7 +38,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -78,15 +77,8 @@ from training.merge import MERGES, References, adapt
 from training.recipe import Training
 from training.references import WHITE, Region, check_annotation, cut_out, find_region, to_square
 from training.shards import Pixels, Raw
-from training.small import (
-    WIDTH,
-    seeded,
-    small_image_config,
-    small_scheduler,
-    small_text_encoder,
-    small_unet,
-)
-from training.tokenizer import small_tokenizer, tokenize
+from training.small import WIDTH, seeded, small_image_config, small_parts
+from training.tokenizer import tokenize
 from training.weights.files import write_weights
 from training.weights.ip_adapter import to_released
 
@@ -232,20 +224,12 @@ def load(folder: str | Path = STABLE_DIFFUSION_XL, ip_adapter: str | Path = IP_A
         )
 
 
-def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
-    """Make small untrained parts, as `training.small.small_parts` does."""
-    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
+def small(folder: Path, texts: Sequence[str], seed: int) -> Parts:
+    """Make small parts: those of `training.small.small_parts`, with image encoder and adapter of random weights."""
+    base = small_parts(folder, texts, seed)
     with seeded(seed):
-        unet = small_unet(vae.config.latent_channels)
-        return Parts(
-            tokenizer=tokenizer,
-            text_encoder=small_text_encoder(tokenizer),
-            image_encoder=CLIPVisionModelWithProjection(small_image_config()),
-            adapter=Adapter(unet, ImageProjection(WIDTH, WIDTH)),
-            unet=unet,
-            vae=vae,
-            scheduler=small_scheduler(),
-        )
+        vision = CLIPVisionModelWithProjection(small_image_config())
+        return Parts(**vars(base), image_encoder=vision, adapter=Adapter(base.unet, ImageProjection(WIDTH, WIDTH)))
 
 
 class Model(LatentDiffusion):

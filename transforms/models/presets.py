@@ -40,6 +40,10 @@ class Models:
     sam: str = field(
         metadata={"sample": "sample/sam", "hub": "ybelkada/segment-anything/checkpoints/sam_vit_h_4b8939.pth"}
     )
+    # None: depth maps and key points come from the source, and there are no soft edges.
+    depth: str | None = field(metadata={"sample": None, "hub": "depth-anything/Depth-Anything-V2-Small-hf"})
+    edges: str | None = field(metadata={"sample": None, "hub": "lllyasviel/Annotators/ControlNetHED.pth"})
+    pose: str | None = field(metadata={"sample": None, "hub": "usyd-community/vitpose-base-simple"})
 
     # None: axes that need it are refused.
     aesthetic: str | None = field(

@@ -1,5 +1,6 @@
 """A sample scene: objects on a background, with a caption and the exact truth."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,23 @@ OMITTED = 0.2
 
 
 @dataclass(frozen=True)
+class Silhouette:
+    """All of an object, hidden or not: its alpha, [h, w] float32 in [0, 1], and its upper left corner (x, y)."""
+
+    alpha: NDArray[np.float32]
+    x: int
+    y: int
+
+    def window(self) -> tuple[slice, slice]:
+        """The rows and columns of the picture that it covers."""
+        height, width = self.alpha.shape
+        return slice(self.y, self.y + height), slice(self.x, self.x + width)
+
+
+NOTHING = Silhouette(np.zeros((0, 0), np.float32), 0, 0)
+
+
+@dataclass(frozen=True)
 class SceneObject:
     """An object and its truth.
 
@@ -33,6 +51,7 @@ class SceneObject:
     texture: str
     alpha: NDArray[np.uint8]
     phrase: tuple[int, int] | None
+    silhouette: Silhouette = NOTHING
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -52,22 +71,19 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """An object before the caption is written: its full alpha, [h, w] in [0, 1], and its upper left corner (x, y)."""
+class _Placed(Silhouette):
+    """An object before the caption is written: the number of its group, and its size as a share of the picture's."""
 
     group: int
-    alpha: NDArray[np.float32]
-    x: int
-    y: int
     scale: float
-
-    def window(self) -> tuple[slice, slice]:
-        height, width = self.alpha.shape
-        return slice(self.y, self.y + height), slice(self.x, self.x + width)
 
 
 def make_scene(
-    rng: np.random.Generator, size: int = 256, objects: tuple[int, int] = OBJECTS, omitted: float = OMITTED
+    rng: np.random.Generator,
+    size: int = 256,
+    objects: tuple[int, int] = OBJECTS,
+    omitted: float = OMITTED,
+    kinds: Sequence[tuple[str, str, str]] = (),
 ) -> Scene:
     """Render a square scene of `size` x `size` pixels, with objects that are partly hidden.
 
@@ -76,16 +92,17 @@ def make_scene(
         size: side of the picture.
         objects: fewest and most objects, from 1 to 5. Where there are at most three, they are larger.
         omitted: probability that the caption leaves out a group of objects.
+        kinds: what is shown, as (noun, colour, texture), such as the objects of another scene; by default it is drawn.
     """
     placed: list[_Placed] = []
     while len(placed) < objects[0]:  # an object that fits nowhere is left out
-        kinds = _choose_kinds(rng, objects)
-        placed = _place(rng, kinds, size, objects[1])
+        chosen = list(kinds) or _choose_kinds(rng, objects)
+        placed = _place(rng, chosen, size, objects[1])
     canvas = paint_background(rng, size, size)
     visible: list[NDArray[np.float32]] = []
     for item in placed:
         window = item.window()
-        _, color, texture = kinds[item.group]
+        _, color, texture = chosen[item.group]
         height, width = item.alpha.shape
         patch = paint_texture(rng, height, width, color, texture)
         canvas[window] += item.alpha[..., None] * (patch - canvas[window])
@@ -93,9 +110,9 @@ def make_scene(
             behind[window] *= 1 - item.alpha
         visible.append(np.zeros((size, size), np.float32))
         visible[-1][window] = item.alpha
-    caption, spans, phrase_of = _caption(rng, kinds, placed, size, omitted)
+    caption, spans, phrase_of = _caption(rng, chosen, placed, size, omitted)
     things = tuple(
-        SceneObject(*kinds[item.group], np.rint(alpha * 255).astype(np.uint8), phrase_of.get(item.group))
+        SceneObject(*chosen[item.group], np.rint(alpha * 255).astype(np.uint8), phrase_of.get(item.group), item)
         for item, alpha in zip(placed, visible, strict=True)
     )
     return Scene(np.rint(canvas).astype(np.uint8), caption, things, spans)
@@ -134,7 +151,7 @@ def _place(rng: np.random.Generator, kinds: list[tuple[str, str, str]], size: in
             height, width = alpha.shape
             x, y = (int(rng.integers(0, max(size - extent, 0) + 1)) for extent in (width, height))
             opacity = (alpha[: size - y, : size - x] / np.float32(255)).astype(np.float32)
-            item = _Placed(group, opacity, x, y, scale)
+            item = _Placed(opacity, x, y, group, scale)
             colors = [kinds[other.group][1] == kinds[group][1] for other in placed]
             if _stands_out(item, placed, colors, size) and _hides_little([*placed, item], size):
                 placed.append(item)

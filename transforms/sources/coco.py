@@ -2,6 +2,7 @@
 
     annotations/panoptic_val2017.json   annotations/panoptic_val2017/*.png   val2017/*.jpg
     annotations/instances_val2017.json  annotations/captions_val2017.json
+    annotations/person_keypoints_val2017.json
 
 Pictures and the folder of PNGs may also be beside the JSON. The captions are those in the captions file
 of the same name, in the order of their IDs, else the .txt beside the picture. The format: https://cocodataset.org/#format-data.
@@ -63,11 +64,12 @@ class Annotated:
         example = to_example(self.key, image, caption, Source(self.uri, self.license))
         check_size(example, self.size)
         segments, left_out = self.truth.segments(self.size)
-        return replace(example, segments=segments, left_out=left_out)
+        people = self.truth.people if isinstance(self.truth, InstancesTruth) else None
+        return replace(example, segments=segments, left_out=left_out, people=people)
 
 
 def is_annotation(file: File, kind: str) -> bool:
-    """Whether a file has the name of an annotation file of `kind`, "panoptic" or "instances"."""
+    """Whether a file has the name of an annotation file of `kind`: "panoptic", "instances" or "person_keypoints"."""
     if not file.has_extension((".json",)):
         return False
     name = posixpath.basename(file.name).removeprefix("cityscapes_")
@@ -75,7 +77,7 @@ def is_annotation(file: File, kind: str) -> bool:
 
 
 def list_annotated(files: Sequence[File], annotations: Sequence[File], kind: str) -> list[Entry | Reject]:
-    """List the pictures of the JSON files `annotations`, which are of `kind`, "panoptic" or "instances".
+    """List the pictures of the JSON files `annotations`, which are of `kind`; see `is_annotation`.
 
     Args:
         files: all files of the source.
@@ -147,7 +149,7 @@ class _Tables:
             return refuse(key, uri, Reason.MISMATCHED_ANNOTATION, detail)
 
     def _truth(self, annotations: list[Json]) -> PanopticTruth | InstancesTruth:
-        if self.kind == "instances":
+        if self.kind != "panoptic":
             return InstancesTruth.of(annotations, self.categories)
         if len(annotations) != 1:
             raise mismatch(f"{self.file.name} holds {len(annotations)} annotations of this picture instead of one")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from schemas.errors import RecordError
 from schemas.example import Example, Segment
+from schemas.maps import COCO_POINTS, Person
 from schemas.masks import Mask
 from schemas.rejects import Reason
 from transforms.sources.files import MAX_PICTURE, File
@@ -117,20 +118,26 @@ class PanopticTruth:
 class InstancesTruth:
     """The instance annotations of one picture: (class, is a thing, COCO's `segmentation`) of each.
 
-    `left_out` says of each other annotation what is wrong with it.
+    `left_out` says of each other annotation what is wrong with it. `people` are those with key points.
     """
 
     instances: tuple[tuple[str, bool, Any], ...]
     left_out: tuple[str, ...] = ()
+    people: tuple[Person, ...] = ()
 
     @classmethod
     def of(cls, annotations: Sequence[Mapping[str, Any]], categories: Categories) -> Self:
         """Take a picture's annotations, in the order of their ids.
 
         A crowd is kept, but not as a thing: its mask covers many objects, so it is no single subject. An annotation
-        without a mask or a known category is left out.
+        without a mask or a known category is left out, and so are key points that are malformed.
         """
-        instances, left_out = [], []
+        instances, left_out, people = [], [], []
+        for annotation in sorted(annotations, key=_order):
+            try:
+                people += _people(annotation)
+            except (ValueError, TypeError, OverflowError) as error:
+                left_out.append(f"the key points of annotation {annotation.get('id')} are malformed: {error}")
         for annotation in sorted(annotations, key=_order):
             if (category := categories.get(hashable(annotation.get("category_id")))) is None:
                 left_out.append(_unknown(annotation))
@@ -140,12 +147,13 @@ class InstancesTruth:
                 label, is_thing = category
                 is_thing = is_thing and not is_set(annotation.get("iscrowd"))
                 instances.append((label, is_thing, annotation["segmentation"]))
-        return cls(tuple(instances), tuple(left_out))
+        return cls(tuple(instances), tuple(left_out), tuple(people))
 
     @property
     def stamp(self) -> str:
-        """All instances, and what is left out."""
-        return repr(self.instances) + (repr(self.left_out) if self.left_out else "")
+        """All instances, people, and what is left out."""
+        others = [repr(part) for part in (self.left_out, self.people) if part]
+        return "".join([repr(self.instances), *others])
 
     def segments(self, size: tuple[int, int]) -> tuple[tuple[Segment, ...], int]:
         """Return a segment per annotation, score 1, and the number of annotations that are left out.
@@ -225,6 +233,23 @@ def _panoptic_segment(info: Mapping[str, Any], categories: Categories) -> Panopt
     label, is_thing = categories.get(hashable(info.get("category_id")), (None, False))
     # A crowd is many objects with one ID, and no single subject.
     return PanopticSegment(int(info["id"]), label, is_thing and not is_set(info.get("iscrowd")), info.get("area"))
+
+
+def _people(annotation: Mapping[str, Any]) -> list[Person]:
+    """The person of an annotation with COCO's 17 key points; none if no point is labelled.
+
+    COCO's third number is 0 for a point that is not labelled, 1 for a hidden one, 2 for one that is seen: a half and 1
+    of a score.
+    """
+    numbers = annotation.get("keypoints")
+    if not numbers:
+        return []
+    points = np.asarray(numbers, np.float64)
+    if points.size != 3 * len(COCO_POINTS) or not np.isfinite(points).all():
+        raise ValueError(f"{points.size} numbers, {3 * len(COCO_POINTS)} finite ones are needed")
+    points = points.reshape(-1, 3)
+    points[:, 2] = points[:, 2].clip(0, 2) / 2
+    return [Person.of(points)] if points[:, 2].any() else []
 
 
 def _order(annotation: Mapping[str, Any]) -> tuple[bool, Any]:

@@ -4,6 +4,8 @@
     animals/cat.png   animals/cat.json   {"caption": "a black cat", "license": "CC0", "url": "https://..."}
     animals/metadata.jsonl               {"file_name": "owl.jpg", "text": "an owl"}
 
+    animals/dog.depth.png                a condition map of the picture, of a kind of `schemas.maps.GIVEN`
+
 The key is the path without its extension, cleaned by `clean_key`. A caption is looked for in the .txt, kohya's
 .caption, the .json (`caption`, `text`, `captions`) and Hugging Face's metadata.jsonl or metadata.csv, and the first
 that is not empty is taken; licence and address are those of the .json, else of the metadata. A file may be named after
@@ -17,9 +19,10 @@ import json
 import os
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -28,6 +31,7 @@ from schemas.errors import RecordError
 from schemas.example import Example
 from schemas.images import HEAD, is_picture
 from schemas.keys import clean_key
+from schemas.maps import MAP_FILES
 from schemas.rejects import Reason, Reject
 from transforms.files import is_remote
 from transforms.outages import retry
@@ -42,6 +46,7 @@ from transforms.sources.records import (
     parse_metadata,
     refuse,
     source_of,
+    stated_scores,
     to_example,
 )
 
@@ -64,13 +69,17 @@ _NO_CAPTION = re.compile(
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file, the files of its caption, and its row of a metadata file as JSON ("" if there is none)."""
+    """A picture file, the files of its caption, and its row of a metadata file as JSON ("" if there is none).
+
+    `maps` are the files of its condition maps, by what follows the picture's name ("depth.png").
+    """
 
     key: str
     image: File
     texts: tuple[File, ...]
     json: File | None
     metadata: str = ""
+    maps: tuple[tuple[str, File], ...] = ()
 
     @property
     def uri(self) -> str:
@@ -85,7 +94,7 @@ class Picture:
     @property
     def stamp(self) -> str:
         """The stamps of its files, and its metadata."""
-        files = (self.image, *self.texts, self.json)
+        files = (self.image, *self.texts, self.json, *(file for _, file in self.maps))
         return " ".join([*(file.stamp for file in files if file), *([self.metadata] if self.metadata else [])])
 
     def load(self) -> Example:
@@ -94,9 +103,10 @@ class Picture:
         fields = parse_metadata(self.json.read(MAX_TEXT)) if self.json else {}
         texts = [file.read(MAX_TEXT) for file in self.texts]
         caption = first_caption(*texts, caption_of(fields), caption_of(row))
-        return to_example(
-            self.key, self.image.read(MAX_PICTURE), caption, source_of(row | fields, self.uri), row | fields
-        )
+        beside = {name: file.read(MAX_PICTURE) for name, file in self.maps}
+        source = source_of(row | fields, self.uri)
+        example = to_example(self.key, self.image.read(MAX_PICTURE), caption, source, beside)
+        return replace(example, stated=stated_scores(row | fields))
 
 
 def has_picture_extension(file: File) -> bool:
@@ -164,9 +174,28 @@ def list_pictures(files: Sequence[File], beside: Sequence[File]) -> list[Entry |
     rows = {name: row for file in metadata for name, row in rows_of(file) if not isinstance(row, Reject)}
     ranks: dict[str, int] = {}
     found = find_pictures(beside)
+    maps = _find_maps(found, captions, rows)
+    kept = {file.name for file in found} - {file.name for group in maps.values() for _, file in group}
     for file in found:
         ranks[file.stem] = min(_rank(file), ranks.get(file.stem, len(_PICTURES)))
-    return list(_pair(files, captions, rows_of, rows, ranks, {file.name for file in found}))
+    return list(_pair(files, captions, rows_of, rows, ranks, kept, maps))
+
+
+def _find_maps(
+    pictures: Sequence[File], captions: Mapping[tuple[str, str], File], rows: Mapping[str, object]
+) -> dict[str, list[tuple[str, File]]]:
+    """The condition maps of pictures, by the stem of their picture: what follows its name, and the file.
+
+    A file that has a caption of its own is a picture, whatever its name.
+    """
+    stems = {file.stem for file in pictures}
+    maps: dict[str, list[tuple[str, File]]] = defaultdict(list)
+    for file in pictures:
+        owner, _, kind = file.stem.rpartition(".")
+        is_captioned = file.name in rows or any((file.stem, text) in captions for text in _CAPTIONS)
+        if f"{kind}.png" in MAP_FILES and file.has_extension((".png",)) and owner in stems and not is_captioned:
+            maps[owner].append((f"{kind}.png", file))
+    return maps
 
 
 def stream_pictures(files: Iterable[File]) -> Iterator[Entry | Reject]:
@@ -208,6 +237,7 @@ def _pair(
     rows: Mapping[str, dict[str, Any]],
     ranks: Mapping[str, int],
     pictures: set[str],
+    maps: Mapping[str, Sequence[tuple[str, File]]],
 ) -> Iterator[Entry | Reject]:
     """As `list_pictures`.
 
@@ -218,6 +248,7 @@ def _pair(
         rows: the rows of metadata files by the name of their picture.
         ranks: the best rank of a picture by stem.
         pictures: the names of all pictures.
+        maps: their condition maps, by stem.
     """
     first: dict[str, File] = {}
     stems = pictures | ranks.keys()
@@ -236,7 +267,7 @@ def _pair(
                 first[key] = file
                 texts, described = _beside(file, captions)
                 row = json.dumps(rows[file.name], ensure_ascii=False) if file.name in rows else ""
-                yield Picture(key, file, texts, described, row)
+                yield Picture(key, file, texts, described, row, tuple(maps.get(file.stem, ())))
         elif file.problem and file.name.endswith("/"):
             yield refuse(key, file.uri, *file.problem)
         elif posixpath.basename(file.name) in _METADATA:

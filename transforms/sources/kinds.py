@@ -79,6 +79,8 @@ class Kind:
         segments: whether the examples come with segments, so that no segmenter runs.
         boxes: whether they come with boxes.
         labels: whether segments or boxes are named by a class.
+        maps: whether condition maps may lie beside the pictures.
+        people: whether the examples come with the key points of people.
     """
 
     sign: Callable[[File], bool]
@@ -88,6 +90,8 @@ class Kind:
     segments: bool = False
     boxes: bool = False
     labels: bool = False
+    maps: bool = False
+    people: bool = False
 
     def is_read(self, file: File) -> bool:
         """Whether `file` is read if the source is of this kind."""
@@ -148,16 +152,39 @@ def _is_instances(file: File) -> bool:
     return is_annotation(file, "instances")
 
 
+def _is_key_points(file: File) -> bool:
+    return is_annotation(file, "person_keypoints")
+
+
 _PICTURES, _TABLES = frozenset({"folder"}), frozenset({"parquet"})
 
 KINDS: Mapping[str, Kind] = {
-    "folder": Kind(has_picture_extension, _list_folder, reads=may_be_picture),
-    "webdataset": Kind(_is_other_tar, _list_tars, reads=is_tar),
+    "folder": Kind(has_picture_extension, _list_folder, reads=may_be_picture, maps=True),
+    "webdataset": Kind(_is_other_tar, _list_tars, reads=is_tar, maps=True),
     "parquet": Kind(is_parquet, _list_parquet),
     "arrow": Kind(is_arrow, _list_parquet),
-    "coco-panoptic": Kind(_is_panoptic, partial(_list_coco, "panoptic"), hides=_PICTURES, segments=True, labels=True),
+    "coco-panoptic": Kind(
+        _is_panoptic,
+        partial(_list_coco, "panoptic"),
+        hides=_PICTURES | {"coco-keypoints"},
+        segments=True,
+        labels=True,
+    ),
+    # COCO's key points lie beside its instances: they are read where these are not, or --source names them.
     "coco-instances": Kind(
-        _is_instances, partial(_list_coco, "instances"), hides=_PICTURES, segments=True, labels=True
+        _is_instances,
+        partial(_list_coco, "instances"),
+        hides=_PICTURES | {"coco-keypoints"},
+        segments=True,
+        labels=True,
+    ),
+    "coco-keypoints": Kind(
+        _is_key_points,
+        partial(_list_coco, "person_keypoints"),
+        hides=_PICTURES,
+        segments=True,
+        labels=True,
+        people=True,
     ),
     "open-images": Kind(is_boxes, _list_open_images, hides=_PICTURES, boxes=True, labels=True),
     # The Parquet file beside its tars holds captions.

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from schemas.errors import RecordError
 from schemas.example import Example, Source
-from schemas.images import to_stored_jpeg
+from schemas.images import is_turned, to_stored_jpeg
+from schemas.maps import MAP_FILES
 from schemas.rejects import Reason, Reject
 from transforms.batch import Outcome, check_blame, reject_of
 from transforms.outages import ATTEMPTS, is_passing, retry
@@ -157,15 +158,16 @@ def attempt(key: str, uri: str, load: Callable[[], Example], attempts: int = ATT
 
 
 def to_example(
-    key: str, image: bytes | None, caption: object, source: Source, fields: Mapping[str, Any] | None = None
+    key: str, image: bytes | None, caption: object, source: Source, beside: Mapping[str, bytes] | None = None
 ) -> Example:
     """Make an example of the bytes of a picture file and its caption, a text or a list of several.
 
-    The first of several is the caption; of a picture without any it is "". `fields` is the metadata beside the picture,
-    which may state probabilities (see `stated_scores`).
+    The first of several is the caption; of a picture without any it is "". `beside` are files that belong to the
+    picture, by what follows its name; those of `MAP_FILES` are kept.
 
     Raises:
-        RecordError: the picture is missing, or the picture or the caption cannot be used.
+        RecordError: the picture is missing, or the picture or the caption cannot be used; INVALID_MAP, it has maps and
+            its EXIF orientation turns it.
     """
     if image is None:
         raise RecordError(Reason.MISSING_IMAGE, "there is no picture with the caption")
@@ -173,10 +175,15 @@ def to_example(
     jpeg, pixels = to_stored_jpeg(image)
     height, width, _ = pixels.shape
     source = Source(_encodable(source.uri), _encodable(source.license))
+    given = {MAP_FILES[name]: content for name, content in (beside or {}).items() if name in MAP_FILES}
+    if given and is_turned(image):
+        raise RecordError(
+            Reason.INVALID_MAP,
+            "its EXIF orientation turns the picture, and whether its maps are turned too is not known: save it upright",
+        )
     return Example(
-        key, jpeg, width, height, text, source, source_caption=text, other_captions=tuple(others), _pixels=pixels,
-        stated=stated_scores(fields or {}),
-    )  # fmt: skip
+        key, jpeg, width, height, text, source, text, other_captions=tuple(others), given=given, _pixels=pixels
+    )
 
 
 def stated_scores(fields: Mapping[str, Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from schemas.errors import RecordError
 from schemas.example import Example
 from schemas.images import HEAD, is_picture
 from schemas.keys import clean_key
+from schemas.maps import MAP_FILES
 from schemas.rejects import Reason, Reject
 from transforms.batch import check_blame
 from transforms.outages import is_passing
@@ -37,6 +38,7 @@ from transforms.sources.records import (
     parse_metadata,
     refuse,
     source_of,
+    stated_scores,
     to_example,
 )
 
@@ -70,7 +72,7 @@ _UNPACKERS: Mapping[bytes, Callable[[BinaryIO], object]] = {
 Members = dict[str, bytes]
 """The contents of a sample by kind: what follows the first dot of the member's name, in lower case.
 
-Only of pictures and captions; of other members, which nobody reads, and of those that are too large, it is b"".
+Only of pictures, captions and maps; of other members, which nobody reads, and of those that are too large, it is b"".
 """
 
 MAX_SAMPLE = MAX_PICTURE + MAX_TEXT
@@ -259,7 +261,8 @@ class TarSample:
         self.check()
         fields = parse_metadata(self.members["json"]) if "json" in self.members else {}
         caption = first_caption(self.members.get("txt"), self.members.get("caption"), caption_of(fields))
-        return to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri), fields)
+        example = to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri), self.members)
+        return replace(example, stated=stated_scores(fields))
 
     def check(self) -> None:
         """Raise a RecordError if a member is too large."""
@@ -391,7 +394,7 @@ def _open_member(
 
 def _limit_of(kind: str) -> int:
     """The most bytes of a member that are read, 0 if nobody reads it."""
-    if kind in _PICTURES:
+    if kind in _PICTURES or kind in MAP_FILES:
         return MAX_PICTURE
     return MAX_TEXT if kind in (*_CAPTIONS, "caption") else 0
 

@@ -18,9 +18,9 @@ function highlight(target) {
 
 const shown = () => [...gallery.querySelectorAll("li:not([hidden]) > .card")];
 
-// Only one card is in the Tab order: its picture first, then its phrases.
+// Only one card is in the Tab order: its picture first, then its slider or its phrases.
 function enter(card) {
-  for (const stop of gallery.querySelectorAll(".open, .phrase"))
+  for (const stop of gallery.querySelectorAll(".open, .phrase, .fade input"))
     stop.tabIndex = card && card.contains(stop) ? 0 : -1;
 }
 
@@ -39,7 +39,7 @@ function show(card) {
   for (const path of large.querySelectorAll("defs")) path.remove(); // the references point to the gallery's
   const picture = large.querySelector(".open");
   picture.replaceWith(picture.firstElementChild);
-  for (const phrase of large.querySelectorAll(".phrase")) phrase.tabIndex = 0;
+  for (const part of large.querySelectorAll(".phrase, .fade input")) part.tabIndex = 0;
   dialog.querySelector(".large").replaceChildren(large);
   dialog.setAttribute("aria-label", card.getAttribute("aria-label"));
   dialog.current = card;
@@ -80,8 +80,13 @@ function clicked(event) {
   else if ("close" in button.dataset) dialog.close();
 }
 
+function faded(event) {
+  if (event.target.matches(".fade input"))
+    event.target.closest(".card").style.setProperty("--maps", event.target.value / 100);
+}
+
 function keyed(event) {
-  if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target.matches("input")) return;
   if (dialog.open) {
     if (event.key === "ArrowLeft" || event.key === "ArrowRight") step(event.key === "ArrowLeft" ? -1 : 1);
     return;
@@ -98,6 +103,7 @@ if (gallery) {
   enter(shown()[0]);
   samples.addEventListener("click", clicked);
   samples.addEventListener("keydown", keyed);
+  samples.addEventListener("input", faded);
   samples.addEventListener("pointerover", (event) => highlight(event.target));
   samples.addEventListener("pointerleave", () => highlight(document.activeElement));
   samples.addEventListener("focusin", (event) => highlight(event.target));

@@ -23,10 +23,10 @@ from jobs.exports.fastcomposer import (
     square_window,
     visible,
 )
-from jobs.exports.folder import label_map, new_folder
+from jobs.exports.folder import new_folder
 from schemas.errors import InputError
 from schemas.example import Example, Segment
-from schemas.masks import Mask
+from schemas.masks import Mask, label_map
 from schemas.samples.fastcomposer import Record
 from tests.datasets import JOB, box_mask, example, write_dataset
 from transforms.dataset import prepare_output

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.exports.folder import counted, label_map, new_folder, read_samples
+from jobs.exports.folder import counted, new_folder, read_samples
 from schemas.errors import InputError
+from schemas.masks import label_map
 from tests.datasets import box_mask, example, write_dataset
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.evaluate_page import write_evaluation
 from jobs.report.page import breakable, write_report
 from pipelines import RECIPES
 from schemas.dataset import Job, ModelName
@@ -13,6 +14,8 @@ from schemas.rejects import Reason, Reject
 from schemas.samples import FORMATS
 from tests.browser import OpenPage
 from tests.datasets import example, write_dataset
+from tests.evaluations import fake_evaluation
+from tests.mapped import mapped
 from tests.objects import TWO, example_of_objects
 from tests.training.pairs import pair
 
@@ -24,6 +27,7 @@ SAMPLES: dict[str, Sequence[Example]] = {
     "blip-diffusion": [pair(f"00000014494{i}", size=(120, 80), box=(10 + i, 8, 40, 50)) for i in range(8)],
     "captioned": [example(f"00000014494{i}", SUBJECTS, license=LICENCE) for i in range(8)],
     "mip-adapter": [example_of_objects(f"00000014494{i}", TWO, license=LICENCE) for i in range(8)],
+    "composer": [mapped(f"00000014494{i}", ("canny", "depth", "pose", "segmentation")) for i in range(8)],
 }
 
 # Lines may break at spaces and after slashes, colons and hyphens.
@@ -74,6 +78,16 @@ def test_no_word_is_broken_and_nothing_reaches_over_the_edge(report: Path, open_
     with open_page(report, viewport={"width": width, "height": 800}) as page:
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert page.evaluate(FAULTS) == []
+
+
+@pytest.mark.parametrize("width", [320, 414])
+def test_the_page_of_an_evaluation_fits_too(open_page: OpenPage, width: int, tmp_path: Path) -> None:
+    settings = {"run": "runs/a-training-with-a-long-name", "data": "http://images.cocodataset.org/dataset", "seed": 0}
+    page_path = write_evaluation(tmp_path, fake_evaluation(), settings)
+    with open_page(page_path, viewport={"width": width, "height": 800}) as page:
+        assert page.evaluate(FAULTS) == []
+        page.locator(".open").first.click()
+        assert page.locator("dialog[open] img").count() == 3
 
 
 def test_addresses_break_after_slashes_and_are_escaped() -> None:

@@ -380,3 +380,46 @@ def test_an_unreadable_folder_is_an_error_not_an_empty_one(tmp_path: Path, monke
     monkeypatch.setattr(os, "scandir", guarded)  # the rights themselves do not stop root
     with pytest.raises(InputError, match=r"cannot be read: .*closed: Permission denied$"):
         list_source(str(tmp_path))
+
+
+def test_a_map_beside_a_picture_is_the_picture_s_and_no_picture(tmp_path: Path) -> None:
+    grey = encode(scene()[..., 0])
+    files: dict[str, bytes | str] = {
+        "a/dog.jpg": JPEG,
+        "a/dog.txt": "a dog",
+        "a/dog.depth.png": grey,
+        "a/dog.normal.PNG": encode(scene()),
+    }
+    record = only(fill(tmp_path, files))
+    assert isinstance(record, Example)
+    assert record.given == {"depth": grey, "normal": encode(scene())}
+    before = list_source(str(tmp_path)).chunks[0].fingerprint
+    (tmp_path / "a" / "dog.depth.png").write_bytes(grey + b"\0")
+    assert list_source(str(tmp_path)).chunks[0].fingerprint != before
+
+
+def test_a_file_named_like_a_map_is_a_picture_without_another_one_or_with_a_caption(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {
+        "cat.depth.png": encode(scene()),
+        "cat.depth.txt": "a cat in deep water",
+        "dog.jpg": JPEG,
+        "dog.txt": "a dog",
+        "dog.depth.png": encode(scene()),
+        "dog.depth.txt": "a deep dog",
+        "dog.other.png": encode(scene()),
+        "dog.other.txt": "another dog",
+    }
+    records = read_all(list_source(str(fill(tmp_path, files))))
+    captions = {record.caption for record in records if isinstance(record, Example)}
+    assert captions == {"a cat in deep water", "a dog", "a deep dog", "another dog"}
+    assert all(record.given == {} for record in records if isinstance(record, Example))
+
+
+def test_maps_of_a_picture_that_exif_turns_are_refused(tmp_path: Path) -> None:
+    turned = encode(scene(), "JPEG", **with_orientation(3))
+    files: dict[str, bytes | str] = {"dog.jpg": turned, "dog.txt": "a dog", "dog.depth.png": encode(scene()[..., 0])}
+    record = only(fill(tmp_path, files))
+    assert isinstance(record, Reject)
+    assert record.reason is Reason.INVALID_MAP
+    (tmp_path / "dog.depth.png").unlink()
+    assert isinstance(only(tmp_path), Example)

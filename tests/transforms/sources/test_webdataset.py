@@ -382,3 +382,11 @@ def test_a_compressed_tar_stays_whole(tmp_path: Path) -> None:
             archive.addfile(info, io.BytesIO(data if isinstance(data, bytes) else data.encode()))
     (tmp_path / "a.tar.gz").write_bytes(buffer.getvalue())
     assert len(list_source(str(tmp_path), shard_bytes=100).chunks) == 1
+
+
+def test_maps_among_the_members_are_the_picture_s(tmp_path: Path) -> None:
+    grey = encode(scene()[..., 0])
+    members = [("k.jpg", JPEG), ("k.txt", b"a dog"), ("k.depth.png", grey), ("k.pose.png", encode(scene()))]
+    (record,) = read(tmp_path, {"t.tar": tar(members)})
+    assert isinstance(record, Example)
+    assert record.given == {"depth": grey}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file, save_file
@@ -37,8 +36,7 @@ from training.diffusion import (
 )
 from training.recipes.blip_diffusion.published import is_published, load_vision
 from training.recipes.blip_diffusion.view import QUERIES, Tokenizers, fill_template
-from training.small import WIDTH, seeded, small_image_config, small_scheduler, small_text_encoder, small_unet
-from training.tokenizer import small_tokenizer
+from training.small import WIDTH, seeded, small_image_config, small_parts
 
 PUBLISHED = "Salesforce/blipdiffusion"
 """The published weights on the hub."""
@@ -124,32 +122,31 @@ def _published(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def small(autoencoder: Path, texts: Sequence[str], seed: int) -> Parts:
-    """Make small untrained parts, as `training.small.small_parts` does; the Q-Former shares the tokenizer."""
-    tokenizer, vae = small_tokenizer(texts), AutoencoderKL.from_pretrained(autoencoder)
+def small(folder: Path, texts: Sequence[str], seed: int) -> Parts:
+    """Make small parts: those of `training.small.small_parts`, with random weights for what makes subject prompts.
+
+    The Q-Former shares the tokenizer.
+    """
+    base = small_parts(folder, texts, seed)
     with seeded(seed):
         return Parts(
-            tokenizer=tokenizer,
-            text_encoder=small_text_encoder(tokenizer),
-            subject_tokenizer=tokenizer,
+            **vars(base),
+            subject_tokenizer=base.tokenizer,
             image_encoder=CLIPVisionModel(small_image_config()),
             qformer=InstructBlipQFormerModel(
                 InstructBlipQFormerConfig(
-                    vocab_size=len(tokenizer),
+                    vocab_size=len(base.tokenizer),
                     hidden_size=WIDTH,
                     num_hidden_layers=2,
                     num_attention_heads=4,
                     intermediate_size=4 * WIDTH,
-                    max_position_embeddings=tokenizer.model_max_length,
-                    pad_token_id=tokenizer.pad_token_id,
+                    max_position_embeddings=base.tokenizer.model_max_length,
+                    pad_token_id=base.tokenizer.pad_token_id,
                     cross_attention_frequency=1,
                     encoder_hidden_size=WIDTH,
                 )
             ),
             prompter=Prompter(WIDTH),
-            unet=small_unet(vae.config.latent_channels),
-            vae=vae,
-            scheduler=small_scheduler(),
         )
 
 
