@@ -29,7 +29,8 @@ from schemas.example import Example
 from schemas.images import decode_grey
 from schemas.samples.blip_diffusion import FORMAT
 from schemas.shards import write_tar
-from training.diffusion import encode_pictures, noise_target
+from training.diffusion import noise_target
+from training.latent_space import encode_pictures
 from training.loop import train
 from training.recipes.blip_diffusion import TRAINING as RECIPE
 from training.recipes.blip_diffusion import Config, Model, load, small, texts, view

@@ -18,10 +18,10 @@ from jobs.evaluate_samples import draw_batch, own_pictures, read_batch
 from jobs.generate import to_bytes
 from schemas.keys import rng_of
 from schemas.masks import Mask
-from training import diffusion
 from training.config import RunConfig
-from training.diffusion import LatentDiffusion, encode_pictures, load_stable_diffusion
+from training.diffusion import LatentDiffusion, Parts, load_stable_diffusion
 from training.drawing import Drawing
+from training.latent_space import encode_pictures, latent_shape
 from training.merge import MERGES, adapt
 from training.recipes import training_of
 from training.resume import read_note
@@ -179,7 +179,7 @@ def draw_over_layout(model: Any, batch: Batch, seed: int) -> list[Picture]:  # n
 
 def noise_of(model: Any, batch: Batch, seed: int) -> Tensor:  # noqa: ANN401 - the recipe's
     """Noise for the latents of a batch, each sample's a function of the seed and of its key."""
-    shape = diffusion.latent_shape(batch["pixel_values"], model.vae)[1:]
+    shape = latent_shape(batch["pixel_values"], model.vae)[1:]
     rows = [rng_of(seed, "claims", key).standard_normal(shape, np.float32) for key in batch["keys"]]
     return torch.from_numpy(np.stack(rows))
 
@@ -222,7 +222,7 @@ def slope(drawn: NDArray[np.float64], shown: NDArray[np.float64]) -> float:
 
 def measure_texts(run: Path, folder: Path, seed: int) -> Values:  # noqa: ARG001 - as the other measures
     """Text alone: colours that captions name in the pictures drawn of them, and the loss on captioned pictures."""
-    network = LatentDiffusion(diffusion.Parts(**load_stable_diffusion(run / "model")))
+    network = LatentDiffusion(Parts(**load_stable_diffusion(run / "model")))
     return {f"drops:text alone, {name}": value for name, value in measure_text_alone(network).items()}
 
 

@@ -34,7 +34,8 @@ from jobs.scenes import scene_of
 from schemas.example import Example
 from tests.datasets import write_dataset
 from training.configs.fastcomposer import Config
-from training.diffusion import Draws, encode_pictures
+from training.diffusion import Draws
+from training.latent_space import encode_pictures
 from training.localization import Subjects
 from training.loop import train
 from training.recipes.fastcomposer import TRAINING as RECIPE

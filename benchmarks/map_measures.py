@@ -55,14 +55,15 @@ class Readers:
 
 def edge_f1(given: Given, pictures: Pictures) -> float:
     """F1 of canny edges, mean over the pictures; an edge within `NEAR` pixels of one of the other counts as found."""
-    return float(np.mean([_f1(_edges_of(a), _edges_of(b)) for a, b in zip(given.pictures, pictures, strict=True)]))
+    return float(np.mean([f1(_edges_of(a), _edges_of(b)) for a, b in zip(given.pictures, pictures, strict=True)]))
 
 
 def _edges_of(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return canny_edges(canny_gradient(picture), *EDGES)
 
 
-def _f1(expected: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
+def f1(expected: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
+    """F1 of edges [H, W] bool; those within `NEAR` pixels of one of the other count as found."""
     if not expected.any() or not found.any():
         return float(expected.any() == found.any())
     recall, precision = ((a & _grown(b)).sum() / a.sum() for a, b in ((expected, found), (found, expected)))

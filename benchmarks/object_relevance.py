@@ -41,7 +41,9 @@ from benchmarks.tables import Row, Write, report
 from schemas.samples import mip_adapter
 from tests.datasets import write_dataset
 from training.configs.mip_adapter import Config
-from training.diffusion import Batch, Conditions, encode_pictures
+from training.diffusion import Batch
+from training.guidance import Conditions
+from training.latent_space import encode_pictures
 from training.localization import Subjects, localize
 from training.loop import this_process, train
 from training.merge import Predict, adapt, over_mean

@@ -19,12 +19,12 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def expand_arguments(arguments: Sequence[str], group: TyperGroup) -> list[str]:
-    """Replace options of `build` and `train` that are named after fields by `--set FIELD=VALUE`.
+    """Replace options of `build`, `preview` and `train` that are named after fields by `--set FIELD=VALUE`.
 
     `group` holds the commands.
     """
     name = next((argument for argument in arguments if argument in group.commands), "")
-    if name not in ("build", "train"):
+    if name not in ("build", "train", "preview"):
         return list(arguments)
     parameters = [*group.commands[name].params, *group.params]
     options = [option for parameter in parameters for option in parameter.opts if option.startswith("--")]
@@ -36,7 +36,8 @@ def expand_arguments(arguments: Sequence[str], group: TyperGroup) -> list[str]:
 
     flags = {option for parameter in parameters if getattr(parameter, "is_flag", False) for option in parameter.opts}
     values = {i + 1 for i, argument in enumerate(arguments) if argument in options and argument not in flags}
-    recipe = next((a for i, a in enumerate(arguments) if a in BUILDS and i not in values), None)
+    named = (a.removeprefix("--recipe=") for i, a in enumerate(arguments) if i not in values or name == "preview")
+    recipe = next((a for a in named if a in BUILDS), None)
     if name == "train":
         known = config_of(recipe)[0].model_fields if recipe else None
         return expand_field_options(arguments, [*options, "--help"], known, owners_of_fields())
@@ -95,6 +96,13 @@ def check_recipe(recipe: str, *, to_build: bool = False) -> None:
         raise ConfigError(f"{recipe} has no training here: `subjectloom export` hands such datasets to other trainers")
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}{choices(recipe, known)}")
+
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Return the recipes whose names begin so, for a shell that completes a command."""
+    from pipelines import RECIPES  # noqa: PLC0415
+
+    return [name for name in RECIPES if name.startswith(incomplete)]
 
 
 def check_source(source: str) -> None:

@@ -17,33 +17,40 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from rich.console import Console
 
+from jobs.describe import (
+    checkpoints_of,
+    describe_job,
+    kept_candidates,
+    settle_precision,
+    with_earlier_versions,
+    with_fingerprints,
+)
 from jobs.engines import beam_options, check_paths, has_gpu, local_workers, precision_on
 from jobs.likeness import check_likeness
 from jobs.names import check_names, check_names_afterwards
 from jobs.progress import progress_bar
 from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import WorkerDiedError, explaining, has_processes, is_local, quiet_stderr, run
-from pipelines import BUILDS, RECIPES
+from pipelines import RECIPES
 from pipelines.build import BuildDataset
-from pipelines.recipe import LATER_FIELDS, RUN_FIELDS, BuildConfig, Recipe
-from schemas.dataset import DatasetInfo, Job, ModelName, shard_fingerprint
+from pipelines.recipe import BuildConfig, Recipe
+from schemas.dataset import DatasetInfo, Job
 from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.samples.base import SampleFormat
+from transforms.candidates import stored_candidates
 from transforms.dataset import (
     MEMBERS,
     STATE,
     finished_shards,
     leave_nothing,
     leaving_nothing,
-    library_versions,
     prepare_output,
-    read_job,
+    refuse_derived,
 )
 from transforms.files import is_remote, join
 from transforms.finish import finish_noted, note_expected
 from transforms.listing import Listing, list_source
-from transforms.models.presets import Models, check_downloads, name_of, revision_of
-from transforms.models.settings import Precision
+from transforms.models.presets import Models
 from transforms.pieces import remove_all_pieces
 from transforms.read import publish
 from transforms.remote import use_options
@@ -109,9 +116,89 @@ def build(request: Request, console: Console) -> DatasetInfo:
 
 def build_recipe(recipe: Recipe[Any], request: Request, console: Console, needs_captions: bool = True) -> DatasetInfo:
     """Build a dataset with `recipe`, as `build` does; without `needs_captions`, its steps caption what has none."""
-    models = request.models
     options = beam_options(request.beam_options, request.dataflow_preset)
     request = for_engine(request, options)
+    if request.resume:
+        refuse_derived(request.output)
+    listing, config, models, steps = settle(request, console, recipe)
+    cut = recipe.cut(config)
+    job = describe_job(request.recipe, config, steps, models.hosting.precision)
+    if request.resume:
+        job = with_earlier_versions(request.output, job, mix=request.mix_versions)
+    if unused := [kind for kind in request.replaced if kind not in job.models]:
+        used = ", ".join(job.models) or "none"
+        raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
+    print_lines(console, check_names(job, str(models.segmenter)))
+    stamps = "".join(step.stamp() for step in steps)
+    found, stamp = kept_candidates(config, steps, job)
+    chunks = with_fingerprints(listing.chunks, stamps, job, counts=config.captions != "all", candidates=stamp)
+    fingerprints = {chunk.shard: chunk.fingerprint for chunk in chunks}
+    final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
+    needs_captions = (
+        needs_captions and recipe.needs_captions(config) and not (recipe.writes_captions and models.captioner)
+    )
+    if request.resume and not request.prune:
+        refuse_shorter(request, listing)
+    prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume, members=listing.members)
+    with leaving_nothing(request.output):
+        note_expected(request.output, final, listing.gaps)
+        done = shards_done(request.output, fingerprints, final, cut, console)
+        missing = [chunk for chunk in chunks if chunk.shard not in done]
+        if len(missing) < len(chunks):
+            console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
+        ready, rest = by_candidates(request.output, missing)
+        announce(request, job, ready, rest, console)
+        compile_code(steps if missing and is_local(options) else (), console)
+        with progress_bar(console, missing, list(job.models)) if is_local(options) else nullcontext("") as progress:
+            whole = BuildDataset(
+                recipe.format, config, steps, chunks, request.output, needs_captions, progress,
+                accelerator=request.accelerator, candidates=found,
+            )  # fmt: skip
+            if not is_local(options):
+                whole = replace(whole, needs=needs_of(request, steps), finishes=cut is None)
+                print_lines(console, [f"{len(missing)} shards: the runner's own log and pages show how it goes"])
+            for part in (replace(whole, from_candidates=True).of(ready), whole.of(rest)):
+                if part.chunks:
+                    make_shards(part, options, console, debug=request.debug)
+        refuse_unread(request.output, [chunk.shard for chunk in missing])
+        if cut:
+            shown = nullcontext() if request.debug or not is_local(options) else quiet_stderr()
+            with console.status(cut.what), shown:
+                cut_dataset(request.output, recipe.format, fingerprints, cut, options)
+    info = finish_noted(request.output)
+    print_lines(console, check_names_afterwards(job, request.output))
+    return info
+
+
+def by_candidates(output: str, chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """Return the chunks whose candidates are kept in `output`, so that their shards need no model, and the others."""
+    stored = stored_candidates(output, (chunk.shard for chunk in chunks if chunk.candidates))
+    ready = {chunk.shard for chunk in chunks if chunk.candidates and stored.get(chunk.shard) == chunk.candidates}
+    return [c for c in chunks if c.shard in ready], [c for c in chunks if c.shard not in ready]
+
+
+def announce(request: Request, job: Job, ready: Sequence[Chunk], rest: Sequence[Chunk], console: Console) -> None:
+    """Say which shards need no model, and that small models run for the rest, which must not be of photographs."""
+    if ready:
+        print_lines(console, [f"{len(ready)} shards are made of what the models found before"])
+    small = job.small_models()
+    if small and (rest or not ready):
+        print_lines(console, [f"models   {', '.join(small)}: {SMALL}"])
+    if small and rest and request.doubts_preset:
+        check_likeness(rest[0])
+
+
+def settle(
+    request: Request, console: Console, recipe: Recipe[Any] | None = None
+) -> tuple[Listing, BuildConfig, Models, Sequence[Step]]:
+    """List the source, and settle what a request leaves open: the config, the precision of the models, the steps.
+
+    `recipe` is by default the one that the request names.
+
+    Raises:
+        SubjectloomError: the source or an option cannot be used.
+    """
+    recipe, models = recipe or RECIPES[request.recipe], request.models
     with console.status(f"reading {request.source}"):
         listing = list_source(
             request.source,
@@ -129,50 +216,7 @@ def build_recipe(recipe: Recipe[Any], request: Request, console: Console, needs_
     wanted = precision_on(request.dataflow_preset, models.hosting.precision)
     precision = settle_precision(wanted, recipe.all_steps(config, models, listing))
     models = replace(models, hosting=replace(models.hosting, precision=precision))
-    steps, cut = recipe.all_steps(config, models, listing), recipe.cut(config)
-    job = describe_job(request.recipe, config, steps, precision)
-    if request.resume:
-        job = with_earlier_versions(request, job)
-    if unused := [kind for kind in request.replaced if kind not in job.models]:
-        used = ", ".join(job.models) or "none"
-        raise ConfigError(f"--model {unused[0]}=...: no step of this build runs such a model; it runs {used}")
-    print_lines(console, check_names(job, str(models.segmenter)))
-    stamps = "".join(step.stamp() for step in steps)
-    chunks = with_fingerprints(listing.chunks, stamps, job, counts=config.captions != "all")
-    fingerprints = {chunk.shard: chunk.fingerprint for chunk in chunks}
-    final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
-    needs_captions = needs_captions and (not recipe.writes_captions or models.captioner is None)
-    if request.resume and not request.prune:
-        refuse_shorter(request, listing)
-    prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume, members=listing.members)
-    with leaving_nothing(request.output):
-        note_expected(request.output, final, listing.gaps)
-        done = shards_done(request.output, fingerprints, final, cut, console)
-        missing = [chunk for chunk in chunks if chunk.shard not in done]
-        if len(missing) < len(chunks):
-            console.print(f"{len(chunks) - len(missing)} of {len(chunks)} shards are done already", style="dim")
-        if small := job.small_models():
-            print_lines(console, [f"models   {', '.join(small)}: {SMALL}"])
-            if request.doubts_preset and missing:
-                check_likeness(missing[0])
-        compile_code(steps if missing and is_local(options) else (), console)
-        with progress_bar(console, missing, list(job.models)) if is_local(options) else nullcontext("") as progress:
-            whole = BuildDataset(
-                recipe.format, config, steps, chunks, request.output, needs_captions, progress,
-                accelerator=request.accelerator,
-            )  # fmt: skip
-            if not is_local(options):
-                whole = replace(whole, needs=needs_of(request, steps), finishes=cut is None)
-                print_lines(console, [f"{len(missing)} shards: the runner's own log and pages show how it goes"])
-            make_shards(whole.of(missing), options, console, debug=request.debug)
-        refuse_unread(request.output, [chunk.shard for chunk in missing])
-        if cut:
-            shown = nullcontext() if request.debug or not is_local(options) else quiet_stderr()
-            with console.status(cut.what), shown:
-                cut_dataset(request.output, recipe.format, fingerprints, cut, options)
-    info = finish_noted(request.output)
-    print_lines(console, check_names_afterwards(job, request.output))
-    return info
+    return listing, config, models, recipe.all_steps(config, models, listing)
 
 
 def needs_of(request: Request, steps: Sequence[Step]) -> Needs:
@@ -215,43 +259,6 @@ def for_engine(request: Request, options: PipelineOptions) -> Request:
 
     config = request.config.model_copy(update={"backgrounds": absolute(backgrounds)} if backgrounds else {})
     return replace(request, source=absolute(request.source), output=absolute(request.output), config=config)
-
-
-def with_fingerprints(chunks: Iterable[Chunk], stamps: str, job: Job, *, counts: bool) -> list[Chunk]:
-    """Return the chunks with the fingerprints of their shards.
-
-    Without `counts`, the number of their records is not known: each caption of a picture is one.
-    """
-    hashed = without_run_fields(job)
-    return [
-        replace(
-            chunk,
-            fingerprint=shard_fingerprint(chunk.fingerprint + stamps, hashed),
-            expected=chunk.expected if counts else None,
-        )
-        for chunk in chunks
-    ]
-
-
-def with_earlier_versions(request: Request, job: Job) -> Job:
-    """Return the job with the versions of libraries that the finished shards were made with.
-
-    Raises:
-        InputError: they are not those of now, and it was not asked to go on.
-    """
-    if not finished_shards(request.output):
-        return job
-    earlier = read_job(request.output).libraries
-    changed = [
-        (name, v, job.libraries.get(name, "none")) for name, v in earlier.items() if job.libraries.get(name) != v
-    ]
-    if changed and not request.mix_versions:
-        words = ", ".join(f"{name} {then} (now {now})" for name, then, now in changed)
-        raise InputError(
-            f"the finished shards of {request.output} were made with {words}: --mix-versions keeps them and makes the "
-            "others with what is installed, --overwrite makes all again"
-        )
-    return job.model_copy(update={"libraries": earlier})
 
 
 def refuse_shorter(request: Request, listing: Listing) -> None:
@@ -374,57 +381,6 @@ def cut_dataset(
     if not is_chosen(output, choice_digest(fingerprints, cut)):
         run(ChooseSamples(output, fingerprints, cut), options)
     run(CutShards(output, sample_format, left), options)
-
-
-def settle_precision(precision: Precision, steps: Sequence[Step]) -> Precision:
-    """Return the precision of the models that `steps` run: "fp32" if there is none but the parser, else see `settled`.
-
-    It is settled here, not on the workers, as it is a part of how shards are made.
-    """
-    if not checkpoints_of(steps).keys() - {"parser"}:
-        return "fp32"
-    from transforms.models.checkpoints import settled  # noqa: PLC0415 - it imports torch
-
-    return settled(precision)
-
-
-def checkpoints_of(steps: Sequence[Step]) -> dict[str, str]:
-    """Return the checkpoints that `steps` load, by kind."""
-    return {kind: checkpoint for step in steps for kind, checkpoint in step.checkpoints().items()}
-
-
-def describe_job(recipe: str, config: BuildConfig, steps: Sequence[Step], precision: Precision = "fp32") -> Job:
-    """Describe recipe, config, models, seed and precision: the head of `dataset.json`."""
-    checkpoints = checkpoints_of(steps)
-    check_downloads(checkpoints)
-    return Job(
-        recipe=recipe,
-        config=config.model_dump(mode="json"),
-        models={kind: ModelName(name=name_of(path), revision=revision_of(path)) for kind, path in checkpoints.items()},
-        seed=config.seed,
-        precision=precision,
-        libraries=library_versions(name for step in steps for name in step.libraries()) | instructions(checkpoints),
-    )
-
-
-def instructions(checkpoints: Mapping[str, str]) -> dict[str, str]:
-    """The instruction set that torch computes with on this machine; {} if no step runs a model of torch.
-
-    Another one may change the last digits of a score, and so a shard.
-    """
-    if not checkpoints.keys() - {"parser"}:
-        return {}
-    import torch  # noqa: PLC0415 - a build without such models does not wait for it
-
-    return {"torch.cpu": torch.backends.cpu.get_cpu_capability()}
-
-
-def without_run_fields(job: Job) -> Job:
-    """The job without the fields of its config that do not change the bytes of a shard."""
-    defaults = BuildConfig().model_dump(mode="json")
-    own = BUILDS[job.recipe].__annotations__.keys() if job.recipe in BUILDS else ()
-    later = {name for name in LATER_FIELDS.difference(own) if job.config.get(name) == defaults[name]}
-    return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS | later}})
 
 
 def rounds(chunks: Sequence[Chunk], options: PipelineOptions) -> Iterator[Sequence[Chunk]]:

@@ -24,15 +24,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.drawing import find_phrases
-from schemas.boxes import window
-from schemas.example import Example, Match, Object, Phrase, Placement, Quality, Segment, Source, Subject
+from schemas.boxes import BBox, window
+from schemas.example import Example, Grounded, Match, Object, Phrase, Placement, Quality, Segment, Source, Subject
 from schemas.images import encode_grey, encode_jpeg
 from schemas.keys import clean_key
+from schemas.layouts import Frame, Layout
 from schemas.masks import Mask, union
+from transforms.models.clip import load_clip
+from transforms.models.clip_features import embed_phrases
 
 LONGEST = 1024
 """Longest side of a cut, in pixels: larger ones are scaled down. Image encoders are shown 224 to 336."""
-BLANK = 64
+BLANK = 512
 """Side of the picture of a sample without references, in pixels."""
 
 
@@ -135,3 +138,24 @@ def blank(prompt: str, subject: str = "") -> Example:
         composite=image,
         placement=Placement("blank"),
     )
+
+
+def place(example: Example, layout: Layout, clip: str) -> Example:
+    """Give an example the boxes of a layout, with the embeddings of their phrases by the CLIP `clip`, a checkpoint.
+
+    Of what is in the boxes there is no picture: those embeddings are 0.
+    """
+    grounded = tuple(
+        Grounded(phrase.text, ((phrase.start, phrase.end),), whole_pixels(box, example.width, example.height), 1.0)
+        for phrase in layout.phrases
+        for box in phrase.boxes
+    )
+    before, after = embed_phrases(load_clip(clip), [thing.text for thing in grounded])
+    nothing = {"image_after": np.zeros_like(after), "image_reprojected": np.zeros_like(before)}
+    return replace(example, grounded=grounded, embeddings={"text_before": before, "text_after": after, **nothing})
+
+
+def whole_pixels(box: Frame, width: int, height: int) -> BBox:
+    """A box in shares of the sides as [x, y, w, h] in pixels, rounded, at least one pixel wide and high."""
+    x, y = min(round(box[0] * width), width - 1), min(round(box[1] * height), height - 1)
+    return x, y, max(round(box[2] * width) - x, 1), max(round(box[3] * height) - y, 1)

@@ -3,17 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.map_files import MapFile
 from jobs.settings import read_config
 from pipelines import RECIPES
 from schemas.errors import ConfigError, InputError
+from schemas.layouts import Layout
 from schemas.samples.base import find_spans
 from training.config import RunConfig
 from training.configs import config_of, owners_of_fields
-from training.drawing import Drawing
+from training.drawing import Drawing, Placing
 from training.resume import read_note
+
+PLACED: Mapping[str, Literal["guidance", "model"]] = {"captioned": "guidance", "gligen": "model"}
+"""Recipes that draw phrases in boxes: by layout guidance, or by a model that takes boxes."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class DrawRequest:
             MIP-Adapter's `scale` and `merge`.
         find_with: preset of the models that find subjects in photographs; None: what the run started from. In that
             case, the small models are refused for what looks like photographs.
+        layouts: none, or for each prompt the boxes of its phrases.
+        placing: how layout guidance places them, for recipes that do not take boxes themselves.
         maps: condition maps, for recipes that learn from them.
     """
 
@@ -76,6 +82,8 @@ class DrawRequest:
     drawing: Drawing = field(default_factory=Drawing)
     fields: Mapping[str, Any] = field(default_factory=dict)
     find_with: str | None = None
+    layouts: Sequence[Layout] = ()
+    placing: Placing = field(default_factory=Placing)
     maps: Sequence[MapFile] = ()
 
 
@@ -133,6 +141,8 @@ def fields_of(recipe: str, fields: Mapping[str, Any], request: DrawRequest) -> R
     own: dict[str, Any] = {"captions": "own"}  # the prompt
     if count := len(request.references):  # all are shown, whatever their class
         own |= {"max_subjects": count, "max_objects": count, "labels": ()}
+    if request.layouts:  # and so are all boxes, whatever their size
+        own["min_box"] = 0.0
     known = {name: value for name, value in {**fields, **own}.items() if name in kind.model_fields}
     return read_config(kind, None, [f"{name}={value}" for name, value in request.fields.items()], known)
 
@@ -146,6 +156,9 @@ def check_references(recipe: str, request: DrawRequest) -> None:
     described, phrases = RECIPES[recipe], [reference.phrase for reference in request.references]
     if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
         raise ConfigError("what is to be drawn? Give a prompt")
+    if not described.draws:
+        raise ConfigError(f"{recipe} fills holes of pictures, which this command does not take: see docs/layouts.md")
+    check_boxes(recipe, request)
     if described.find is None and phrases:
         raise ConfigError(f"{recipe} draws no subjects: leave out --reference {phrases[0]!r}")
     if described.subjects is not None and len(phrases) > described.subjects:
@@ -158,6 +171,20 @@ def check_references(recipe: str, request: DrawRequest) -> None:
         raise ConfigError(f"{what}: show it, with --reference 'PHRASE=PHOTOGRAPH'")
     for prompt in request.prompts:
         find_phrases(phrases, prompt)
+
+
+def check_boxes(recipe: str, request: DrawRequest) -> None:
+    """Check that boxes are given to a recipe that draws in boxes, and how they are obeyed to one that is guided.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if request.layouts and recipe not in PLACED:
+        raise ConfigError(f"{recipe} does not draw in boxes: {' and '.join(PLACED)} do")
+    if request.placing != Placing() and (not request.layouts or PLACED[recipe] != "guidance"):
+        raise ConfigError("--placing says how captioned obeys boxes: leave it out, or give --box to that recipe")
+    if PLACED.get(recipe) == "model" and not request.layouts:
+        raise ConfigError(f"{recipe} draws in boxes: give them, with --box 'a red ball=0.1,0.2,0.5,0.6'")
 
 
 def check_files(references: Sequence[Reference]) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.diffusion import encode_pictures
+from training.latent_space import encode_pictures
 from training.localization import Subjects
 from training.shards import Batch
 

@@ -17,9 +17,9 @@ from schemas.keys import rng_of
 from schemas.masks import Mask
 from schemas.samples import FORMATS
 from training.config import RunConfig
-from training.diffusion import downsampling
 from training.drawing import Drawing
 from training.geometry import crop_window, window_of
+from training.latent_space import downsampling
 from training.recipe import Training
 from training.shards import Batch, Raw, Shards, make_batch, read_samples, to_device
 from transforms.scenes import Scene, make_scene

@@ -16,24 +16,30 @@ import transformers
 from numpy.typing import NDArray
 from rich.console import Console
 
-from jobs.compose import blank, compose
-from jobs.drawing import DrawRequest, Reference, Start, check_references, find_model
+from jobs.compose import blank, compose, place
+from jobs.drawing import PLACED, DrawRequest, Reference, Start, check_references, find_model
 from jobs.map_files import check_maps
 from jobs.maps import batch_of_maps
 from jobs.references import find_subjects, samples_of
 from pipelines import RECIPES
 from schemas.errors import ConfigError
 from schemas.example import Example
+from schemas.layouts import Layout
 from schemas.samples import FORMATS
 from training.configs.maps import MapsConfig
-from training.drawing import Drawing
+from training.drawing import Drawing, Placing
 from training.generate import batch_of, draw_pictures, join_samples, set_drawing
+from training.guidance import Guide, follow
+from training.layout_guidance import coarsest_side, guide_layout, widened
 from training.loop import this_process
 from training.recipes import training_of
 from training.shards import Raw
-from transforms.models.presets import revision_of
+from transforms.models.presets import resolve, revision_of
 
-SAMPLING = ("subject_share", "scale", "merge", "template", "prompt_reps")
+SAMPLING = (
+    "subject_share", "grounded_share", "scale", "merge", "template", "prompt_reps", "shared", "canny_low", "canny_high",
+    "edge_threshold", "line_length", "color_cells",
+)  # fmt: skip
 """Fields of configs that change what a model draws."""
 
 
@@ -47,6 +53,7 @@ class Picture:
         pixels: [H, W, 3] uint8 RGB.
         settings: what it is a function of, as JSON has it.
         references: what the model was shown, [N, h, w, 3] uint8.
+        layout: the boxes of its phrases, if they have any.
     """
 
     prompt: int
@@ -54,6 +61,7 @@ class Picture:
     pixels: NDArray[np.uint8]
     settings: Mapping[str, Any]
     references: NDArray[np.uint8]
+    layout: Layout | None = None
 
 
 def generate(request: DrawRequest, console: Console | None = None) -> Iterator[Picture]:
@@ -82,15 +90,37 @@ def generate(request: DrawRequest, console: Console | None = None) -> Iterator[P
     settings = describe(request, start, drawing)
     maps = batch_of_maps(start.recipe, model, config, request.maps, preset) if isinstance(config, MapsConfig) else None
     for i, prompt in enumerate(request.prompts):
+        layout = request.layouts[i] if request.layouts else None
         if maps:
             batch = {**maps, "input_ids": model.tokenize([prompt]).to(model.unet.device)}
+        elif layout and PLACED[start.recipe] == "model":
+            samples = [pack(start.recipe, place(blank(prompt), layout, resolve(start.preset, {}).clip))]
+            batch = batch_of(training, samples, model, config)
         else:
             batch = batch_of(training, compose_samples(start.recipe, found, known, prompt), model, config)
         conditions = model.references(batch)
         counts = [int(shown.any()) for shown in conditions[0]] if maps else [len(group) for group in found]
         references = shown_pictures(conditions, counts)
-        for number, drawn in enumerate(draw_pictures(model, join_samples(model, batch), drawing)):
-            yield Picture(i, number, to_bytes(drawn), {"prompt": prompt, "number": number, **settings}, references)
+        guided = layout if PLACED.get(start.recipe) == "guidance" else None
+        guide = guide_of(model, guided, request.placing, drawing, console)
+        own = {"prompt": prompt, **describe_layout(layout, request.placing if guided else None)}
+        for number, drawn in enumerate(draw_pictures(model, join_samples(model, batch), drawing, guide)):
+            yield Picture(i, number, to_bytes(drawn), {**own, "number": number, **settings}, references, layout)
+
+
+def guide_of(
+    model: Any,  # noqa: ANN401 - the recipe's model
+    layout: Layout | None,
+    placing: Placing,
+    drawing: Drawing,
+    console: Console,
+) -> Guide:
+    """The guide of a layout, where there is one; say which boxes are widened."""
+    if layout is None:
+        return follow
+    for text in widened(layout, coarsest_side(model, drawing.size or 0)):
+        console.print(f"the box of {text!r} is narrower than a cell of the attention: it is widened to one")
+    return guide_layout(model, layout, placing)
 
 
 def open_model(start: Start, request: DrawRequest) -> tuple[Any, Drawing]:
@@ -165,6 +195,14 @@ def to_bytes(picture: torch.Tensor) -> NDArray[np.uint8]:
     """Turn a picture [3, H, W] float32 in [0, 1] into [H, W, 3] uint8."""
     values: NDArray[np.uint8] = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return values
+
+
+def describe_layout(layout: Layout | None, placing: Placing | None) -> dict[str, Any]:
+    """The boxes of a picture's phrases, and how guidance placed them, as JSON has them; nothing if there are none."""
+    if layout is None:
+        return {}
+    boxes = [{"text": phrase.text, "boxes": phrase.boxes} for phrase in layout.phrases]
+    return {"layout": boxes} | ({"placing": placing.model_dump(mode="json")} if placing else {})
 
 
 def describe(request: DrawRequest, start: Start, drawing: Drawing) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from schemas.machine import use_machine
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
     output: Annotated[Path, typer.Option(help="A new folder for the pictures.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; may be given several times.")] = None,
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Folder of a training run.")] = None,
     reference: Annotated[
         list[str] | None,
@@ -24,6 +24,21 @@ def generate(
             "white where the subject is; without one, it is found as in a build. Several subjects: several times.",
         ),
     ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PHRASE=L,T,R,B",
+            help="captioned, gligen: draw words of the prompt in a box: left,top,right,bottom as shares of its sides.",
+        ),
+    ] = None,
+    layouts: Annotated[
+        Path | None, typer.Option(help="YAML or JSON Lines file of prompts and boxes, in place of --prompt and --box.")
+    ] = None,
+    placing: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="captioned: how boxes are obeyed, as way=forward (docs/layouts.md)."),
+    ] = None,
+    show_boxes: Annotated[bool, typer.Option("--show-boxes", help="Draw the boxes into the pictures.")] = False,
     map_: Annotated[
         list[str] | None,
         typer.Option("--map", metavar="NAME=FILE[:WEIGHT]", help="A condition map, as canny=edges.png; several times."),
@@ -45,6 +60,10 @@ def generate(
         float | None,
         typer.Option(help="fastcomposer: share of the steps, the last ones, that use the subjects; by default 0.7."),
     ] = None,
+    grounded_share: Annotated[
+        float | None,
+        typer.Option(help="gligen: share of the steps, the first ones, that use the boxes; by default 0.3."),
+    ] = None,
     scale: Annotated[float | None, typer.Option(help="mip-adapter: weight of the references; by default 0.75.")] = None,
     merge: Annotated[
         str | None, typer.Option(help="mip-adapter: how references are merged: code, paper or uniform.")
@@ -63,18 +82,20 @@ def generate(
 ) -> None:
     """Draw a prompt with the subjects of your photographs, by the model of a training run."""
     from jobs.drawing import DrawRequest, Reference, check_files, check_references, find_model
+    from jobs.layouts import layouts_of
     from jobs.map_files import MapFile, check_maps
     from jobs.settings import read_config
-    from training.drawing import Drawing
+    from training.drawing import Drawing, Placing
 
     check_folder(output)
+    prompts, placed = layouts_of(prompt or [], box or [], layouts)
     options = {
         "count": count, "seed": seed, "batch": batch, "size": size, "steps": steps, "guidance": guidance,
         "negative_prompt": negative, "scheduler": scheduler, "precision": precision,
     }  # fmt: skip
-    own = {"subject_share": subject_share, "scale": scale, "merge": merge}
+    own = {"subject_share": subject_share, "grounded_share": grounded_share, "scale": scale, "merge": merge}
     request = DrawRequest(
-        prompts=prompt,
+        prompts=prompts,
         references=[Reference.parse(text) for text in reference or []],
         run=run,
         recipe=recipe,
@@ -83,6 +104,8 @@ def generate(
         drawing=read_config(Drawing, None, [], {name: value for name, value in options.items() if value is not None}),
         fields={name: value for name, value in own.items() if value is not None},
         find_with=find_with,
+        layouts=placed,
+        placing=read_config(Placing, None, placing or []),
         maps=[
             *(MapFile.parse(text, taken=False) for text in map_ or []),
             *(MapFile.parse(text, taken=True) for text in map_from or []),
@@ -99,7 +122,7 @@ def generate(
         from jobs.pictures import write_pictures
 
     with stoppable(lambda: f"the pictures drawn so far are in {output}"):
-        for path in write_pictures(output, run_generate(request, console), len(prompt)):
+        for path in write_pictures(output, run_generate(request, console), len(prompts), show_boxes=show_boxes):
             console.print(f"picture  {path}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"sheet    {output / 'sheet.png'}", soft_wrap=True, markup=False, highlight=False)
 

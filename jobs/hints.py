@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.maps import canny_edges, color_segments, decode_map, min_max
+from schemas.maps import STROKE, canny_edges, color_segments, decode_map, min_max
 from schemas.samples.mapped import Record
 from schemas.shards import Sample
 
 CANNY = (100, 200)
 """Thresholds of ControlNet's annotator."""
-STROKE = 0.5
-"""Strength from which a scribble is a stroke: ControlNet's 127 of 255."""
 LINE = 0.02
 """Shortest straight line that is shown, as a share of the diagonal (our choice)."""
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
-from rich.table import Table
-from typer.main import get_group
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from jobs import option_help
 from jobs.arguments import (
@@ -24,27 +23,33 @@ from jobs.arguments import (
     expand_arguments,
     move_to_front,
     parse_overrides,
+    recipe_names,
     split_arguments,
     workers_of,
 )
+from jobs.console import err, out, print_books, print_lines
+from jobs.dataset_commands import COMMANDS
 from jobs.evaluate_command import evaluate
+from jobs.examples import add_to_help
 from jobs.exports import Option, all_options, export_dataset, formats_help
 from jobs.generate_command import generate
+from jobs.layouts_command import layouts
 from jobs.plan import plan
+from jobs.preview_command import preview
 from jobs.settings import read_config
 from jobs.stop import INTERRUPTED, stoppable
+from jobs.view_command import view
+from jobs.weights_command import weights
 from schemas.errors import ConfigError, InputError, SubjectloomError, choices
 from schemas.machine import use_machine
 
 app = typer.Typer(
     help="Training datasets for subject-driven text-to-image generation.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console()
-err = Console(stderr=True)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -100,7 +105,7 @@ def scenes(
 @app.command()
 def build(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="The recipe: `subjectloom recipes` lists them.")],
+    recipe: Annotated[str, typer.Argument(help=option_help.RECIPE, autocompletion=recipe_names)],
     source: Annotated[
         str,
         typer.Option(
@@ -153,6 +158,7 @@ def build(
         bool, typer.Option("--mix-versions", help="With --resume: keep shards that other versions of libraries made.")
     ] = False,
     twins: Annotated[str, typer.Option(help=option_help.TWINS)] = "reject",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=option_help.DRY_RUN)] = False,
 ) -> None:
     """Build a dataset. Options after -- go to Beam: -- --runner=DataflowRunner --project=..."""
     from pipelines import BUILDS
@@ -177,6 +183,12 @@ def build(
         doubts_preset=preset is None, replaced=tuple(overrides),
         dataflow_preset=dataflow_preset, accelerator=accelerator,
     )  # fmt: skip
+    if dry_run:
+        from jobs.dry_run import dry_run as say_what_it_takes
+
+        for line in say_what_it_takes(request, out):
+            print_lines(line)
+        return
     with stoppable(lambda: describe_stop(output)):
         info = run_build(request, out)
     report = write_report(output)
@@ -202,7 +214,9 @@ def finish(output: Annotated[str, typer.Argument(help="Folder of a dataset whose
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="The recipe whose fields are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The recipe whose fields are listed.", autocompletion=recipe_names)
+    ] = None,
 ) -> None:
     """List the recipes, or the fields of one of them."""
     from jobs.recipes import show_fields, show_recipes
@@ -256,13 +270,24 @@ def with_options(command: Callable[..., None], options: Iterable[Option]) -> Cal
     return command
 
 
-for command in (with_options(export, all_options()), plan, generate, evaluate):
-    app.command()(command)
+OTHERS: dict[str, Callable[..., None]] = {
+    "export": with_options(export, all_options()),
+    "plan": plan,
+    "preview": preview,
+    "view": view,
+    "generate": generate,
+    "evaluate": evaluate,
+    "layouts": layouts,
+    **COMMANDS,
+}
+for name, command in OTHERS.items():
+    app.command(name)(command)
+app.add_typer(weights, name="weights")
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="The recipe: `subjectloom recipes` lists them.")],
+    recipe: Annotated[str, typer.Argument(help=option_help.RECIPE, autocompletion=recipe_names)],
     data: Annotated[
         list[str],
         typer.Option(
@@ -333,82 +358,12 @@ def show_training(running: Iterator[dict[str, float]], steps: int) -> None:
         print_lines(f"all {steps} steps are finished already: give more --steps to go on")
 
 
-weights = typer.Typer(help="Models from the checkpoints of a run, and weights of other projects.", no_args_is_help=True)
-app.add_typer(weights, name="weights")
-
-
-@weights.command("export")
-def export_weights(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run, finished or not.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; by default the newest one.")] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DATA[=WEIGHT]", help="The run's dataset, if it is no longer where the run found it."),
-    ] = None,
-) -> None:
-    """Write the model of a checkpoint, as RUN/model/ holds that of the finished run."""
-    from training.names import check_data
-    from training.resume import check_export
-
-    check_export(run, output, step)
-    check_data(data or [])
-    from jobs.weights import export_checkpoint
-
-    print_lines(f"model    {export_checkpoint(run, output, step, data or [])}")
-
-
-@weights.command("convert")
-def convert_weights(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or folder of weights.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="A new file or folder.")],
-    given: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            help="Its format: subjectloom (RUN/model), fastcomposer, ip-adapter, mip-adapter, lavis or diffusers.",
-        ),
-    ],
-    wanted: Annotated[str, typer.Option("--to", help="Another format of the same system.")],
-    base: Annotated[
-        str | None,
-        typer.Option(help="Model for what SOURCE does not hold, as tokenizers; by default the published one."),
-    ] = None,
-) -> None:
-    """Convert weights that other projects released to models of Subjectloom, or back."""
-    from jobs.convert import convert
-
-    convert(source, output, given, wanted, base)
-    print_lines(f"weights  {output}")
-
-
 @app.command()
 def report(output: Annotated[str, typer.Argument(help="Folder of a dataset.")]) -> None:
     """Write report.html of a dataset again."""
     from jobs.report.page import write_report
 
     out.print(str(write_report(output)), soft_wrap=True)
-
-
-def print_lines(*lines: str) -> None:
-    """Print plain lines, unwrapped."""
-    for line in lines:
-        out.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def print_books(counts: dict[str, Any], seconds: dict[str, float]) -> None:
-    """Print the numbers of records read, written and rejected, and the seconds per stage."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for name in ("read", "written", "rejected", "shards"):
-        table.add_row(name, f"{counts[name]:,}")
-    for stage, reasons in counts["rejects"].items():
-        for reason, number in reasons.items():
-            table.add_row(f"  {stage}: {reason}", f"{number:,}", style="dim")
-    out.print(table)
-    stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
-    out.print(f"seconds  {stages}", style="dim", soft_wrap=True)
 
 
 def main() -> None:
@@ -418,8 +373,9 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     try:
         arguments, beam = split_arguments(sys.argv[1:])
-        group = get_group(app)
-        app(move_to_front(expand_arguments(arguments, group), group), obj=beam)
+        group = cast("TyperGroup", get_command(app))
+        add_to_help(group, arguments)
+        group(move_to_front(expand_arguments(arguments, group), group), prog_name="subjectloom", obj=beam)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             err.print("stopped")

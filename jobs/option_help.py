@@ -11,4 +11,6 @@ ACCELERATOR = (
 )
 DEVICE = "Device of the models: cuda, mps or cpu; by default cuda if there is one."
 TWINS = "Samples with one key in several tars: reject all but the first, or rename (a tar's name before its keys)."
+RECIPE = "The recipe: `subjectloom recipes` lists them; with a recipe, --help lists its fields."
+DRY_RUN = "Say what would be read, downloaded and written, and how long it takes by a probe; write no dataset."
 SET = "A field of the config; --FIELD VALUE does the same. `subjectloom recipes NAME` lists the fields."

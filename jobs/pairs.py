@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from jobs.build import Request, build_recipe, describe_job, for_engine, settle_precision
+from jobs.build import Request, build_recipe, for_engine
+from jobs.describe import describe_job, settle_precision
 from jobs.engines import beam_options
 from jobs.exports.subjects import INSTANCES, Instance, show
 from jobs.run import run

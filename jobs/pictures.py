@@ -9,25 +9,34 @@ OUT/settings.json          the settings of each picture, by file name
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from jobs.generate import Picture
 
 GAP = 4
 """Pixels between the pictures of a sheet."""
+SHOWN = 256
+"""Least side of a picture with boxes, in pixels: their phrases can be read."""
 
 
-def write_pictures(output: Path, pictures: Iterable[Picture], prompts: int) -> Iterator[Path]:
-    """Write the pictures of so many prompts to a new folder; yield the path of each when it is there."""
+def write_pictures(
+    output: Path, pictures: Iterable[Picture], prompts: int, *, show_boxes: bool = False
+) -> Iterator[Path]:
+    """Write the pictures of so many prompts to a new folder; yield the path of each when it is there.
+
+    With `show_boxes`, the boxes of phrases are drawn into the pictures.
+    """
     rows: list[list[Picture]] = [[] for _ in range(prompts)]
     written: dict[str, Any] = {}
-    for picture in pictures:
+    for drawn in pictures:
+        picture = replace(drawn, pixels=with_boxes(drawn)) if show_boxes and drawn.layout else drawn
         name = f"{picture.prompt:03}-{picture.number:03}.png" if prompts > 1 else f"{picture.number:03}.png"
         output.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.pixels).save(output / name, pnginfo=text_chunks(picture.settings))
@@ -36,6 +45,23 @@ def write_pictures(output: Path, pictures: Iterable[Picture], prompts: int) -> I
         (output / "settings.json").write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", "utf-8")
         yield output / name
     Image.fromarray(sheet_of(rows)).save(output / "sheet.png")
+
+
+def with_boxes(picture: Picture) -> NDArray[np.uint8]:
+    """A picture of at least `SHOWN` pixels a side with the boxes of its phrases, each phrase in a colour of its own."""
+    assert picture.layout is not None
+    side = picture.pixels.shape[0] * max(1, -(-SHOWN // picture.pixels.shape[0]))
+    canvas = Image.fromarray(picture.pixels).resize((side, side), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(canvas)
+    for i, phrase in enumerate(picture.layout.phrases):
+        colour = f"hsl({i * 137 % 360},90%,60%)"  # steps of the golden angle keep hues apart
+        for box in phrase.boxes:
+            left, top, right, bottom = (round(edge * side) for edge in box)
+            corners = (left, top, max(right - 1, left), max(bottom - 1, top))
+            draw.rectangle(corners, outline="black", width=4)
+            draw.rectangle(corners, outline=colour, width=2)
+            draw.text((left + 5, top + 4), phrase.text, fill=colour, stroke_width=1, stroke_fill="black")
+    return np.asarray(canvas)
 
 
 def text_chunks(settings: Any) -> PngInfo:  # noqa: ANN401 - a mapping of JSON's values

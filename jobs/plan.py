@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 
+from jobs.arguments import recipe_names
 from schemas.errors import ConfigError, InputError
 from schemas.strict import StrictModel
 
@@ -167,7 +168,7 @@ def since_start() -> float:
 
 def plan(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Pictures with captions, as for build.")],
-    recipe: Annotated[str, typer.Argument(help="The recipe.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe.", autocompletion=recipe_names)],
     pictures: Annotated[int, typer.Option(help="Pictures of the whole build.", min=1)],
     preset: Annotated[str, typer.Option(help="Models: sample or hub.")] = "sample",
     config: Annotated[Path | None, typer.Option(help="YAML file with the recipe's fields.")] = None,
@@ -176,7 +177,7 @@ def plan(
 ) -> None:
     """Say what a build takes in time, memory, disk and money, from a few dozen pictures of INPUT."""
     from jobs.arguments import check_recipe, check_source
-    from jobs.main import out, print_lines
+    from jobs.console import out, print_lines
     from jobs.settings import read_config
     from pipelines import RECIPES
     from schemas.machine import use_machine

@@ -46,7 +46,7 @@ def rescue(build: BuildDataset, workers: int, console: Console) -> None:
         SubjectloomError: a shard could not be made. The others are.
     """
     # The records of a shard are counted when it is made: a child that dies has counted some of them.
-    shards = [replace(build.of([chunk]), progress="") for chunk in build.chunks]
+    shards = [replace(build.of([chunk]), progress="", from_candidates=False) for chunk in build.chunks]
     pool = ThreadPoolExecutor(workers)
     try:
         deaths = list(pool.map(run_in_child, shards))

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import blip_diffusion, captioned, composer, controlnet, fastcomposer, mip_adapter, t2i_adapter
+from pipelines import (
+    blip_diffusion,
+    captioned,
+    composer,
+    controlnet,
+    fastcomposer,
+    gligen,
+    mip_adapter,
+    paint_by_example,
+    t2i_adapter,
+)
 from pipelines.pairs import PairsConfig
 from pipelines.recipe import BuildConfig, Recipe
 
@@ -12,6 +22,8 @@ RECIPES: Mapping[str, Recipe[Any]] = {
     "blip-diffusion": blip_diffusion.RECIPE,
     "mip-adapter": mip_adapter.RECIPE,
     "captioned": captioned.RECIPE,
+    "gligen": gligen.RECIPE,
+    "paint-by-example": paint_by_example.RECIPE,
     "controlnet": controlnet.RECIPE,
     "t2i-adapter": t2i_adapter.RECIPE,
     "composer": composer.RECIPE,

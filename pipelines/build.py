@@ -11,6 +11,7 @@ from schemas.dataset import Part
 from schemas.errors import SubjectloomError
 from schemas.samples.base import SampleFormat
 from transforms.batch import Batch
+from transforms.candidates import KeepCandidates, TakeCandidates
 from transforms.finish import finish_noted
 from transforms.progress import CountRecords
 from transforms.read import ReadBatches, Reading
@@ -39,6 +40,8 @@ class BuildDataset(beam.PTransform):
         deadly: records that are rejected, as they killed the process that worked on them, by their keys.
         needs: what each worker is checked for before it begins; None for no check.
         finishes: finish the dataset when all shards are made: what started the pipeline need not live until then.
+        candidates: keep what comes out of so many steps, the first ones, beside the shards; 0: keep nothing.
+        from_candidates: take that from there in place of running these steps.
         accelerator: what the machines of steps with a model have, as Beam's resource hints say it; "" for no hint.
     """
 
@@ -54,6 +57,8 @@ class BuildDataset(beam.PTransform):
     needs: Needs | None = None
     finishes: bool = False
     accelerator: str = ""
+    candidates: int = 0
+    from_candidates: bool = False
 
     def of(self, chunks: Sequence[Chunk]) -> "BuildDataset":
         """The build of some of the chunks."""
@@ -77,11 +82,19 @@ class BuildDataset(beam.PTransform):
         batches = root | ReadBatches(self.groups or self.chunks, reading, output)
         if self.needs:
             batches |= "check worker" >> beam.ParDo(CheckWorker(self.needs))
-        for step in self.steps:
+        # Records that are tried one by one are in other batches than those that were kept.
+        takes = self.from_candidates and bool(output)
+        if takes:
+            batches |= TakeCandidates(output)
+        for number, step in enumerate(self.steps, start=1):
+            if takes and number <= self.candidates:
+                continue
             needs_gpu = step.checkpoints().keys() - {"parser"}
             batches |= (
                 step.with_resource_hints(accelerator=self.accelerator) if self.accelerator and needs_gpu else step
             )
+            if number == self.candidates and output and not takes:
+                batches |= KeepCandidates(output)
         return batches
 
 

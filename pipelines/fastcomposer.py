@@ -55,6 +55,11 @@ class FastComposerConfig(BuildConfig):
         '"grass"; none: all',
     )
     never: tuple[str, ...] = Field(default=(), description='classes or head nouns that are no subjects ("sky")')
+    candidates: bool = Field(
+        default=True,
+        description="keep what the models found beside the shards: --resume with another threshold, min_area, only, "
+        "never or plurals runs no model",
+    )
     min_area: float = Field(
         default=0.002,
         ge=0,
@@ -86,26 +91,30 @@ def settle(config: FastComposerConfig, models: "Models", listing: "Listing") -> 
 def steps(config: FastComposerConfig, models: "Models", listing: "Listing") -> "Sequence[Step]":
     """Return the steps in the order in which the paper describes them."""
     from transforms.regions.match import MatchPhrases, Names
-    from transforms.regions.segment import SegmentEverything, SegmentPictures
+    from transforms.regions.segment import DropSmallSegments, SegmentEverything, SegmentPictures
     from transforms.regions.similarity import ScoreSimilarity
     from transforms.text.phrases import ExtractPhrases
     from transforms.text.several_captions import KeepMostLinked, TakeCaptions
 
     assert config.threshold is not None
-    segment: Step
     join_plurals = config.plurals == "union"
-    if listing.has_segments:
-        segment = SegmentPictures(None, config.min_area, join_plurals)
-    elif config.segmenter == "sam":
+    segmenter = None if listing.has_segments else models.segmenter
+    segment: Step = SegmentPictures(segmenter, config.min_area, join_plurals, models.hosting)
+    drop: list[Step] = []
+    if config.segmenter == "sam":
+        # Most of SAM's masks are too small: CLIP would score them for nothing.
         segment = SegmentEverything(models.sam, models.everything, config.min_area, models.hosting)
-    else:
-        segment = SegmentPictures(models.segmenter, config.min_area, join_plurals, models.hosting)
+    elif config.captions in ("first", "longest"):
+        # Behind the models, so that another min_area needs none of them again.
+        segment = SegmentPictures(segmenter, hosting=models.hosting)
+        drop = [DropSmallSegments(config.min_area, join_plurals)]
     read = [TakeCaptions(config.captions), ExtractPhrases(models.parser, config.expand_plurals)]
     names = Names(frozenset(config.only), frozenset(config.never))
     return [
         # Segments are found once, whatever the number of captions.
         *([segment, *read] if config.captions in ("most-linked", "all") else [*read, segment]),
         ScoreSimilarity(config.similarity, models.clip, models.hosting),
+        *drop,
         MatchPhrases(config.threshold, config.plurals, config.min_area, names),
         *([KeepMostLinked()] if config.captions == "most-linked" else []),
     ]

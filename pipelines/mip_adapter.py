@@ -59,6 +59,11 @@ class MipAdapterConfig(BuildConfig):
         description="bits of 64 in which the perceptual hashes of near duplicates may differ, of which only the best "
         "is kept; exact: only those of the same bytes; none: all are kept",
     )
+    candidates: bool = Field(
+        default=True,
+        description="keep what the models found beside the shards: --resume with other gates or another --best runs no "
+        "model",
+    )
     caption_prompt: str = Field(default="", description='what a captioner continues, such as "a photo of"')
     caption_beams: int = Field(default=5, ge=1, description="width of the captioner's search (LAVIS' default)")
     caption_tokens: int = Field(default=30, ge=1, description="longest new caption, tokens (LAVIS' default)")
@@ -90,7 +95,7 @@ def steps(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "Se
     from transforms.models.settings import Wording
     from transforms.regions.gates import ApplyGates, Gates
     from transforms.selection.phash import HashPictures
-    from transforms.selection.quality import ScoreQuality
+    from transforms.selection.quality import EmbedObjects, ScoreQuality
     from transforms.text.captions import WriteCaptions
     from transforms.text.phrases import ExtractPhrases
     from transforms.text.several_captions import KeepMostLinked, TakeCaptions
@@ -115,10 +120,11 @@ def steps(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "Se
         # Segments are found once, whatever the number of captions.
         *([*segment, *read] if config.captions in ("most-linked", "all") else [*read, *segment]),
         *ground,
+        EmbedObjects(models.clip, models.hosting),
         ApplyGates(gates),
         *scoring(config, models, "objects"),
         *([KeepMostLinked()] if config.captions == "most-linked" else []),
-        ScoreQuality(models.clip, config.min_quality, models.hosting),
+        ScoreQuality(config.min_quality),
         HashPictures(config.duplicates == "exact"),
     ]
 

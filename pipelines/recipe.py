@@ -58,6 +58,10 @@ class BuildConfig(StrictModel):
     follow_links: bool = Field(
         default=False, description="read what links in the source lead to, also outside of its folder"
     )
+    candidates: bool = Field(
+        default=False,
+        description="keep what the models found beside the shards: --resume with another threshold runs no model",
+    )
     scores: tuple[str, ...] = Field(
         default=(),
         description="axes that pictures and subjects are scored on: side, sharpness, aesthetic, pwatermark, nsfw; "
@@ -104,7 +108,7 @@ RATED = frozenset({"aesthetic", "crop_aesthetic"})
 LATER_FIELDS = frozenset({"scores", "gates", "max_iou", "most_subjects", "best_by", "duplicates"})
 """Fields that earlier releases did not have: with their defaults, a shard is the one that those made."""
 
-RUN_FIELDS = frozenset({"read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
+RUN_FIELDS = frozenset({"candidates", "read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
 """Fields that do not change the bytes of a given shard, so that they may differ when a run is resumed."""
 
 Config = TypeVar("Config", bound=BuildConfig)
@@ -181,6 +185,8 @@ class Recipe(Generic[Config]):
             those of a dataset; without what only selects samples. They are called with a settled config, models and
             whether the example's one segment is the subject's mask. None: samples have no subjects.
         subjects: most subjects of a sample; None: any number.
+        draws: whether a prompt and references are all that its model needs to draw.
+        needs_captions: returns whether, with a settled config, pictures without a caption are rejected.
         scored: where its examples have their subjects, to be scored and cut by the config's gates behind its steps;
             "none" scores pictures alone, None leaves it to the steps.
         writes_captions: whether its steps write the captions that the source lacks, where the preset has a captioner.
@@ -193,6 +199,8 @@ class Recipe(Generic[Config]):
     cut: Callable[[Config], "Cut | None"] = without_duplicates
     find: Callable[[Config, "Models", bool], "Sequence[Step]"] | None = None
     subjects: int | None = None
+    draws: bool = True
+    needs_captions: Callable[[Config], bool] = lambda _: True
     writes_captions: bool = False
     scored: "Kind | None" = "none"
 

@@ -48,7 +48,8 @@ class Job(StrictModel):
     """How a dataset is made, known before the job starts: the first fields of `dataset.json`.
 
     `precision` is that of the models, "fp32" or "bf16"; datasets that do not state it were made with fp32. `libraries`
-    are versions by name; folders of earlier releases do not state them.
+    are versions by name; folders of earlier releases do not state them. `derived` says how a dataset was made from
+    others; None for one that was built from pictures.
     """
 
     recipe: str
@@ -57,6 +58,7 @@ class Job(StrictModel):
     seed: int
     precision: str = "fp32"
     libraries: dict[str, str] = Field(default_factory=dict)
+    derived: "Derivation | None" = None
 
     def small_models(self) -> list[str]:
         """Return the kinds of the models, but the parser, that come with the package and know sample scenes only."""
@@ -94,6 +96,25 @@ class DatasetInfo(Job):
     seconds: dict[str, float]
     licenses: dict[str, int]
     gaps: dict[str, int] = Field(default_factory=dict)
+
+
+class Origin(StrictModel):
+    """A dataset that another one was made from: its folder, and what its `dataset.json` said."""
+
+    folder: str
+    info: DatasetInfo
+
+
+class Derivation(StrictModel):
+    """How a dataset was made from others: the command, its options by name, and these datasets."""
+
+    command: str
+    options: dict[str, Any]
+    origins: list[Origin]
+
+
+Job.model_rebuild()
+DatasetInfo.model_rebuild()
 
 
 class RejectRow(StrictModel):

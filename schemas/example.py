@@ -123,7 +123,8 @@ class Object:
     """A thing of the picture that phrase `phrase` (an index) names.
 
     `bbox` is [x, y, w, h] in pixels of the stored image, `score` the detector's confidence in [0, 1]; `mask` holds
-    the pixels of the thing. `similarity` is the cosine of the phrase's and the masked crop's embeddings.
+    the pixels of the thing. `similarity` is the cosine of the phrase's and the masked crop's embeddings, which are the
+    rows of `embeddings`, [2, D] float32.
     """
 
     phrase: int
@@ -131,6 +132,21 @@ class Object:
     score: float
     mask: Mask
     similarity: float = 0.0
+    embeddings: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """A thing in a box, with the text that names it.
+
+    `spans` are those of the text in the caption, [start, end); none for a class name. `bbox` is [x, y, w, h] in pixels
+    of the stored image, `score` the confidence in [0, 1].
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    bbox: BBox
+    score: float
 
 
 @dataclass(frozen=True)
@@ -172,6 +188,7 @@ class Example:
 
     `left_out` annotations of the picture could not be used.
 
+    `embeddings`, [N, D] float32 by name, are those of the N `grounded`.
     `stated` are the probabilities that the source states of the picture, "pwatermark" and "nsfw". `ratings` are those
     of the picture and of its subjects by the aesthetic predictor. `scores` are the picture's by axis, `subject_scores`
     those of the subjects that were kept, `measured` those of the picture and of all its subjects, by axis
@@ -206,6 +223,8 @@ class Example:
     placement: Placement | None = None
     objects: tuple[Object, ...] = ()
     quality: Quality | None = None
+    grounded: tuple[Grounded, ...] = ()
+    embeddings: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     phash: int = 0
     left_out: int = 0
     stated: Mapping[str, float] = field(default_factory=dict)

@@ -203,6 +203,8 @@ LIMBS = (
     (0, 14), (14, 16), (0, 15), (15, 17),
 )  # fmt: skip
 """The limbs that are drawn, as pairs of OpenPose's points."""
+STROKE = 0.5
+"""Strength from which on a scribble is a stroke: 127 of 255 in ControlNet's fake scribbles."""
 SEEN = 0.3
 """Lowest score of a key point that is drawn."""
 

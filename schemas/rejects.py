@@ -58,6 +58,10 @@ class Reason(StrEnum):
     INVALID_MAP = "invalid-map"
     FLAT_MAP = "flat-map"
     NO_PERSON = "no-person"
+    # A person's choice, in a dataset made from another one
+    FILTERED_OUT = "filtered-out"
+    EXCLUDED = "excluded"
+    NOT_SAMPLED = "not-sampled"
     # The run
     OUT_OF_MEMORY = "out-of-memory"
     KILLED_WORKER = "killed-worker"

@@ -25,7 +25,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
@@ -34,6 +33,8 @@ from schemas.folders import describe_folder
 from schemas.keys import rng_of
 from training import drops
 from training.drops import DropTable
+from training.guidance import Conditions, Guide, denoise, follow
+from training.latent_space import downsampling, draw_latents, latent_shape
 from training.layout import load_scheduler, save_encoder, save_vocabulary
 from training.losses import min_snr_weights, noise_loss
 from training.timesteps import TimeSampling, draw_timesteps
@@ -41,8 +42,6 @@ from training.tokenizer import tokenize
 
 Batch = Mapping[str, Any]
 """What `training.shards.batches` yields: name to tensor or list."""
-Conditions = dict[str, Any]
-"""Keyword arguments of the U-Net: `encoder_hidden_states` [B, L, D], and others."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -263,7 +262,15 @@ class LatentDiffusion(nn.Module):
         return batch["pixel_values"][:, None][:, :0]
 
     @torch.no_grad()
-    def sample(self, batch: Batch, noise: Tensor, *, steps: int | None = None, guidance: float | None = None) -> Tensor:
+    def sample(
+        self,
+        batch: Batch,
+        noise: Tensor,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        guide: Guide = follow,
+    ) -> Tensor:
         """Draw a picture for each sample by `sampler` without fresh noise: [B, 3, H, W] float32 in [0, 1].
 
         SDXL is told that the picture was cropped from nothing larger.
@@ -273,6 +280,7 @@ class LatentDiffusion(nn.Module):
             noise: the start, [B, C, h, w] float32, standard normal.
             steps: number of steps, by default `sampling_steps`.
             guidance: weight of classifier-free guidance, by default `guidance`; 1 is none.
+            guide: may change each step; called without gradients.
         """
         steps = self.sampling_steps if steps is None else steps
         guidance = self.guidance if guidance is None else guidance
@@ -282,10 +290,8 @@ class LatentDiffusion(nn.Module):
         height, width = (side * downsampling(self.vae) for side in noise.shape[-2:])
         sizes = torch.tensor([height, width, 0, 0, height, width], device=noise.device)
         batch = {**batch, "sizes": sizes.expand(len(noise), -1)}
-        for time, conditions in zip(schedule.timesteps, self.sampling_conditions(batch, steps), strict=True):
-            scaled = schedule.scale_model_input(torch.cat([latents] * 2), time)
-            without, conditional = self.predict(scaled, time, conditions).chunk(2)
-            latents = schedule.step(without + guidance * (conditional - without), time, latents).prev_sample
+        conditions = self.sampling_conditions(batch, steps)
+        latents = denoise(latents, schedule, conditions, self.predict, guidance, guide)
         with self.autoencoder_precision():
             pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
@@ -390,30 +396,6 @@ def loading(folder: str | Path, layout: str) -> Iterator[None]:
             is_model = any((Path(folder) / part).is_dir() for part in ("unet", "qformer"))
             reason = describe_folder(folder) + (f" ({shorten(str(error), 120)})" if is_model else "")
         raise ModelError(f"no model in {folder}: {reason}. {advice}") from error
-
-
-def latent_shape(pixels: Tensor, vae: AutoencoderKL) -> tuple[int, int, int, int]:
-    """The shape [B, C, h, w] of the latents of pictures [B, 3, H, W]."""
-    factor = downsampling(vae)
-    count, _, height, width = pixels.shape
-    return count, vae.config.latent_channels, height // factor, width // factor
-
-
-def downsampling(vae: AutoencoderKL) -> int:
-    """Pixels of a picture per latent, along each side."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-@torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Encode pictures [B, 3, H, W] in [-1, 1] as latents [B, C, h, w], drawn from the posterior with `noise`."""
-    return draw_latents(vae.encode(pixels).latent_dist.parameters, noise) * vae.config.scaling_factor
-
-
-def draw_latents(parameters: Tensor, noise: Tensor) -> Tensor:
-    """Draw latents [B, C, h, w] with `noise` from posteriors of these parameters, [B, 2C, h, w]."""
-    posterior = DiagonalGaussianDistribution(parameters)
-    return posterior.mean + posterior.std * noise
 
 
 def noise_target(scheduler: DDPMScheduler, latents: Tensor, draws: Draws) -> Tensor:

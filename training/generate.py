@@ -18,8 +18,10 @@ from torch import Tensor
 from schemas.errors import ConfigError
 from schemas.keys import rng_of
 from training.config import LoadConfig
-from training.diffusion import LatentDiffusion, downsampling
+from training.diffusion import LatentDiffusion
 from training.drawing import Drawing
+from training.guidance import Guide, follow
+from training.latent_space import downsampling
 from training.recipe import Training
 from training.setup import HALF
 from training.shards import Batch, Raw, make_batch, to_device
@@ -89,13 +91,14 @@ def join_samples(model: Any, batch: Batch) -> Batch:  # noqa: ANN401 - a recipe'
     return joined
 
 
-def draw_pictures(model: LatentDiffusion, batch: Batch, drawing: Drawing) -> Iterator[Tensor]:
+def draw_pictures(model: LatentDiffusion, batch: Batch, drawing: Drawing, guide: Guide = follow) -> Iterator[Tensor]:
     """Yield the pictures of a batch of one sample in the order of their numbers, [3, H, W] float32 in [0, 1] each.
 
     Args:
         model: set up by `set_drawing`.
         batch: as `join_samples` returns it.
         drawing: as `set_drawing` returns it.
+        guide: may change each step.
     """
     device = model.unet.device
     side = (drawing.size or 0) // downsampling(model.vae)
@@ -106,7 +109,11 @@ def draw_pictures(model: LatentDiffusion, batch: Batch, drawing: Drawing) -> Ite
         noise = torch.from_numpy(np.stack([draw_noise(drawing.seed, number, shape) for number in numbers]))
         with torch.autocast(device.type, HALF[drawing.precision]) if half else contextlib.nullcontext():
             drawn = model.sample(
-                repeat(batch, len(numbers)), noise.to(device), steps=drawing.steps, guidance=drawing.guidance
+                repeat(batch, len(numbers)),
+                noise.to(device),
+                steps=drawing.steps,
+                guidance=drawing.guidance,
+                guide=guide,
             )
         yield from drawn.cpu()
 

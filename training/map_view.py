@@ -4,7 +4,7 @@ A sample holds its maps soft (`schemas.maps`). Each kind becomes what the publis
 
     canny         edges for thresholds that are moved at random by `canny_shift`, white on black
     sketch, edges soft, or cut at a random number of `edge_threshold`, white on black
-    scribble      cut at `SCRIBBLE`, white on black
+    scribble      cut at `STROKE`, white on black
     lines         lines of at least `line_length`, white on black
     depth         stretched to [0, 1], nearer is lighter
     normal        (x, y, z) of unit length from [-1, 1]; mirroring a picture negates x
@@ -12,8 +12,10 @@ A sample holds its maps soft (`schemas.maps`). Each kind becomes what the publis
     segmentation  each segment in the colour of its class
     color         the picture in cells, a colour each (T2I-Adapter's spatial palette)
     intensity     the picture in grey
+    tile          the picture without detail (ControlNet)
+    shuffle       the picture moved about at random: its style without its layout (ControlNet)
 
-The last two are made of the picture and need not be stored.
+The last four are made of the picture and need not be stored.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,17 +27,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from schemas.errors import RecordError
-from schemas.maps import MIRRORED, canny_edges, color_segments, decode_map, draw_people, min_max, to_values
+from schemas.maps import MIRRORED, STROKE, canny_edges, color_segments, decode_map, draw_people, min_max, to_values
 from schemas.rejects import Reason
 from schemas.samples.mapped import Record
 from training.configs.maps import FROM_PICTURE, MapsConfig
 from training.geometry import Crop, crop_middle, decode, draw_mirrored, open_jpeg
-from training.maps import intensity, spatial_palette
+from training.maps import intensity, shuffle_content, spatial_palette, tile
 from training.shards import Raw
 
-SCRIBBLE = 4 / 255
-"""Strength from which on a scribble is white (lllyasviel/ControlNet, its scribbles from HED edges)."""
-COLORED = ("normal", "pose", "segmentation", "instances", "color")
+TILE = 8
+"""Side, in pixels, of the squares whose detail the map tile lacks (our choice; ControlNet draws it)."""
+COLORED = ("normal", "pose", "segmentation", "instances", "color", "tile", "shuffle")
 """Maps of three channels; the others have one."""
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in the map intensity (ITU-R BT.601)."""
@@ -86,7 +88,7 @@ def shown_map(
         RecordError: the sample has no such map, or it cannot be decoded.
     """
     if name in FROM_PICTURE:
-        values = MADE[name](picture.permute(1, 2, 0).numpy(), config)
+        values = MADE[name](picture.permute(1, 2, 0).numpy(), rng, config)
     else:
         values = SHOWN[name](_stored(raw, record, name), record, crop, rng, config)
     rounded = np.rint(np.asarray(values, np.float32) * 255).clip(0, 255).astype(np.uint8)
@@ -150,7 +152,7 @@ def _edges(
 def _scribble(
     strength: NDArray[Any], _record: Record, crop: Crop, _rng: np.random.Generator, _config: MapsConfig
 ) -> NDArray[Any]:
-    return crop.crop_values(strength[..., None] > SCRIBBLE * 255)
+    return crop.crop_values(strength[..., None] >= STROKE * 255)
 
 
 def _lines(
@@ -192,12 +194,20 @@ def _segmentation(
     return color_segments(crop.crop_labels(numbers), ordered) / 255
 
 
-def _color(picture: NDArray[np.uint8], config: MapsConfig) -> NDArray[Any]:
+def _color(picture: NDArray[np.uint8], _rng: np.random.Generator, config: MapsConfig) -> NDArray[Any]:
     return spatial_palette(picture, max(1, config.resolution // config.color_cells)) / 255
 
 
-def _intensity(picture: NDArray[np.uint8], _config: MapsConfig) -> NDArray[Any]:
+def _intensity(picture: NDArray[np.uint8], _rng: np.random.Generator, _config: MapsConfig) -> NDArray[Any]:
     return intensity(picture, LUMA)[..., None] / 255
+
+
+def _tile(picture: NDArray[np.uint8], _rng: np.random.Generator, _config: MapsConfig) -> NDArray[Any]:
+    return tile(picture, TILE) / 255
+
+
+def _shuffle(picture: NDArray[np.uint8], rng: np.random.Generator, _config: MapsConfig) -> NDArray[Any]:
+    return shuffle_content(picture, rng) / 255
 
 
 SHOWN: Mapping[str, Callable[..., NDArray[Any]]] = {
@@ -212,5 +222,10 @@ SHOWN: Mapping[str, Callable[..., NDArray[Any]]] = {
     "segmentation": _segmentation,
 }
 """By the names of `schemas.maps.MAPS`, what makes [R, R, C] values in [0, 1] of a stored map."""
-MADE: Mapping[str, Callable[..., NDArray[Any]]] = {"color": _color, "intensity": _intensity}
+MADE: Mapping[str, Callable[..., NDArray[Any]]] = {
+    "color": _color,
+    "intensity": _intensity,
+    "tile": _tile,
+    "shuffle": _shuffle,
+}
 """By the names of `FROM_PICTURE`, what makes [R, R, C] values in [0, 1] of a picture [R, R, 3]."""

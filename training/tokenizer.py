@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from schemas.errors import ConfigError
 from schemas.samples.fastcomposer import Subject
 
 LENGTH = 77
@@ -121,3 +122,18 @@ def locate(caption: str, subjects: Sequence[Subject], tokenizer: CLIPTokenizer) 
         fits = bool(within) and within[-1] < length - 1 and within[-1] not in positions
         positions.append(within[-1] if fits else None)
     return ids, positions
+
+
+def token_range(caption: str, start: int, end: int, tokenizer: CLIPTokenizer) -> tuple[int, int]:
+    """Positions [first, last) of the tokens of a caption's characters [start, end), counted from the start token.
+
+    Raises:
+        ConfigError: the tokenizer's length cuts them off.
+    """
+    encoded = tokenizer(caption, return_offsets_mapping=True, verbose=False)
+    within = [i for i, (a, b) in enumerate(encoded.offset_mapping) if a < end and b > start]
+    if not within or within[-1] >= tokenizer.model_max_length - 1:
+        raise ConfigError(
+            f"{caption[start:end]!r} lies beyond the {tokenizer.model_max_length} tokens that the text encoder reads"
+        )
+    return within[0], within[-1] + 1

@@ -6,6 +6,7 @@
     OUT/.subjectloom/part-000000.parquet   its books, written after it: mark the shard as done
     OUT/.subjectloom/members.parquet       which input is in which shard (transforms.members)
     OUT/.subjectloom/plan, plan-items      what a remote runner's workers read (transforms.read)
+    OUT/.subjectloom/candidates-N.parquet  what models found for a shard (transforms.candidates)
     OUT/.subjectloom/pieces/               results of batches whose shard is not done (transforms.pieces)
     OUT/.subjectloom/round.json            the shards that a process is making (jobs.rescue)
     OUT/index.parquet, rejects.parquet     made from the parts (transforms.finish)
@@ -17,7 +18,7 @@ A file gets its name only when it is complete. Files that Subjectloom did not wr
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +42,7 @@ from transforms.files import (
     replacing,
 )
 from transforms.outages import describe
+from transforms.tables import ROW_GROUP
 
 STATE = ".subjectloom"
 """The folder inside a dataset that records the progress of its job."""
@@ -182,6 +184,19 @@ def open_table(output: str, name: str) -> Iterator[pq.ParquetFile]:
         raise InputError(f"{output}/{name} cannot be read: {error}") from error
 
 
+def read_tables(
+    output: str, name: str = "index.parquet", *, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of a Parquet file of a dataset, some ten thousand at a time.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    with open_table(output, name) as file:
+        for batch in file.iter_batches(ROW_GROUP, columns=columns):
+            yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+
+
 def library_versions(others: Iterable[str] = ()) -> dict[str, str]:
     """Return the versions of the installed ones of `LIBRARIES` and `others`."""
     versions = {}
@@ -223,6 +238,19 @@ def read_job(output: str) -> Job:
         raise InputError(
             f"{output}/{STATE}/job.json cannot be read, so its contents are unknown: remove the folder or name another"
         ) from error
+
+
+def refuse_derived(output: str) -> None:
+    """Refuse to go on building a dataset that was made from others.
+
+    Raises:
+        InputError: `output` holds one.
+    """
+    if join(STATE, "job.json") in list_files(output) and (derived := read_job(output).derived):
+        raise InputError(
+            f"{output} was made from other datasets by `subjectloom {derived.command}`: --resume goes on with builds "
+            "only; name the dataset's own folder, or --overwrite this one"
+        )
 
 
 def remove_dataset(output: str) -> None:

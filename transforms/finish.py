@@ -37,6 +37,8 @@ from schemas.samples import FORMATS
 from schemas.samples.base import SampleFormat
 from schemas.shards import shard_name
 from schemas.webshart import index_name
+from transforms.candidates import PATTERN as CANDIDATES_PATTERN
+from transforms.candidates import candidates_name
 from transforms.dataset import (
     PART_PATTERN,
     STATE,
@@ -251,7 +253,8 @@ def _read_part(output: str, shard: int, columns: Sequence[str] | None = None) ->
 def _remove_stale(output: str, written: Mapping[int, int], recipe: str) -> None:
     kept = {shard_name(recipe, shard) for shard, samples in written.items() if samples}
     kept |= {index_name(name) for name in kept}
-    kept |= {join(STATE, part_name(shard)) for shard in written}
-    stale = re.compile(rf"({re.escape(recipe)}-\d{{6,}}\.(tar|json)|{PART_PATTERN})" + TEMPORARY_PATTERN)
+    kept |= {join(STATE, name(shard)) for shard in written for name in (part_name, candidates_name)}
+    own = rf"({re.escape(recipe)}-\d{{6,}}\.(tar|json)|{PART_PATTERN}|{CANDIDATES_PATTERN})"
+    stale = re.compile(own + TEMPORARY_PATTERN)
     names = (name for name in list_files(output) if stale.fullmatch(name) and name not in kept)
     remove_files(join(output, name) for name in names)

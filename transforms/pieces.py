@@ -118,6 +118,11 @@ def read_pieces(output: str, shard: int, fingerprint: str) -> tuple[Settled, Ite
     return books, _fragments(places)
 
 
+def piece_names(output: str, shard: int, fingerprint: str) -> tuple[str, list[str]]:
+    """Return the folder of a shard's pieces, as their names begin, and the names of their batches."""
+    return _folder(shard, fingerprint), [name.removesuffix(UNREAD) for name in _names(output, shard, fingerprint)]
+
+
 def remove_pieces(output: str, shard: int, fingerprint: str) -> None:
     """Remove the pieces of a shard."""
     names = _names(output, shard, fingerprint)
@@ -133,9 +138,9 @@ def remove_unread_pieces(output: str, shard: int, fingerprint: str) -> None:
 
 def remove_all_pieces(output: str) -> None:
     """Remove the pieces of all shards."""
-    folder = join(output, STATE, PIECES)
-    remove_files(join(folder, name) for name in list_files(folder))
-    remove_empty_folder(folder)
+    for folder in (join(output, STATE, PIECES), join(output, STATE, "candidate-pieces")):
+        remove_files(join(folder, name) for name in list_files(folder))
+        remove_empty_folder(folder)
 
 
 def _folder(shard: int, fingerprint: str) -> str:

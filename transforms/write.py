@@ -21,9 +21,10 @@ from schemas.samples.base import SampleFormat
 from schemas.shards import Entry, Sample, fragment, shard_name, tar_size, write_fragments
 from schemas.webshart import Entries, encode_index, index_name, noting_entries
 from transforms.batch import Batch
+from transforms.candidates import compose_candidates
 from transforms.dataset import STATE, check_books
 from transforms.files import join, open_file, remove_files, replace_file, replacing
-from transforms.pieces import read_pieces, remove_pieces, remove_unread_pieces, write_piece
+from transforms.pieces import piece_names, read_pieces, remove_pieces, remove_unread_pieces, write_piece
 from transforms.read import CreateChunks
 from transforms.settled import STAGE, Settled, settle
 from transforms.sources.records import Chunk
@@ -129,6 +130,9 @@ def commit_pieces(
     twins = [twin_reject(row) for row, first in zip(books.rows, is_first, strict=True) if not first]
     kept = replace(books, rows=tuple(compress(books.rows, is_first)), rejects=(*books.rejects, *twins))
     part = commit_fragments(output, sample_format, shard, fingerprint, kept, compress(fragments, is_first))
+    if chunk.candidates:
+        folder, names = piece_names(output, shard, fingerprint)
+        compose_candidates(output, folder, shard, chunk.candidates, names)
     remove_pieces(output, shard, fingerprint)
     return part
 

@@ -65,6 +65,12 @@ def _coco() -> Callable[..., Summary]:
     return export_coco
 
 
+def _gligen() -> Callable[..., Summary]:
+    from jobs.exports.gligen import export_gligen
+
+    return export_gligen
+
+
 def _mip_adapter() -> Callable[..., Summary]:
     from jobs.exports.mip_adapter import export_mip_adapter
 
@@ -91,6 +97,12 @@ def _instancediffusion() -> Callable[..., Summary]:
 
 WITH_SUBJECTS = ("fastcomposer", "blip-diffusion", "mip-adapter", "pairs")
 """The recipes whose samples have subjects, and pictures of them (`jobs.exports.subjects`)."""
+
+
+def _paint_by_example() -> Callable[..., Summary]:
+    from jobs.exports.paint_by_example import export_paint_by_example
+
+    return export_paint_by_example
 
 
 def _controlnet() -> Callable[..., Summary]:
@@ -157,6 +169,10 @@ EXPORTS: Mapping[str, Export] = {
                 "text_encoder", str, "CLIP whose text embeddings it trains on (default: openai/clip-vit-large-patch14)"
             ),
         ),
+    ),
+    "gligen": Export(recipes=("gligen",), help="the table that the published trainer loads", load=_gligen),
+    "paint-by-example": Export(
+        recipes=("paint-by-example",), help="the tree that the published loader reads", load=_paint_by_example
     ),
     "controlnet": Export(_MAPPED, "source/, target/ and prompt.json", _controlnet, (_MAP, _SIZE)),
     "imagefolder": Export(_MAPPED, "Hugging Face's, with a conditioning column", _imagefolder, (_MAP, _SIZE)),

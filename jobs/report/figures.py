@@ -300,6 +300,10 @@ def provenance(info: DatasetInfo) -> list[Figure]:
         {"name": "Library versions", "rows": list(info.libraries.items()), "long_names": False},
         {"name": "Licences of the sources", "rows": licences, "long_names": True},
     ]
+    if derived := info.derived:
+        options = [(name, str(value)) for name, value in derived.options.items()]
+        origins = [("from", f"{o.folder}, {o.info.counts.written:,} samples") for o in derived.origins]
+        rows.insert(0, {"name": f"subjectloom {derived.command}", "rows": [*options, *origins], "long_names": False})
     if info.gaps:
         gaps = [(name, f"{n:,}") for name, n in info.gaps.items()]
         rows.append({"name": "Gaps of the source", "rows": gaps, "long_names": True})

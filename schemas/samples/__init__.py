@@ -9,7 +9,9 @@ from schemas.samples import (
     composer,
     controlnet,
     fastcomposer,
+    gligen,
     mip_adapter,
+    paint_by_example,
     pairs,
     t2i_adapter,
 )
@@ -20,6 +22,8 @@ FORMATS: Mapping[str, SampleFormat] = {
     "blip-diffusion": blip_diffusion.FORMAT,
     "mip-adapter": mip_adapter.FORMAT,
     "captioned": captioned.FORMAT,
+    "gligen": gligen.FORMAT,
+    "paint-by-example": paint_by_example.FORMAT,
     "controlnet": controlnet.FORMAT,
     "t2i-adapter": t2i_adapter.FORMAT,
     "composer": composer.FORMAT,

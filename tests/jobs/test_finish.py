@@ -9,6 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import jobs.build
+import jobs.describe
 from jobs.build import Request, build
 from jobs.engines import beam_options
 from jobs.main import app
@@ -81,9 +82,9 @@ def test_shards_of_a_cpu_with_other_instructions_are_not_mixed_silently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = pictures(tmp_path / "pictures", 6)
-    monkeypatch.setattr(jobs.build, "instructions", lambda _: {"torch.cpu": "DEFAULT"})
+    monkeypatch.setattr(jobs.describe, "instructions", lambda _: {"torch.cpu": "DEFAULT"})
     assert build(request(source, tmp_path / "out"), QUIET).libraries["torch.cpu"] == "DEFAULT"
-    monkeypatch.setattr(jobs.build, "instructions", lambda _: {"torch.cpu": "AVX2"})
+    monkeypatch.setattr(jobs.describe, "instructions", lambda _: {"torch.cpu": "AVX2"})
     resumed = replace(request(source, tmp_path / "out"), resume=True)
     with pytest.raises(InputError, match=r"were made with torch\.cpu DEFAULT \(now AVX2\): --mix-versions keeps them"):
         build(resumed, QUIET)

@@ -232,7 +232,7 @@ def test_a_fine_tuned_model_draws_its_subject_without_a_photograph(photos: Path,
 
 def test_captions_alone_are_drawn_by_the_recipe_without_subjects(photos: Path, run_of: Callable[..., Path]) -> None:
     assert draw(run_of("captioned"), "a house")[0].pixels.shape == (64, 64, 3)
-    with pytest.raises(ConfigError, match="captioned draws from text alone: leave out --reference 'a ball'"):
+    with pytest.raises(ConfigError, match="captioned draws no subjects: leave out --reference 'a ball'"):
         draw(run_of("captioned"), "a ball", [masked(photos, "a ball", "ball")])
 
 

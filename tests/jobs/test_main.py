@@ -12,7 +12,8 @@ from PIL import Image
 from typer.main import get_group
 
 from jobs.arguments import expand_arguments, move_to_front
-from jobs.main import app, out
+from jobs.console import out
+from jobs.main import app
 from schemas.masks import Mask
 from tests.jobs.conftest import Run
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from jobs.build import describe_job, settle_precision
+from jobs.describe import describe_job, settle_precision
 from pipelines.fastcomposer import RECIPE, FastComposerConfig
 from schemas.dataset import Job, shard_fingerprint
 from tests.datasets import JOB

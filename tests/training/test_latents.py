@@ -13,7 +13,7 @@ from tests.datasets import example, write_dataset
 from tests.training.models import tiny_parts
 from tests.training.runs import new_model
 from training.configs.fastcomposer import Config
-from training.diffusion import draw_latents
+from training.latent_space import draw_latents
 from training.latents import LatentCache, complete, fingerprint, name_of, open_cache
 from training.loop import train
 from training.recipes.fastcomposer import texts, view

@@ -114,7 +114,7 @@ def test_soft_edges_are_cut_at_a_number_of_the_range() -> None:
 
 def test_scribbles_and_lines_are_binary() -> None:
     ramp = stored()["lines"][:, LEFT : LEFT + HEIGHT]
-    np.testing.assert_array_equal(show("scribble")[..., 0], ramp > 4)
+    np.testing.assert_array_equal(show("scribble")[..., 0], ramp >= 128)
     np.testing.assert_array_equal(show("lines")[..., 0], ramp > 0)
     np.testing.assert_array_equal(show("lines", line_length=0.5)[..., 0], ramp >= 128)
 

@@ -19,7 +19,7 @@ from transforms.regions.segment import SegmentEverything, SegmentPictures
 from transforms.regions.similarity import ScoreSimilarity
 from transforms.regions.subject import ChooseSubject, DropSmallPictures, Filters
 from transforms.selection.phash import HashPictures
-from transforms.selection.quality import ScoreQuality
+from transforms.selection.quality import EmbedObjects
 from transforms.step import Step, map_batches
 from transforms.text.captions import WriteCaptions
 from transforms.text.phrases import ExtractPhrases
@@ -42,7 +42,7 @@ WORDING, EVERYTHING = Wording(), Everything()
         (GroundPhrases("a", "b", 0.3), {"detector": "a", "sam": "b"}),
         (GroundPhrases("a", None, 0.3), {"detector": "a"}),
         (FindHeatmaps("a"), {"clipseg": "a"}),
-        (ScoreQuality("a"), {"clip": "a"}),
+        (EmbedObjects("a"), {"clip": "a"}),
     ],
 )
 def test_a_step_names_the_checkpoints_that_it_loads(step: Step, checkpoints: dict[str, str]) -> None:

@@ -12,6 +12,8 @@ CONFIGS: Mapping[str, str] = {
     "blip-diffusion": "training.configs.blip_diffusion",
     "mip-adapter": "training.configs.mip_adapter",
     "captioned": "training.configs.captioned",
+    "gligen": "training.configs.gligen",
+    "paint-by-example": "training.configs.paint_by_example",
     "controlnet": "training.configs.controlnet",
     "t2i-adapter": "training.configs.t2i_adapter",
     "composer": "training.configs.composer",

@@ -58,4 +58,4 @@ class Config(MapsConfig):
         return super().plain().model_copy(update=fields)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"sample": SAMPLE_MAPS_RUN, "hub": HUB_RUN}
+PRESETS: Mapping[str, Mapping[str, Any]] = {"sample": {**SAMPLE_MAPS_RUN, "learning_rate": 2e-4}, "hub": HUB_RUN}

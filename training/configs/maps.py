@@ -9,7 +9,7 @@ from schemas.errors import choices
 from schemas.maps import MAPS
 from training.config import SMALL_SIDE, RunConfig
 
-FROM_PICTURE = ("color", "intensity")
+FROM_PICTURE = ("color", "intensity", "tile", "shuffle")
 """Maps that are made of the picture when it is read; a dataset need not hold them."""
 SAMPLE_MAPS_RUN: Mapping[str, Any] = {
     "resolution": SMALL_SIDE,

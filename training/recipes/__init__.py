@@ -14,6 +14,8 @@ TRAININGS: Mapping[str, str] = {
     "blip-diffusion": "training.recipes.blip_diffusion",
     "mip-adapter": "training.recipes.mip_adapter",
     "captioned": "training.recipes.captioned",
+    "gligen": "training.recipes.gligen",
+    "paint-by-example": "training.recipes.paint_by_example",
     "controlnet": "training.recipes.controlnet",
     "t2i-adapter": "training.recipes.t2i_adapter",
     "composer": "training.recipes.composer",

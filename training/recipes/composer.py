@@ -41,17 +41,10 @@ from schemas.samples.composer import Record, decode_embedding
 from training import diffusion
 from training.conditioner import COLORS, LOCAL, Conditioner, widened
 from training.configs.composer import CONDITIONS, PRESETS, Config
-from training.diffusion import (
-    LAYOUT,
-    STABLE_DIFFUSION,
-    Batch,
-    Conditions,
-    LatentDiffusion,
-    downsampling,
-    load_stable_diffusion,
-    loading,
-)
+from training.diffusion import LAYOUT, STABLE_DIFFUSION, Batch, LatentDiffusion, load_stable_diffusion, loading
 from training.drops import Drop, Drops, DropTable, draw, drop_all, keep_all
+from training.guidance import Conditions
+from training.latent_space import downsampling
 from training.map_view import crop_sample, shown_map, three_channels
 from training.maps import INTENSITY_WEIGHTS, draw_region, intensity
 from training.recipe import Training

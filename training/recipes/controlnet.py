@@ -28,17 +28,10 @@ from transformers import CLIPTokenizer
 
 from training import diffusion
 from training.configs.controlnet import PRESETS, Config
-from training.diffusion import (
-    LAYOUT,
-    STABLE_DIFFUSION,
-    Batch,
-    Conditions,
-    LatentDiffusion,
-    downsampling,
-    load_stable_diffusion,
-    loading,
-)
+from training.diffusion import LAYOUT, STABLE_DIFFUSION, Batch, LatentDiffusion, load_stable_diffusion, loading
 from training.drops import Drop, Drops, DropTable, draw
+from training.guidance import Conditions
+from training.latent_space import downsampling
 from training.map_view import crop_sample, read_record, shown_map, three_channels
 from training.recipe import Training
 from training.shards import Pixels, Raw

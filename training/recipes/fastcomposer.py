@@ -39,7 +39,6 @@ from training.diffusion import (
     LAYOUT,
     STABLE_DIFFUSION,
     Batch,
-    Conditions,
     Draws,
     LatentDiffusion,
     first_sample,
@@ -49,6 +48,7 @@ from training.diffusion import (
 )
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import crop_height, decode, draw_mirrored, open_jpeg
+from training.guidance import Conditions
 from training.localization import Subjects, localize
 from training.recipe import Training
 from training.references import Region, augment, check_annotation, cut_out, draw_noise, find_region, to_square

@@ -63,7 +63,6 @@ from training.diffusion import (
     STABLE_DIFFUSION_XL,
     XL_LAYOUT,
     Batch,
-    Conditions,
     LatentDiffusion,
     first_sample,
     is_trained,
@@ -73,6 +72,7 @@ from training.diffusion import (
 )
 from training.drops import Drop, Drops, DropTable, draw
 from training.geometry import crop_window, decode, open_jpeg, sizes_of, window_of
+from training.guidance import Conditions
 from training.merge import MERGES, References, adapt
 from training.recipe import Training
 from training.references import WHITE, Region, check_annotation, cut_out, find_region, to_square

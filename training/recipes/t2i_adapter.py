@@ -33,18 +33,10 @@ from schemas.maps import MAPS
 from training import diffusion
 from training.configs.maps import FROM_PICTURE
 from training.configs.t2i_adapter import PRESETS, Config
-from training.diffusion import (
-    LAYOUT,
-    STABLE_DIFFUSION,
-    Batch,
-    Conditions,
-    Draws,
-    LatentDiffusion,
-    downsampling,
-    load_stable_diffusion,
-    loading,
-)
+from training.diffusion import LAYOUT, STABLE_DIFFUSION, Batch, Draws, LatentDiffusion, load_stable_diffusion, loading
 from training.drops import Drop, Drops, DropTable, draw, drop_all, keep_all
+from training.guidance import Conditions
+from training.latent_space import downsampling
 from training.map_view import channels_of, crop_sample, read_record, shown_map, three_channels
 from training.recipe import Training
 from training.shards import Pixels, Raw

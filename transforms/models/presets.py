@@ -167,7 +167,7 @@ def check_downloads(checkpoints: Mapping[str, str]) -> None:
     Raises:
         ModelError: offline, and some were never downloaded; it names them all.
     """
-    missing = [f"{kind} {checkpoint}" for kind, checkpoint in checkpoints.items() if not _is_here(checkpoint)]
+    missing = [f"{kind} {checkpoint}" for kind, checkpoint in checkpoints.items() if not is_here(checkpoint)]
     if missing and not _hub_answers():
         raise ModelError(
             f"the Hugging Face hub cannot be reached, and these models are not on this machine: {', '.join(missing)}. "
@@ -175,7 +175,7 @@ def check_downloads(checkpoints: Mapping[str, str]) -> None:
         )
 
 
-def _is_here(checkpoint: str) -> bool:
+def is_here(checkpoint: str) -> bool:
     """Whether a checkpoint is a path, whose loader says what is wrong with it, a package, or was downloaded."""
     if checkpoint.startswith(("/", ".", "~")) or Path(located(checkpoint)).exists() or _package_version(checkpoint):
         return True

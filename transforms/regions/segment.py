@@ -63,6 +63,32 @@ def _load_segmenter(checkpoint: str, precision: Precision) -> "Segmenter":
     return load_segmenter(checkpoint, precision)
 
 
+def drop_small_segments(example: Example, min_area: float, *, join_plurals: bool = False) -> Example:
+    """Leave out small segments, as `keep_segments` does, and their similarities.
+
+    Raises:
+        RecordError: NO_SEGMENT, none is left.
+    """
+    kept = keep_segments(example, example.segments, min_area, join_plurals=join_plurals)
+    ids = {id(segment) for segment in kept.segments}
+    columns = [number for number, segment in enumerate(example.segments) if id(segment) in ids]
+    rows = tuple(tuple(row[number] for number in columns) for row in example.similarity)
+    return replace(kept, similarity=rows)
+
+
+@dataclass(eq=False)
+class DropSmallSegments(Step):
+    """Leave out segments that are too small, behind the models: another `min_area` needs none of them again."""
+
+    min_area: float
+    join_plurals: bool = False
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        """Take each example by itself."""
+        step = partial(drop_small_segments, min_area=self.min_area, join_plurals=self.join_plurals)
+        return map_batches(batches, STAGE, each(step))
+
+
 @dataclass(eq=False)
 class SegmentPictures(Step):
     """Fill `segments` with a panoptic model.

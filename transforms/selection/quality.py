@@ -27,7 +27,7 @@ from transforms.step import Step, map_batches, run_model
 if TYPE_CHECKING:
     from transforms.models.clip import Clip
 
-STAGE = "quality"
+STAGE, EMBED_STAGE = "quality", "embeddings"
 
 
 def object_quality(text: NDArray[np.floating], image: NDArray[np.floating]) -> Quality:
@@ -57,29 +57,28 @@ def _pair_part(image: NDArray[np.float64]) -> float:
     return -float((image @ image.T)[~np.eye(count, dtype=bool)].mean())
 
 
-def add_quality(clip: "Clip", examples: Sequence[Example]) -> list[Example]:
-    """Fill the objects' `similarity` and the examples' `quality`, rounded to four decimals.
-
-    All crops, and all texts, go through the model in one batch.
-    """
+def embed_objects(clip: "Clip", examples: Sequence[Example]) -> list[Example]:
+    """Fill the objects' `embeddings`. All crops, and all texts, go through the model in one batch."""
     from transforms.models.clip import embed_segments, embed_texts
 
     phrases = [e.phrases[thing.phrase].text for e in examples for thing in e.objects]
+    if not phrases:
+        return [*examples]
     names = list(dict.fromkeys(phrases))
     place = {name: i for i, name in enumerate(names)}
     masks = [[thing.mask for thing in e.objects] for e in examples]
     images, texts = embed_segments(clip, [e.pixels() for e in examples], masks), embed_texts(clip, names)
-    scored = []
-    start = 0
-    for example in examples:
-        stop = start + len(example.objects)
-        text = texts[[place[phrase] for phrase in phrases[start:stop]]]
-        scored.append(_with_quality(example, text, images[start:stop]))
-        start = stop
-    return scored
+    pairs = iter(np.stack([texts[[place[phrase] for phrase in phrases]], images], axis=1))
+    return [
+        replace(e, objects=tuple(replace(thing, embeddings=next(pairs).copy()) for thing in e.objects))
+        for e in examples
+    ]
 
 
-def _with_quality(example: Example, text: NDArray[np.float32], image: NDArray[np.float32]) -> Example:
+def score_quality(example: Example) -> Example:
+    """Fill the objects' `similarity` and the example's `quality` from embeddings, rounded to four decimals."""
+    both = np.stack([thing.embeddings for thing in example.objects if thing.embeddings is not None])
+    text, image = both[:, 0], both[:, 1]
     quality = object_quality(text, image)
     objects = tuple(
         replace(thing, similarity=round(float(cosine), 4))
@@ -87,6 +86,11 @@ def _with_quality(example: Example, text: NDArray[np.float32], image: NDArray[np
     )
     rounded = Quality(round(quality.single, 4), round(quality.pair, 4), round(quality.total, 4))
     return replace(example, objects=objects, quality=rounded)
+
+
+def add_quality(clip: "Clip", examples: Sequence[Example]) -> list[Example]:
+    """Embed the objects of examples and score their quality."""
+    return [score_quality(example) for example in embed_objects(clip, examples)]
 
 
 def check_quality(example: Example, min_quality: float) -> Example:
@@ -110,14 +114,14 @@ def _load(checkpoint: str, precision: Precision) -> "Clip":
 
 
 @dataclass(eq=False)
-class ScoreQuality(Step):
-    """Fill `quality` and the similarities of `objects`.
+class EmbedObjects(Step):
+    """Fill the `embeddings` of `objects`; `checkpoint` names the CLIP model.
 
-    `checkpoint` names the CLIP model. Pictures below `min_quality`, in [-2, 2], become rejects; None keeps all.
+    It stands before the gates: which objects go through the model together, and so the last digits of their
+    embeddings, depends on no gate.
     """
 
     checkpoint: str
-    min_quality: float | None = None
     hosting: Hosting = HOSTING
 
     def checkpoints(self) -> Mapping[str, str]:
@@ -125,11 +129,26 @@ class ScoreQuality(Step):
         return {"clip": self.checkpoint}
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        """Run CLIP over the batches, then check each example by itself."""
+        """Run CLIP over the batches."""
         load = partial(_load, self.checkpoint, self.hosting.precision)
-        scored = run_model(batches, STAGE, load, add_quality, self.hosting)
+        return run_model(batches, EMBED_STAGE, load, embed_objects, self.hosting)
+
+
+@dataclass(eq=False)
+class ScoreQuality(Step):
+    """Fill `quality` and the similarities of `objects`, from their embeddings.
+
+    Pictures below `min_quality`, in [-2, 2], become rejects; None keeps all.
+    """
+
+    min_quality: float | None = None
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        """Score each example by itself."""
         bound = self.min_quality
-        if bound is None:
-            return scored
-        # A step of its own: a reject within the first would run its whole batch through CLIP again.
-        return map_batches(scored, STAGE, each(lambda example: check_quality(example, bound)))
+
+        def score(example: Example) -> Example:
+            scored = score_quality(example)
+            return scored if bound is None else check_quality(scored, bound)
+
+        return map_batches(batches, STAGE, each(score))

@@ -72,7 +72,8 @@ class Chunk:
 
     `fingerprint` is the SHA-256 of what identifies their content: names, sizes, times of change, rows. `expected` is
     the number of records in them, None if it is not known before reading. `ids` name the inputs of a source that begin
-    in this chunk (see `transforms.members`).
+    in this chunk (see `transforms.members`). `candidates` is the fingerprint of what models find in them, "" if that is
+    not kept (see `transforms.candidates`).
     """
 
     shard: int
@@ -80,6 +81,7 @@ class Chunk:
     fingerprint: str
     expected: int | None
     ids: tuple[int, ...] = field(default=(), repr=False)
+    candidates: str = ""
 
     @classmethod
     def of(cls, shard: int, items: Sequence[Item], expected: int | None, ids: tuple[int, ...] = ()) -> "Chunk":

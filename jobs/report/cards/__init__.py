@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 from jobs.report.card import Card, default_card
-from jobs.report.cards import blip_diffusion, fastcomposer, mapped, mip_adapter
+from jobs.report.cards import blip_diffusion, fastcomposer, gligen, mapped, mip_adapter
 from schemas.samples.base import SampleFormat
 
 CARDS: Mapping[str, Card] = {
     "fastcomposer": fastcomposer.CARD,
     "blip-diffusion": blip_diffusion.CARD,
     "mip-adapter": mip_adapter.CARD,
+    "gligen": gligen.CARD,
     **mapped.CARDS,
 }
 """The cards by recipe."""

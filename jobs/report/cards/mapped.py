@@ -21,7 +21,6 @@ from schemas.samples import composer, controlnet, t2i_adapter
 from schemas.samples.base import SampleFormat
 from schemas.samples.mapped import Record
 from schemas.shards import Sample
-from transforms.maps.palette import palette_colors
 
 SIDE = 360
 """Longest side of each picture, in pixels."""
@@ -70,6 +69,8 @@ def _colors(record: Record) -> list[dict[str, Any]]:
     """The largest shares of Composer's palette, as CSS colours."""
     if not isinstance(record, composer.Record):
         return []
+    from transforms.maps.palette import palette_colors  # noqa: PLC0415 - scikit-image, which no other report needs
+
     shares = np.array(record.palette)
     rgb = np.rint(palette_colors() * 255).astype(int)
     if len(rgb) != len(shares):

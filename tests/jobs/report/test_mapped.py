@@ -17,7 +17,7 @@ from tests.mapped import mapped
 KINDS = ("canny", "depth", "pose", "segmentation")
 
 
-@pytest.fixture(scope="module", params=["controlnet", "t2i-adapter", "composer"])
+@pytest.fixture(scope="module", params=["controlnet", "composer"])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("report") / "dataset"
     job = JOB.model_copy(update={"config": {"maps": list(KINDS)}})

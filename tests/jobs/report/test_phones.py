@@ -15,6 +15,7 @@ from schemas.samples import FORMATS
 from tests.browser import OpenPage
 from tests.datasets import example, write_dataset
 from tests.evaluations import fake_evaluation
+from tests.gligen import grounded_example
 from tests.mapped import mapped
 from tests.objects import TWO, example_of_objects
 from tests.training.pairs import pair
@@ -26,6 +27,8 @@ SAMPLES: dict[str, Sequence[Example]] = {
     "fastcomposer": [example(f"00000014494{i}", SUBJECTS, license=LICENCE) for i in range(8)],
     "blip-diffusion": [pair(f"00000014494{i}", size=(120, 80), box=(10 + i, 8, 40, 50)) for i in range(8)],
     "captioned": [example(f"00000014494{i}", SUBJECTS, license=LICENCE) for i in range(8)],
+    "gligen": [grounded_example(f"00000014494{i}", SUBJECTS) for i in range(8)],
+    "paint-by-example": [grounded_example(f"00000014494{i}", SUBJECTS) for i in range(8)],
     "mip-adapter": [example_of_objects(f"00000014494{i}", TWO, license=LICENCE) for i in range(8)],
     "composer": [mapped(f"00000014494{i}", ("canny", "depth", "pose", "segmentation")) for i in range(8)],
 }

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from schemas.errors import ModelError
 from tests.training import processes
 from tests.training.pairs import PROMPTS, published_text_encoder, tiny_blip_parts, tiny_pairs
-from training.diffusion import encode_pictures
+from training.latent_space import encode_pictures
 from training.loop import train
 from training.optimize import decay_groups
 from training.recipes.blip_diffusion import Config, Model, Parts, load, prepare

@@ -11,7 +11,8 @@ from diffusers import StableDiffusionPipeline
 from schemas.errors import ModelError
 from tests.training.models import CAPTIONS, tiny_batch, tiny_parts
 from training.configs.fastcomposer import Config
-from training.diffusion import Draws, encode_pictures
+from training.diffusion import Draws
+from training.latent_space import encode_pictures
 from training.losses import noise_loss
 from training.recipes.fastcomposer import TRAINING, Fuser, Model, Parts, load, subject_weight
 

@@ -17,7 +17,7 @@ from tests.pictures import encode
 from transforms.batch import Batch
 from transforms.models.clip import Clip, embed_images, embed_texts, load_clip
 from transforms.regions.similarity import masked_crop
-from transforms.selection.quality import ScoreQuality, add_quality, object_quality
+from transforms.selection.quality import EmbedObjects, ScoreQuality, add_quality, object_quality
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_the_transform_scores_and_refuses_what_is_below_the_bound(checkpoint: st
     examples = [annotated("a", ("a dog", 0, 4), ("a cat", 6, 12)), annotated("bb", ("a cat", 3, 9))]
     totals = [thing.quality.total for thing in add_quality(clip, examples) if thing.quality]
     bound = max(totals)
-    (batch,) = apply(ScoreQuality(checkpoint, bound), [Batch(0, tuple(examples))])
+    (batch,) = apply(ScoreQuality(bound), apply(EmbedObjects(checkpoint), [Batch(0, tuple(examples))]))
     refused, kept = sorted(batch.records, key=lambda record: isinstance(record, Example))
     assert kept.quality.total == bound  # the bound itself passes
     assert (refused.stage, refused.reason) == ("quality", Reason.LOW_QUALITY)
@@ -146,8 +146,8 @@ def test_the_transform_scores_and_refuses_what_is_below_the_bound(checkpoint: st
 
 
 def test_without_a_bound_all_stay(checkpoint: str) -> None:
-    (batch,) = apply(ScoreQuality(checkpoint), [Batch(0, (annotated("a", ("a dog", 0, 4)),))])
+    (batch,) = apply(ScoreQuality(), apply(EmbedObjects(checkpoint), [Batch(0, (annotated("a", ("a dog", 0, 4)),))]))
     (record,) = batch.records
     assert record.quality.single == record.objects[0].similarity != 0
     assert record.quality.pair == 0
-    assert [stage for stage, _ in batch.seconds] == ["quality"]
+    assert [stage for stage, _ in batch.seconds] == ["embeddings", "quality"]

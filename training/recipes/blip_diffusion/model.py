@@ -25,7 +25,6 @@ from training.configs.blip_diffusion import Config
 from training.diffusion import (
     STABLE_DIFFUSION,
     Batch,
-    Conditions,
     LatentDiffusion,
     concatenate,
     first_sample,
@@ -34,6 +33,7 @@ from training.diffusion import (
     loading,
     normalize_for_clip,
 )
+from training.guidance import Conditions
 from training.recipes.blip_diffusion.published import is_published, load_vision
 from training.recipes.blip_diffusion.view import QUERIES, Tokenizers, fill_template
 from training.small import WIDTH, seeded, small_image_config, small_parts

@@ -1,0 +1,1 @@
+"""`subjectloom view`: a page over a whole dataset, served to this machine's browser."""

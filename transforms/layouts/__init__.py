@@ -1,0 +1,1 @@
+"""Layouts: prompts whose phrases have boxes."""
