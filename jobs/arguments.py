@@ -31,18 +31,18 @@ def expand_arguments(arguments: Sequence[str], group: TyperGroup) -> list[str]:
     if all(argument.partition("=")[0] in [*options, "--help"] for argument in arguments if argument.startswith("--")):
         return list(arguments)
     # Fields need pydantic, other commands do not.
-    from pipelines import RECIPES  # noqa: PLC0415
+    from pipelines import BUILDS  # noqa: PLC0415
     from training.configs import config_of, owners_of_fields  # noqa: PLC0415
 
     flags = {option for parameter in parameters if getattr(parameter, "is_flag", False) for option in parameter.opts}
     values = {i + 1 for i, argument in enumerate(arguments) if argument in options and argument not in flags}
     named = (a.removeprefix("--recipe=") for i, a in enumerate(arguments) if i not in values or name == "preview")
-    recipe = next((a for a in named if a in RECIPES), None)
+    recipe = next((a for a in named if a in BUILDS), None)
     if name == "train":
         known = config_of(recipe)[0].model_fields if recipe else None
         return expand_field_options(arguments, [*options, "--help"], known, owners_of_fields())
-    known = RECIPES[recipe].config.model_fields if recipe else None
-    owners = {field: owner for owner, other in RECIPES.items() for field in other.config.model_fields}
+    known = BUILDS[recipe].model_fields if recipe else None
+    owners = {field: owner for owner, config in BUILDS.items() for field in config.model_fields}
     return expand_field_options(arguments, [*options, "--help"], known, owners)
 
 
@@ -87,12 +87,15 @@ def workers_of(beam_arguments: Sequence[str]) -> int:
     return 1
 
 
-def check_recipe(recipe: str) -> None:
-    """Refuse a recipe that does not exist."""
-    from pipelines import RECIPES  # noqa: PLC0415 - its fields need pydantic, other commands do not
+def check_recipe(recipe: str, *, to_build: bool = False) -> None:
+    """Refuse a recipe that does not exist; `to_build` also accepts what is built and has no training."""
+    from pipelines import BUILDS, RECIPES  # noqa: PLC0415 - its fields need pydantic, other commands do not
 
-    if recipe not in RECIPES:
-        raise ConfigError(f"there is no recipe {recipe!r}{choices(recipe, RECIPES)}")
+    known = BUILDS if to_build else RECIPES
+    if recipe not in known and recipe in BUILDS:
+        raise ConfigError(f"{recipe} has no training here: `subjectloom export` hands such datasets to other trainers")
+    if recipe not in known:
+        raise ConfigError(f"there is no recipe {recipe!r}{choices(recipe, known)}")
 
 
 def recipe_names(incomplete: str) -> list[str]:

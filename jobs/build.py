@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from rich.console import Console
@@ -32,7 +33,7 @@ from jobs.rescue import forget_round, noted_shards, noting_round, rescue
 from jobs.run import WorkerDiedError, explaining, has_processes, is_local, quiet_stderr, run
 from pipelines import RECIPES
 from pipelines.build import BuildDataset
-from pipelines.recipe import BuildConfig
+from pipelines.recipe import BuildConfig, Recipe
 from schemas.dataset import DatasetInfo, Job
 from schemas.errors import ConfigError, InputError, SubjectloomError
 from schemas.samples.base import SampleFormat
@@ -106,11 +107,20 @@ def build(request: Request, console: Console) -> DatasetInfo:
         SubjectloomError: the source, the output, an option or a checkpoint cannot be used, or the books do not
             balance.
     """
-    recipe, options = RECIPES[request.recipe], beam_options(request.beam_options, request.dataflow_preset)
+    if request.recipe == "pairs":
+        from jobs.pairs import build_pairs  # noqa: PLC0415 - it imports this module
+
+        return build_pairs(request, console)
+    return build_recipe(RECIPES[request.recipe], request, console)
+
+
+def build_recipe(recipe: Recipe[Any], request: Request, console: Console, needs_captions: bool = True) -> DatasetInfo:
+    """Build a dataset with `recipe`, as `build` does; without `needs_captions`, its steps caption what has none."""
+    options = beam_options(request.beam_options, request.dataflow_preset)
     request = for_engine(request, options)
     if request.resume:
         refuse_derived(request.output)
-    listing, config, models, steps = settle(request, console)
+    listing, config, models, steps = settle(request, console, recipe)
     cut = recipe.cut(config)
     job = describe_job(request.recipe, config, steps, models.hosting.precision)
     if request.resume:
@@ -124,7 +134,9 @@ def build(request: Request, console: Console) -> DatasetInfo:
     chunks = with_fingerprints(listing.chunks, stamps, job, counts=config.captions != "all", candidates=stamp)
     fingerprints = {chunk.shard: chunk.fingerprint for chunk in chunks}
     final = cut_fingerprints(fingerprints, cut) if cut else fingerprints
-    needs_captions = recipe.needs_captions(config) and not (recipe.writes_captions and models.captioner)
+    needs_captions = (
+        needs_captions and recipe.needs_captions(config) and not (recipe.writes_captions and models.captioner)
+    )
     if request.resume and not request.prune:
         refuse_shorter(request, listing)
     prepare_output(request.output, job, overwrite=request.overwrite, resume=request.resume, members=listing.members)
@@ -151,7 +163,7 @@ def build(request: Request, console: Console) -> DatasetInfo:
         refuse_unread(request.output, [chunk.shard for chunk in missing])
         if cut:
             shown = nullcontext() if request.debug or not is_local(options) else quiet_stderr()
-            with console.status(f"keeping the best {cut.best:,}"), shown:
+            with console.status(cut.what), shown:
                 cut_dataset(request.output, recipe.format, fingerprints, cut, options)
     info = finish_noted(request.output)
     print_lines(console, check_names_afterwards(job, request.output))
@@ -176,13 +188,17 @@ def announce(request: Request, job: Job, ready: Sequence[Chunk], rest: Sequence[
         check_likeness(rest[0])
 
 
-def settle(request: Request, console: Console) -> tuple[Listing, BuildConfig, Models, Sequence[Step]]:
+def settle(
+    request: Request, console: Console, recipe: Recipe[Any] | None = None
+) -> tuple[Listing, BuildConfig, Models, Sequence[Step]]:
     """List the source, and settle what a request leaves open: the config, the precision of the models, the steps.
+
+    `recipe` is by default the one that the request names.
 
     Raises:
         SubjectloomError: the source or an option cannot be used.
     """
-    recipe, models = RECIPES[request.recipe], request.models
+    recipe, models = recipe or RECIPES[request.recipe], request.models
     with console.status(f"reading {request.source}"):
         listing = list_source(
             request.source,
@@ -198,9 +214,9 @@ def settle(request: Request, console: Console) -> tuple[Listing, BuildConfig, Mo
         )
     config = recipe.settle(request.config, models, listing)
     wanted = precision_on(request.dataflow_preset, models.hosting.precision)
-    precision = settle_precision(wanted, recipe.steps(config, models, listing))
+    precision = settle_precision(wanted, recipe.all_steps(config, models, listing))
     models = replace(models, hosting=replace(models.hosting, precision=precision))
-    return listing, config, models, recipe.steps(config, models, listing)
+    return listing, config, models, recipe.all_steps(config, models, listing)
 
 
 def needs_of(request: Request, steps: Sequence[Step]) -> Needs:

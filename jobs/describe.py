@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pipelines.recipe import RUN_FIELDS, BuildConfig
+from pipelines import BUILDS
+from pipelines.recipe import LATER_FIELDS, RUN_FIELDS, BuildConfig
 from schemas.dataset import Job, ModelName, shard_fingerprint
 from schemas.errors import InputError
 from transforms.candidates import candidates_stamp, model_steps
@@ -93,7 +94,10 @@ def kept_candidates(config: BuildConfig, steps: Sequence[Step], job: Job) -> tup
 
 def without_run_fields(job: Job) -> Job:
     """The job without the fields of its config that do not change the bytes of a shard."""
-    return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS}})
+    defaults = BuildConfig().model_dump(mode="json")
+    own = BUILDS[job.recipe].__annotations__.keys() if job.recipe in BUILDS else ()
+    later = {name for name in LATER_FIELDS.difference(own) if job.config.get(name) == defaults[name]}
+    return job.model_copy(update={"config": {k: v for k, v in job.config.items() if k not in RUN_FIELDS | later}})
 
 
 def with_fingerprints(

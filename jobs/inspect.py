@@ -12,7 +12,7 @@ from rich.console import Console
 
 from schemas.dataset import REJECT_COLUMNS, DatasetInfo, Row
 from schemas.samples import format_of
-from schemas.samples.base import SampleFormat
+from schemas.samples.base import LATER_COLUMNS, SampleFormat
 from schemas.shards import Entry, Sample, read_tar
 from transforms.dataset import open_table, read_info
 from transforms.files import join, list_files, open_file
@@ -61,7 +61,7 @@ def inspect(output: str) -> Inspection:
     sample_format = format_of(info.recipe)
     with open_table(output, "index.parquet") as index, open_table(output, "rejects.parquet") as rejects:
         # An earlier version did not write all columns that only the index has; what is there must have the right type.
-        absent = sample_format.index_only.keys() - set(index.schema_arrow.names)
+        absent = {*sample_format.index_only, *LATER_COLUMNS} - set(index.schema_arrow.names)
         expected = [column for column in sample_format.index_columns if column.name not in absent]
         problems = [*_column_problems("index.parquet", index.schema_arrow, expected)]
         problems += _column_problems("rejects.parquet", rejects.schema_arrow, REJECT_COLUMNS)

@@ -117,8 +117,8 @@ def build(
         str | None,
         typer.Option(
             "--source",
-            help="Kind of the input: folder, webdataset, parquet, coco-panoptic, coco-instances, open-images or sa-1b. "
-            "Detected by default.",
+            help="Kind of the input: folder, webdataset, parquet, arrow, coco-panoptic, coco-instances, open-images or "
+            "sa-1b. Detected by default.",
         ),
     ] = None,
     keys: Annotated[
@@ -161,16 +161,16 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help=option_help.DRY_RUN)] = False,
 ) -> None:
     """Build a dataset. Options after -- go to Beam: -- --runner=DataflowRunner --project=..."""
-    from pipelines import RECIPES
+    from pipelines import BUILDS
     from transforms.models.presets import host, resolve
 
     use_machine(threads, device, workers_of(context.obj), small_models=preset != "hub")
-    check_recipe(recipe)
+    check_recipe(recipe, to_build=True)
     if twins not in ("reject", "rename"):
         raise ConfigError(f"there is no --twins {twins!r}: it is reject or rename")
     overrides = parse_overrides(model or [])
     models = host(resolve(preset or "sample", overrides), precision, model_copies, large=large_model)
-    fields = read_config(RECIPES[recipe].config, config, settings or [], {"batch_size": models.batch_size})
+    fields = read_config(BUILDS[recipe], config, settings or [], {"batch_size": models.batch_size})
     check_source(source)
     with out.status("starting"):  # importing Beam takes seconds
         from jobs.build import Request, describe_stop
@@ -224,10 +224,8 @@ def recipes(
     if name is None:
         show_recipes(out)
         return
-    check_recipe(name)
-    from training.configs import config_of
-
-    show_fields(name, *config_of(name), out)
+    check_recipe(name, to_build=True)
+    show_fields(name, out)
 
 
 @app.command()

@@ -12,25 +12,31 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pipelines import RECIPES
+from pipelines import BUILDS, RECIPES
+from training.configs import config_of
 
 
 def show_recipes(console: Console) -> None:
     """Print each recipe's name and what it builds."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, recipe in RECIPES.items():
-        table.add_row(name, summary(sys.modules[recipe.steps.__module__].__doc__))
+    for name, config in BUILDS.items():
+        table.add_row(name, _summary_of(name, config))
     console.print(table)
     console.print("subjectloom recipes NAME lists a recipe's fields", style="dim")
 
 
-def show_fields(
-    name: str, training: type[BaseModel], presets: Mapping[str, Mapping[str, Any]], console: Console
-) -> None:
+def _summary_of(name: str, config: type[BaseModel]) -> str:
+    module = RECIPES[name].steps.__module__ if name in RECIPES else config.__module__
+    return summary(sys.modules[module].__doc__)
+
+
+def show_fields(name: str, console: Console) -> None:
     """Print the fields of a recipe: of its datasets, and of its training config with what its presets change."""
-    recipe = RECIPES[name]
-    console.print(f"{name}: {summary(sys.modules[recipe.steps.__module__].__doc__)}", soft_wrap=True)
-    for title, config, changes in (("build", recipe.config, {}), ("train", training, presets)):
+    console.print(f"{name}: {_summary_of(name, BUILDS[name])}", soft_wrap=True)
+    configs: list[tuple[str, type[BaseModel], Mapping[str, Mapping[str, Any]]]] = [("build", BUILDS[name], {})]
+    if name in RECIPES:
+        configs.append(("train", *config_of(name)))
+    for title, config, changes in configs:
         console.print(f"\nsubjectloom {title} {name} --set FIELD=VALUE", style="bold", highlight=False)
         for field, default, values, meaning in fields_of(config, changes):
             head = Text.assemble((f"{field} = {default}", "bold"), f"   {values}")

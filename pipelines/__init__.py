@@ -14,7 +14,8 @@ from pipelines import (
     paint_by_example,
     t2i_adapter,
 )
-from pipelines.recipe import Recipe
+from pipelines.pairs import PairsConfig
+from pipelines.recipe import BuildConfig, Recipe
 
 RECIPES: Mapping[str, Recipe[Any]] = {
     "fastcomposer": fastcomposer.RECIPE,
@@ -28,3 +29,8 @@ RECIPES: Mapping[str, Recipe[Any]] = {
     "composer": composer.RECIPE,
 }
 """The recipes, by the names that commands take."""
+
+BUILDS: Mapping[str, type[BuildConfig]] = {name: recipe.config for name, recipe in RECIPES.items()} | {
+    "pairs": PairsConfig
+}
+"""What `subjectloom build` builds, with its config: the recipes, and pairs of what they find (`jobs.pairs`)."""

@@ -172,5 +172,5 @@ def find(config: BlipDiffusionConfig, models: "Models", masked: bool) -> "Sequen
 
 RECIPE = Recipe(
     name="blip-diffusion", config=BlipDiffusionConfig, settle=settle, steps=steps, find=find, subjects=1,
-    writes_captions=True,
+    writes_captions=True, scored="matte",
 )  # fmt: skip

@@ -138,4 +138,4 @@ def find(config: FastComposerConfig, models: "Models", masked: bool) -> "Sequenc
     ]
 
 
-RECIPE = Recipe(name="fastcomposer", config=FastComposerConfig, settle=settle, steps=steps, find=find)
+RECIPE = Recipe(name="fastcomposer", config=FastComposerConfig, settle=settle, steps=steps, find=find, scored="matches")

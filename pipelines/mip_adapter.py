@@ -9,11 +9,11 @@ take is left out here, once (`transforms.regions.gates`).
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from pipelines.recipe import BuildConfig, Recipe, check_similarity
+from pipelines.recipe import BuildConfig, Recipe, check_similarity, scoring
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,12 +54,10 @@ class MipAdapterConfig(BuildConfig):
     most: int | None = Field(default=None, ge=2, description="objects kept of a picture; none: all")
     min_quality: float | None = Field(default=None, description="lowest quality of a sample, -2 to 2; none: any")
     best: int = Field(default=100_000, ge=1, description="samples kept of the whole dataset, those of highest quality")
-    duplicates: int | None = Field(
+    duplicates: Annotated[int, Field(ge=0, le=63)] | Literal["exact"] | None = Field(
         default=3,
-        ge=0,
-        le=63,
         description="bits of 64 in which the perceptual hashes of near duplicates may differ, of which only the best "
-        "is kept; none: all are kept",
+        "is kept; exact: only those of the same bytes; none: all are kept",
     )
     candidates: bool = Field(
         default=True,
@@ -124,9 +122,10 @@ def steps(config: MipAdapterConfig, models: "Models", listing: "Listing") -> "Se
         *ground,
         EmbedObjects(models.clip, models.hosting),
         ApplyGates(gates),
+        *scoring(config, models, "objects"),
         *([KeepMostLinked()] if config.captions == "most-linked" else []),
         ScoreQuality(config.min_quality),
-        HashPictures(),
+        HashPictures(config.duplicates == "exact"),
     ]
 
 
@@ -169,9 +168,10 @@ def cut(config: MipAdapterConfig) -> "Cut":
     """Keep the best samples, and of near duplicates only the best."""
     from transforms.selection.cut import Cut
 
-    return Cut(config.best, config.duplicates)
+    return Cut(config.best, 0 if config.duplicates == "exact" else config.duplicates)
 
 
 RECIPE = Recipe(
-    name="mip-adapter", config=MipAdapterConfig, settle=settle, steps=steps, find=find, cut=cut, writes_captions=True
+    name="mip-adapter", config=MipAdapterConfig, settle=settle, steps=steps, find=find, cut=cut, writes_captions=True,
+    scored=None,
 )  # fmt: skip

@@ -6,11 +6,11 @@ import the transforms that they use, and the format of the samples is looked up 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, choices
 from schemas.strict import StrictModel
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transforms.listing import Listing
     from transforms.models.presets import Models
     from transforms.selection.cut import Cut
+    from transforms.selection.scores import Kind
     from transforms.step import Step
 
 
@@ -61,7 +62,51 @@ class BuildConfig(StrictModel):
         default=False,
         description="keep what the models found beside the shards: --resume with another threshold runs no model",
     )
+    scores: tuple[str, ...] = Field(
+        default=(),
+        description="axes that pictures and subjects are scored on: side, sharpness, aesthetic, pwatermark, nsfw; "
+        "share, wholeness, crop_aesthetic (docs/scores.md)",
+    )
+    gates: dict[str, tuple[float | None, float | None]] = Field(
+        default_factory=dict,
+        description="lowest and highest value that passes on an axis, null for no bound: {side: [480, null]}",
+    )
+    max_iou: float | None = Field(
+        default=None, ge=0, le=1,
+        description="of two subjects whose masks have a higher intersection over union, the larger stays; none: both",
+    )  # fmt: skip
+    most_subjects: int | None = Field(default=None, ge=1, description="most subjects of a picture; none: all")
+    best_by: str = Field(
+        default="", description="axis by which most_subjects are chosen, the highest first; none: the largest"
+    )
 
+    duplicates: Annotated[int, Field(ge=0, le=63)] | Literal["exact"] | None = Field(
+        default=None,
+        description="bits of 64 in which the perceptual hashes of near duplicates may differ, of which only the "
+        "largest picture is kept, of equals the first; exact: only those of the same bytes; none: all are kept",
+    )
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Self:
+        for axis in (*self.scores, *self.gates, *([self.best_by] if self.best_by else [])):
+            if axis not in AXES:
+                raise ValueError(f"there is no axis {axis!r}{choices(axis, AXES)}")
+        for axis, (low, high) in self.gates.items():
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"the gate {axis}: {low} must not be above {high}")
+        if self.best_by and self.most_subjects is None:
+            raise ValueError("best_by chooses most_subjects: give both, or neither")
+        return self
+
+
+AXES = ("side", "sharpness", "aesthetic", "pwatermark", "nsfw", "share", "wholeness", "crop_aesthetic")
+"""The axes of scores (`transforms.selection.scores`)."""
+
+RATED = frozenset({"aesthetic", "crop_aesthetic"})
+"""Axes that need the aesthetic predictor."""
+
+LATER_FIELDS = frozenset({"scores", "gates", "max_iou", "most_subjects", "best_by", "duplicates"})
+"""Fields that earlier releases did not have: with their defaults, a shard is the one that those made."""
 
 RUN_FIELDS = frozenset({"candidates", "read_attempts", "read_failures", "unread", "follow_links", "shard_bytes"})
 """Fields that do not change the bytes of a given shard, so that they may differ when a run is resumed."""
@@ -78,8 +123,51 @@ def refuse_most_linked(config: BuildConfig) -> None:
         )
 
 
-def no_cut(_: Any) -> None:  # noqa: ANN401 - a config of any recipe
-    """Keep all samples."""
+def scoring(config: BuildConfig, models: "Models", kind: "Kind") -> "list[Step]":
+    """Return the step that scores pictures and their subjects and cuts by the config's gates; none if nothing is asked.
+
+    Raises:
+        ConfigError: an axis needs the aesthetic predictor, and there is none.
+    """
+    axes = tuple(dict.fromkeys([*config.scores, *config.gates, *filter(None, [config.best_by])]))
+    if not axes and config.max_iou is None and config.most_subjects is None:
+        return []
+    from transforms.selection.scores import Rules, ScoreSubjects
+
+    if (needed := sorted(RATED.intersection(axes))) and models.aesthetic is None:
+        raise ConfigError(
+            f"the axis {needed[0]} needs the aesthetic predictor, which this preset does not have: choose --preset "
+            "hub, or give --model aesthetic=FILE"
+        )
+    rules = Rules(axes, config.gates, config.max_iou, config.most_subjects, config.best_by)
+    return [ScoreSubjects(rules, kind, models.clip, models.aesthetic, models.hosting)]
+
+
+def hashing(config: BuildConfig) -> "list[Step]":
+    """Return the step that hashes pictures, of whose duplicates one is kept (`without_duplicates`); none if all are.
+
+    Raises:
+        ConfigError: several samples of one picture are asked for, of which only one would be kept.
+    """
+    if config.duplicates is None:
+        return []
+    if config.captions == "all":
+        raise ConfigError(
+            f"captions = 'all' makes several samples of one picture, of which duplicates = {config.duplicates} would "
+            "keep one: add --duplicates none"
+        )
+    from transforms.selection.phash import HashPictures
+
+    return [HashPictures(config.duplicates == "exact")]
+
+
+def without_duplicates(config: BuildConfig) -> "Cut | None":
+    """Keep the largest of near duplicates, if the config asks for it."""
+    if config.duplicates is None:
+        return None
+    from transforms.selection.cut import Cut
+
+    return Cut(None, 0 if config.duplicates == "exact" else config.duplicates, "pixels")
 
 
 @dataclass(frozen=True)
@@ -99,6 +187,8 @@ class Recipe(Generic[Config]):
         subjects: most subjects of a sample; None: any number.
         draws: whether a prompt and references are all that its model needs to draw.
         needs_captions: returns whether, with a settled config, pictures without a caption are rejected.
+        scored: where its examples have their subjects, to be scored and cut by the config's gates behind its steps;
+            "none" scores pictures alone, None leaves it to the steps.
         writes_captions: whether its steps write the captions that the source lacks, where the preset has a captioner.
     """
 
@@ -106,12 +196,19 @@ class Recipe(Generic[Config]):
     config: type[Config]
     settle: Callable[[Config, "Models", "Listing"], Config]
     steps: Callable[[Config, "Models", "Listing"], "Sequence[Step]"]
-    cut: Callable[[Config], "Cut | None"] = no_cut
+    cut: Callable[[Config], "Cut | None"] = without_duplicates
     find: Callable[[Config, "Models", bool], "Sequence[Step]"] | None = None
     subjects: int | None = None
     draws: bool = True
     needs_captions: Callable[[Config], bool] = lambda _: True
     writes_captions: bool = False
+    scored: "Kind | None" = "none"
+
+    def all_steps(self, config: Config, models: "Models", listing: "Listing") -> "list[Step]":
+        """Return the recipe's steps, and those that every recipe has: scores with their gates, and hashes."""
+        scored = [] if self.scored is None else scoring(config, models, self.scored)
+        hashed = hashing(config) if self.cut is without_duplicates else []
+        return [*self.steps(config, models, listing), *scored, *hashed]
 
     @property
     def format(self) -> "SampleFormat":

@@ -189,6 +189,10 @@ class Example:
     `left_out` annotations of the picture could not be used.
 
     `embeddings`, [N, D] float32 by name, are those of the N `grounded`.
+    `stated` are the probabilities that the source states of the picture, "pwatermark" and "nsfw". `ratings` are those
+    of the picture and of its subjects by the aesthetic predictor. `scores` are the picture's by axis, `subject_scores`
+    those of the subjects that were kept, `measured` those of the picture and of all its subjects, by axis
+    (`transforms.selection.scores`).
 
     `objects` are in the order of their phrases; `phash` is the picture's perceptual hash, 64 bits.
 
@@ -223,6 +227,11 @@ class Example:
     embeddings: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     phash: int = 0
     left_out: int = 0
+    stated: Mapping[str, float] = field(default_factory=dict)
+    ratings: tuple[float | None, tuple[float, ...]] = (None, ())
+    scores: Mapping[str, float] = field(default_factory=dict)
+    subject_scores: tuple[Mapping[str, float], ...] = ()
+    measured: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     given: Mapping[str, bytes] = field(default_factory=dict, repr=False, hash=False)
     people: tuple[Person, ...] | None = None
     maps: Mapping[str, Map] = field(default_factory=dict, hash=False)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from schemas.dataset import DatasetInfo, Job, ModelName
-from schemas.example import Example, Match, Object, Phrase, Quality, Segment, Source
+from schemas.example import Example, Match, Object, Phrase, Placement, Quality, Segment, Source, Subject
+from schemas.images import encode_grey, encode_jpeg
 from schemas.masks import Mask
 from schemas.rejects import Reject
 from schemas.samples import fastcomposer
@@ -101,3 +102,22 @@ def write_dataset(
         commit_shard(str(output), sample_format, shard, f"print-{shard}", [settled])
     fingerprints = {shard: f"print-{shard}" for shard in range(len(shards))}
     return finish_dataset(str(output), job, fingerprints, sample_format)
+
+
+def on_another_background(key: str, size: tuple[int, int] = (64, 48)) -> Example:
+    """An example of BLIP-Diffusion's: a dog with a soft edge, and the same dog on grey."""
+    width, height = size
+    alpha = np.zeros((height, width), np.uint8)
+    alpha[6:22, 4:24] = 255
+    alpha[6:22, 24] = 128
+    plain = example(key, size=size)
+    share = alpha[..., None] / 255
+    composite = np.rint(plain.pixels() * share + 128 * (1 - share)).astype(np.uint8)
+    return replace(
+        plain,
+        subject=Subject("dog", "a dog"),
+        alpha=encode_grey(alpha),
+        trimap=encode_grey(alpha),
+        placement=Placement("painted"),
+        composite=encode_jpeg(composite),
+    )

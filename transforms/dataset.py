@@ -2,6 +2,7 @@
 
     OUT/.subjectloom/job.json              written first: marks the folder as ours, and states what is built
     OUT/RECIPE-000000.tar                  a shard
+    OUT/RECIPE-000000.json                 where the files in it are, for webshart (schemas.webshart)
     OUT/.subjectloom/part-000000.parquet   its books, written after it: mark the shard as done
     OUT/.subjectloom/members.parquet       which input is in which shard (transforms.members)
     OUT/.subjectloom/plan, plan-items      what a remote runner's workers read (transforms.read)
@@ -9,6 +10,7 @@
     OUT/.subjectloom/pieces/               results of batches whose shard is not done (transforms.pieces)
     OUT/.subjectloom/round.json            the shards that a process is making (jobs.rescue)
     OUT/index.parquet, rejects.parquet     made from the parts (transforms.finish)
+    OUT/.huggingface.yaml                  what Hugging Face `datasets` reads of the folder: the tars
     OUT/dataset.json                       written last: the dataset is finished
 
 A file gets its name only when it is complete. Files that Subjectloom did not write are never deleted.
@@ -107,7 +109,7 @@ def leaving_nothing(output: str) -> Iterator[None]:
 def leave_nothing(output: str) -> bool:
     """Empty `output` of what is ours unless a part of the work is done; return whether nothing of ours is left."""
     names = list_files(output)
-    if "dataset.json" in names or finished_shards(output) or any(map(_is_piece, names)):
+    if "dataset.json" in names or finished_shards(output) or any(map(_is_piece, names)) or _has_subjects(names):
         return False
     if join(STATE, "job.json") in names:
         recipe = read_job(output).recipe
@@ -289,12 +291,18 @@ def _decide(output: str, names: list[str], earlier: Job, job: Job, *, overwrite:
         )
 
 
+def _has_subjects(names: list[str]) -> bool:
+    """Whether shards of subjects, of which pairs are to be made, are done."""
+    return any(re.match(rf"{re.escape(STATE)}/subjects/{PART_PATTERN}", name) for name in names)
+
+
 def _is_piece(name: str) -> bool:
     return name.startswith(f"{STATE}/{PIECES}/") and not name.endswith(".tmp")
 
 
 def _is_ours(name: str, recipe: str) -> bool:
-    own = rf"(dataset\.json|index\.parquet|rejects\.parquet|report\.html|{re.escape(recipe)}-\d{{6,}}\.tar)"
+    shard = rf"{re.escape(recipe)}-\d{{6,}}\.(tar|json)"
+    own = rf"(dataset\.json|\.huggingface\.yaml|index\.parquet|rejects\.parquet|report\.html|{shard})"
     return name.startswith(f"{STATE}/") or re.fullmatch(own + TEMPORARY_PATTERN, name) is not None
 
 

@@ -36,6 +36,7 @@ from schemas.rejects import Reason
 from schemas.samples import FORMATS
 from schemas.samples.base import SampleFormat
 from schemas.shards import shard_name
+from schemas.webshart import index_name
 from transforms.candidates import PATTERN as CANDIDATES_PATTERN
 from transforms.candidates import candidates_name
 from transforms.dataset import (
@@ -54,6 +55,9 @@ from transforms.tables import sort_tables, write_tables
 from transforms.write import rewrite_shard
 
 STAGE = "finish"
+
+CARD = ".huggingface.yaml"
+"""File that tells Hugging Face `datasets` to read the tars: by itself it would take the more numerous JSON files."""
 
 EXPECTED = "expected.json"
 """File in `STATE` with what finishing needs to know besides the books of the shards."""
@@ -120,6 +124,7 @@ def finish_dataset(
     _remove_stale(output, books.written, job.recipe)
     remove_all_pieces(output)
     remove_files(join(output, STATE, name) for name in ("plan", "plan-items"))
+    replace_file(join(output, CARD), b'configs:\n- config_name: default\n  data_files: "*.tar"\n')
     replace_file(join(output, "dataset.json"), to_json(info.model_dump(mode="json")))
     return info
 
@@ -247,8 +252,9 @@ def _read_part(output: str, shard: int, columns: Sequence[str] | None = None) ->
 
 def _remove_stale(output: str, written: Mapping[int, int], recipe: str) -> None:
     kept = {shard_name(recipe, shard) for shard, samples in written.items() if samples}
+    kept |= {index_name(name) for name in kept}
     kept |= {join(STATE, name(shard)) for shard in written for name in (part_name, candidates_name)}
-    own = rf"({re.escape(recipe)}-\d{{6,}}\.tar|{PART_PATTERN}|{CANDIDATES_PATTERN})"
+    own = rf"({re.escape(recipe)}-\d{{6,}}\.(tar|json)|{PART_PATTERN}|{CANDIDATES_PATTERN})"
     stale = re.compile(own + TEMPORARY_PATTERN)
     names = (name for name in list_files(output) if stale.fullmatch(name) and name not in kept)
     remove_files(join(output, name) for name in names)

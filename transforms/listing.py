@@ -171,7 +171,7 @@ def detect_kind(source: str, files: Iterable[File]) -> str:
         return "folder"
     if not found:
         raise InputError(
-            f"{source}: nothing to read among its {count} files: no pictures, tars, Parquet files, COCO "
+            f"{source}: nothing to read among its {count} files: no pictures, tars, Parquet or Arrow files, COCO "
             "annotations (panoptic_*.json, instances_*.json, person_keypoints_*.json) or Open Images boxes "
             "(*annotations-bbox*.csv); a file by another name needs --source"
         )

@@ -18,7 +18,8 @@ from schemas.dataset import Part, RejectRow, Row, decode_part, encode_part, part
 from schemas.errors import InputError, SubjectloomError
 from schemas.rejects import Reason
 from schemas.samples.base import SampleFormat
-from schemas.shards import Entry, Sample, fragment, shard_name, write_fragments
+from schemas.shards import Entry, Sample, fragment, shard_name, tar_size, write_fragments
+from schemas.webshart import Entries, encode_index, index_name, noting_entries
 from transforms.batch import Batch
 from transforms.candidates import compose_candidates
 from transforms.dataset import STATE, check_books
@@ -226,12 +227,16 @@ def commit_fragments(
         SubjectloomError: the shard's books do not balance.
     """
     started = time.perf_counter()
-    path = join(output, shard_name(sample_format.recipe, shard))
+    name = shard_name(sample_format.recipe, shard)
+    path, index = join(output, name), join(output, index_name(name))
     # From the moment that the tar is another one until its part is written, it must not look done.
     old = join(output, STATE, part_name(shard))
-    entries = _write_fragments(path, fragments, before=old) if books.rows else []
-    if not entries:
-        remove_files([old, path])
+    files: Entries = {}
+    entries = _write_fragments(path, noting_entries(fragments, books.rows, files), before=old) if books.rows else []
+    if entries:
+        replace_file(index, encode_index(name, tar_size(entries), files))
+    else:
+        remove_files([old, path, index])
     rows = [row | asdict(entry) for row, entry in zip(books.rows, entries, strict=True)]
     seconds: dict[str, float] = defaultdict(float)
     for stage, spent in books.seconds:

@@ -77,6 +77,28 @@ def _mip_adapter() -> Callable[..., Summary]:
     return export_mip_adapter
 
 
+def _references() -> Callable[..., Summary]:
+    from jobs.exports.references import export_references
+
+    return export_references
+
+
+def _simpletuner() -> Callable[..., Summary]:
+    from jobs.exports.simpletuner import export_simpletuner
+
+    return export_simpletuner
+
+
+def _instancediffusion() -> Callable[..., Summary]:
+    from jobs.exports.instancediffusion import export_instancediffusion
+
+    return export_instancediffusion
+
+
+WITH_SUBJECTS = ("fastcomposer", "blip-diffusion", "mip-adapter", "pairs")
+"""The recipes whose samples have subjects, and pictures of them (`jobs.exports.subjects`)."""
+
+
 def _paint_by_example() -> Callable[..., Summary]:
     from jobs.exports.paint_by_example import export_paint_by_example
 
@@ -121,6 +143,32 @@ EXPORTS: Mapping[str, Export] = {
     "coco": Export(recipes=("fastcomposer",), help="COCO JSON with run-length masks", load=_coco),
     "mip-adapter": Export(
         recipes=("mip-adapter",), help="the folder that the published trainer loads", load=_mip_adapter
+    ),
+    "references": Export(
+        recipes=WITH_SUBJECTS,
+        help="targets with reference pictures of their subjects, for a --trainer",
+        load=_references,
+        options=(
+            Option(
+                "trainer",
+                str,
+                "diffsynth-studio, musubi-tuner, musubi-tuner-layers, ai-toolkit, diffusion-pipe, omnigen2, uno or "
+                "ms-diffusion",
+            ),
+        ),
+    ),
+    "simpletuner": Export(
+        recipes=WITH_SUBJECTS, help="pictures with boxes and masks for SimpleTuner's grounding", load=_simpletuner
+    ),
+    "instancediffusion": Export(
+        recipes=WITH_SUBJECTS,
+        help="JSON files with boxes, masks and embeddings of the subjects' texts",
+        load=_instancediffusion,
+        options=(
+            Option(
+                "text_encoder", str, "CLIP whose text embeddings it trains on (default: openai/clip-vit-large-patch14)"
+            ),
+        ),
     ),
     "gligen": Export(recipes=("gligen",), help="the table that the published trainer loads", load=_gligen),
     "paint-by-example": Export(

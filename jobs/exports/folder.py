@@ -3,7 +3,7 @@
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,21 @@ from schemas.keys import KEY_PATTERN
 from schemas.shards import Sample, read_tar
 from transforms.dataset import read_info, read_table
 from transforms.files import join, open_file
+
+
+def recipe_of(output: str, recipes: Collection[str], what: str) -> str:
+    """Return the recipe of a finished dataset, one of `recipes`: those whose samples have `what`.
+
+    Raises:
+        InputError: There is no finished dataset in `output`, or it is of another recipe.
+    """
+    recipe = read_info(output).recipe
+    if recipe not in recipes:
+        raise InputError(
+            f"{output} holds a {recipe} dataset, whose samples have no {what}: this format takes "
+            f"{', '.join(sorted(recipes))} datasets"
+        )
+    return recipe
 
 
 def read_samples(output: str, *recipes: str) -> Iterator[Sample]:

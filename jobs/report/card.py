@@ -3,6 +3,7 @@
 A recipe that wants another one changes what differs; see `jobs.report.cards`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ from jobs.report import figures
 from jobs.report.figures import Figure
 from jobs.report.parts import THUMBNAIL, common_fields, thumbnail
 from schemas.dataset import DatasetInfo
-from schemas.samples.base import SampleFormat
+from schemas.samples.base import SCORES, SampleFormat
 from schemas.shards import Sample
 
 PANEL = 400
@@ -156,6 +157,23 @@ def sections(sample_format: SampleFormat, index: pa.Table, info: DatasetInfo) ->
         if pa.types.is_floating(kind):
             measures.append(figures.score_histogram(numbers(values), name))
     return [Section("Values", measures), Section("Contents", panels=panels)]
+
+
+def score_sections(index: pa.Table, info: DatasetInfo) -> list[Section]:
+    """Return the histograms of the axes that were scored, each with its gate; no section if there are none."""
+    if SCORES.name not in index.schema.names:
+        return []
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in index[SCORES.name].to_pylist():
+        for axis, scores in row or ():
+            values[axis] += scores
+    gates = info.config.get("gates", {})
+    measures: list[Figure | None] = []
+    for axis, scores in values.items():
+        low, high = gates.get(axis) or (None, None)
+        bound, mark = (high, "at most") if low is None else (low, "at least")
+        measures.append(figures.score_histogram(np.array(scores), words(axis), bound, mark))
+    return [Section("Scores by axis", measures)]
 
 
 def numbers(column: pa.ChunkedArray, dtype: type = np.float64) -> NDArray[Any]:

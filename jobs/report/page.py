@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from jobs.report import figures
-from jobs.report.card import Card, numbers, words
+from jobs.report.card import Card, numbers, score_sections, words
 from jobs.report.cards import card_of
 from schemas.dataset import DatasetInfo
 from schemas.samples import format_of
@@ -112,7 +112,11 @@ def render(info: DatasetInfo, tables: Tables, samples: list[dict[str, Any]], car
             samples=samples,
             groups=_groups(samples, card.groups),
             frame=_frame(samples),
-            sections=[section for section in card.sections(index, info) if not section.is_empty],
+            sections=[
+                section
+                for section in (*card.sections(index, info), *score_sections(index, info))
+                if not section.is_empty
+            ],
             rejects=figures.reject_groups(
                 rejects.to_pylist(), seed, info.counts.rejects if len(rejects) < tables.listed else None
             ),

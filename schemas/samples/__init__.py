@@ -12,6 +12,7 @@ from schemas.samples import (
     gligen,
     mip_adapter,
     paint_by_example,
+    pairs,
     t2i_adapter,
 )
 from schemas.samples.base import SampleFormat
@@ -26,6 +27,7 @@ FORMATS: Mapping[str, SampleFormat] = {
     "controlnet": controlnet.FORMAT,
     "t2i-adapter": t2i_adapter.FORMAT,
     "composer": composer.FORMAT,
+    "pairs": pairs.FORMAT,
 }
 """The format of each recipe's samples, by the recipe's name."""
 

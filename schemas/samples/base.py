@@ -8,11 +8,11 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Protocol, Self
 
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from schemas.dataset import INDEX_COLUMNS, Row
 from schemas.errors import RecordError
@@ -24,6 +24,15 @@ from schemas.strict import StrictModel
 
 Score = Annotated[float, AfterValidator(lambda score: round(score, 4))]
 """A similarity, a confidence or a share, rounded to four decimals: short text, the same on every machine."""
+
+SCORES = pa.field("axes", pa.map_(pa.string(), pa.list_(pa.float64())))
+"""The last column of every index: by axis the score of the picture, or those of its subjects, refused ones included.
+The index of a dataset that an earlier version wrote lacks it."""
+
+PHASH = pa.field("phash", pa.uint64())
+"""Perceptual hash of the picture, 0 where it was not hashed; also a column that earlier versions did not write."""
+
+LATER_COLUMNS = frozenset({PHASH.name, SCORES.name})
 
 Pictures = Mapping[str, NDArray[Any]]
 """The decoded pictures of a sample by member: [H, W, 3] uint8 RGB of a .jpg, [H, W] uint8 grey of a .png unless the
@@ -56,13 +65,32 @@ class Segmentation(StrictModel):
         return Mask(self.size, self.counts)
 
 
+class Scored(StrictModel):
+    """A subject with its scores by axis (`transforms.selection.scores`); JSON leaves out the field if it is empty."""
+
+    scores: dict[str, float] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return fields if self.scores else {name: value for name, value in fields.items() if name != "scores"}
+
+
+class Sized(Protocol):
+    """What has the size of a picture, in pixels."""
+
+    width: int
+    height: int
+
+
 class SampleRecord(StrictModel):
     """The contents of `KEY.json`: these fields, and those that a recipe adds.
 
     JSON lists the fields in the order in which the recipe's class declares them, inherited ones first. A recipe that
     declares an inherited field again moves it.
 
-    `other_captions` are the source's other captions of the picture; the field is absent where there are none.
+    `other_captions` are the source's other captions of the picture, `scores` the picture's by axis
+    (`transforms.selection.scores`); a field is absent where it is empty.
     """
 
     key: str
@@ -71,6 +99,7 @@ class SampleRecord(StrictModel):
     width: int
     height: int
     source: SourceField
+    scores: dict[str, float] = Field(default_factory=dict)
 
     @classmethod
     def from_example(cls, example: Example) -> Self:
@@ -91,6 +120,7 @@ class SampleRecord(StrictModel):
             "width": example.width,
             "height": example.height,
             "source": SourceField(uri=example.source.uri, license=example.source.license),
+            "scores": dict(example.scores),
         }
 
     @classmethod
@@ -104,7 +134,7 @@ class SampleRecord(StrictModel):
 
     def absent_fields(self) -> frozenset[str]:
         """Return the fields that JSON leaves out."""
-        return frozenset() if self.other_captions else frozenset({"other_captions"})
+        return frozenset(name for name in ("other_captions", "scores") if not getattr(self, name))
 
     def to_json(self) -> bytes:
         """Encode as compact JSON in UTF-8: the same record gives the same bytes."""
@@ -126,6 +156,10 @@ class SampleRecord(StrictModel):
     def columns(self) -> Row:
         """Return the recipe's own columns of the index."""
         return {}
+
+    def size_of(self, member: str) -> tuple[int, int]:  # noqa: ARG002 - for recipes with pictures of several sizes
+        """Width and height of the member of that name, in pixels, if it is a picture."""
+        return self.width, self.height
 
     def decoders(self) -> Mapping[str, Decoder]:
         """Return the members that this sample has beside those of its format, and how each is decoded."""
@@ -157,7 +191,8 @@ class SampleFormat:
     @property
     def index_columns(self) -> pa.Schema:
         """The schema of the recipe's `index.parquet`."""
-        return pa.schema([*INDEX_COLUMNS, *self.columns])
+        hashed = [] if PHASH.name in self.columns.names else [PHASH]
+        return pa.schema([*INDEX_COLUMNS, *self.columns, *hashed, SCORES])
 
     @property
     def member_names(self) -> frozenset[str]:
@@ -172,7 +207,9 @@ class SampleFormat:
         """
         record = self.record.from_example(example)
         members = {name: content(example) for name, content in self.members.items()} | dict(self.more(example))
-        row = _row(record) | {name: value(example) for name, value in self.index_only.items()}
+        row = row_of(record) | {name: value(example) for name, value in self.index_only.items()}
+        row.setdefault(PHASH.name, example.phash)
+        row[SCORES.name] = [(axis, list(values)) for axis, values in example.measured.items()]
         return Sample(example.key, members | {"json": record.to_json()}), row
 
     def problems_of(self, sample: Sample, row: Row) -> list[str]:
@@ -192,16 +229,17 @@ class SampleFormat:
         pictures, problems = _decode(sample, decoders)
         for name, picture in pictures.items():
             height, width = picture.shape[:2]
-            if (width, height) != (record.width, record.height):
-                stated = f"{record.width} x {record.height}"
+            if (width, height) != record.size_of(name):
+                stated = "{} x {}".format(*record.size_of(name))
                 problems.append(f"{sample.key}.{name} is {width} x {height} pixels, its JSON says {stated}")
-        for column, value in _row(record).items():
+        for column, value in row_of(record).items():
             if row[column] != value:
                 problems.append(f"the index says {column} {row[column]!r}, the record {value!r}")
         return [*problems, *record.problems(pictures)]
 
 
-def _row(record: SampleRecord) -> Row:
+def row_of(record: SampleRecord) -> Row:
+    """Return the row of the index that a record gives, without the sample's place in a shard."""
     return {
         "key": record.key,
         "caption": record.caption,
@@ -234,15 +272,18 @@ def _decode(sample: Sample, decoders: Mapping[str, Decoder]) -> tuple[dict[str, 
     return pictures, problems
 
 
+def subject_scores(example: Example, count: int) -> Sequence[Mapping[str, float]]:
+    """Return the scores of an example's `count` subjects; {} for each if they were not measured."""
+    return example.subject_scores or ({},) * count
+
+
 def span_problems(text: str, start: int, end: int, caption: str) -> Iterator[str]:
     """Yield a problem where a phrase is not what its span [start, end) of the caption holds."""
     if caption[start:end] != text:
         yield f"is {text!r}, but its span holds {caption[start:end]!r}"
 
 
-def mask_problems(
-    segmentation: Segmentation, area: int, record: SampleRecord, bbox: BBox | None = None
-) -> Iterator[str]:
+def mask_problems(segmentation: Segmentation, area: int, record: Sized, bbox: BBox | None = None) -> Iterator[str]:
     """Yield what is wrong with a mask: its size, its pixels, its area and, where `bbox` is given, its box."""
     height, width = segmentation.size
     if (width, height) != (record.width, record.height):

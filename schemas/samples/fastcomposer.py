@@ -1,6 +1,6 @@
 """What a FastComposer sample is: `KEY.jpg`, and `KEY.json` as a `Record`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Self
 
 import numpy as np
@@ -17,11 +17,13 @@ from schemas.samples.base import (
     SampleFormat,
     SampleRecord,
     Score,
+    Scored,
     Segmentation,
     SourceField,
     find_spans,
     mask_problems,
     span_problems,
+    subject_scores,
 )
 from schemas.strict import StrictModel
 
@@ -39,7 +41,7 @@ class PhraseField(StrictModel):
     origin: tuple[int, int]
 
 
-class Subject(StrictModel):
+class Subject(Scored):
     """A phrase with the region it names.
 
     `phrase` is an index into the record's phrases, whose `text`, `start` and `end` are repeated. `label` is
@@ -87,6 +89,8 @@ class Record(SampleRecord):
         """
         if not example.matches:
             raise RecordError(Reason.NO_MATCH, "no phrase of the caption was matched with a segment")
+        matches = sorted(example.matches, key=lambda m: m.phrase)
+        scores = subject_scores(example, len(matches))
         return cls(
             **cls.common_fields(example),
             source_caption=example.source_caption,
@@ -94,7 +98,7 @@ class Record(SampleRecord):
                 PhraseField(text=p.text, start=p.start, end=p.end, root=p.root, origin=p.origin)
                 for p in example.phrases
             ],
-            subjects=[_subject(example, match) for match in sorted(example.matches, key=lambda m: m.phrase)],
+            subjects=[_subject(example, match, s) for match, s in zip(matches, scores, strict=True)],
             segments_unmatched=len(example.segments) - sum(1 + len(match.others) for match in example.matches),
         )
 
@@ -169,7 +173,7 @@ class Record(SampleRecord):
         yield from mask_problems(subject.segmentation, subject.area, self, subject.bbox)
 
 
-def _subject(example: Example, match: Match) -> Subject:
+def _subject(example: Example, match: Match, scores: Mapping[str, float]) -> Subject:
     phrase, segment = example.phrases[match.phrase], example.segments[match.segment]
     mask = union([segment.mask, *(example.segments[other].mask for other in match.others)])
     return Subject(
@@ -183,6 +187,7 @@ def _subject(example: Example, match: Match) -> Subject:
         area=mask.area,
         segmentation=Segmentation.of(mask),
         segments=1 + len(match.others),
+        scores=dict(scores),
     )
 
 

@@ -1,6 +1,6 @@
 """What a MIP-Adapter sample is: `KEY.jpg`, and `KEY.json` as a `Record`: objects with boxes and masks, a quality."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Self
 
 import pyarrow as pa
@@ -14,16 +14,18 @@ from schemas.samples.base import (
     SampleFormat,
     SampleRecord,
     Score,
+    Scored,
     Segmentation,
     SourceField,
     find_spans,
     mask_problems,
     span_problems,
+    subject_scores,
 )
 from schemas.strict import StrictModel
 
 
-class ObjectField(StrictModel):
+class ObjectField(Scored):
     """A thing that the caption names: `text == caption[start:end]`, `name` is its head noun's lemma.
 
     `bbox` is [x, y, w, h] in pixels of the stored image, as the detector gave it; `score` is the detector's. The
@@ -67,10 +69,11 @@ class Record(SampleRecord):
         """Return the record of an example whose objects were scored."""
         quality = example.quality
         assert quality is not None
+        scored = zip(example.objects, subject_scores(example, len(example.objects)), strict=True)
         return cls(
             **cls.common_fields(example),
             caption_origin=example.caption_origin,
-            objects=[_object(example, thing) for thing in sorted(example.objects, key=lambda thing: thing.phrase)],
+            objects=[_object(example, thing, s) for thing, s in sorted(scored, key=lambda pair: pair[0].phrase)],
             quality=QualityField(single=quality.single, pair=quality.pair, total=quality.total),
         )
 
@@ -123,7 +126,7 @@ class Record(SampleRecord):
             yield "has an empty mask"
 
 
-def _object(example: Example, thing: Object) -> ObjectField:
+def _object(example: Example, thing: Object, scores: Mapping[str, float]) -> ObjectField:
     phrase = example.phrases[thing.phrase]
     return ObjectField(
         text=phrase.text,
@@ -135,6 +138,7 @@ def _object(example: Example, thing: Object) -> ObjectField:
         area=thing.mask.area,
         segmentation=Segmentation.of(thing.mask),
         text_image_similarity=thing.similarity,
+        scores=dict(scores),
     )
 
 

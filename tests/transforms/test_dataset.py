@@ -58,10 +58,13 @@ def test_a_finished_dataset_tells_what_it_holds(tmp_path: Path) -> None:
     assert info.libraries["pillow"].count(".") == 2
     assert (info.recipe, info.seed, info.config, info.models) == (JOB.recipe, JOB.seed, JOB.config, JOB.models)
     assert list_files(str(tmp_path)) == [
+        ".huggingface.yaml",
         ".subjectloom/job.json",
         *(f".subjectloom/part-{n:06d}.parquet" for n in range(4)),
         "dataset.json",
+        "fastcomposer-000000.json",
         "fastcomposer-000000.tar",
+        "fastcomposer-000003.json",
         "fastcomposer-000003.tar",
         "index.parquet",
         "rejects.parquet",
@@ -148,10 +151,12 @@ def test_finishing_removes_what_an_earlier_run_left_and_only_that(tmp_path: Path
     prepare_output(str(tmp_path), JOB, resume=True)
     finish_dataset(str(tmp_path), JOB, {0: "print-0", 1: "print-1"}, FORMAT)
     assert list_files(str(tmp_path)) == [
+        ".huggingface.yaml",
         ".subjectloom/job.json",
         ".subjectloom/part-000000.parquet",
         ".subjectloom/part-000001.parquet",
         "dataset.json",
+        "fastcomposer-000000.json",
         "fastcomposer-000000.tar",
         "index.parquet",
         "mine-000009.tar",

@@ -185,6 +185,6 @@ def test_a_pipeline_writes_the_same_bytes_with_one_and_with_two_workers(tmp_path
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     for name in ("index.parquet", "rejects.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert len(files(tmp_path / "one")) == 4 + 6 + 1 + 3
+    assert len(files(tmp_path / "one")) == 4 + 4 + 6 + 1 + 4
     with tarfile.open(tmp_path / "one" / "fastcomposer-000002.tar") as tar:
         assert tar.getnames()[:3] == ["2-0-a.jpg", "2-0-a.json", "2-0-b.jpg"]

@@ -81,13 +81,16 @@ def explaining(problem: str, remedy: str, faults: tuple[type[Exception], ...] = 
         raise ModelError(f"{problem} ({reason}). {remedy}") from error
 
 
-def check_folder(kind: str, what: str, checkpoint: str | Path, file: str) -> None:
-    """Raise a ModelError if `checkpoint` is a folder without `file`: it holds something else than `what`."""
+def check_folder(option: str, what: str, checkpoint: str | Path, file: str) -> None:
+    """Raise a ModelError if `checkpoint` is a folder without `file`: it holds something else than `what`.
+
+    `option` is what a folder follows on the command line, such as "--model sam=".
+    """
     folder = Path(checkpoint)
     if folder.is_dir() and not (folder / file).is_file():
         raise ModelError(
-            f"the folder {checkpoint} is no {what} that can be loaded: {describe_folder(folder)}. Give --model "
-            f"{kind}=FOLDER, one with {file}"
+            f"the folder {checkpoint} is no {what} that can be loaded: {describe_folder(folder)}. Give "
+            f"{option}FOLDER, one with {file}"
         )
 
 
@@ -96,12 +99,18 @@ class HubModel:
     """A model of transformers: a folder, or a repository on the Hugging Face hub as NAME or NAME@REVISION.
 
     A revision is a commit, a branch or a tag. `kind` is the option's word for the model ("clipseg"), `what` the one
-    for messages ("CLIPSeg").
+    for messages ("CLIPSeg"). `flag` is what a folder follows on the command line, by default "--model KIND=".
     """
 
     kind: str
     what: str
     checkpoint: str
+    flag: str = ""
+
+    @property
+    def option(self) -> str:
+        """What a folder follows on the command line."""
+        return self.flag or f"--model {self.kind}="
 
     @property
     def is_folder(self) -> bool:
@@ -124,7 +133,7 @@ class HubModel:
         from transformers.utils import logging
 
         logging.set_verbosity_error()
-        check_folder(self.kind, self.what, self.checkpoint, "config.json")
+        check_folder(self.option, self.what, self.checkpoint, "config.json")
         if self.is_folder:
             logging.disable_progress_bar()  # a download takes minutes and shows its bar, a folder seconds
         if self.is_folder:
@@ -132,14 +141,14 @@ class HubModel:
         else:
             problem = f"no {self.what} {self.checkpoint}: looked for a folder of that name and on the Hugging Face hub"
         or_download = "" if self.is_folder else ", or go online once so that it is downloaded"
-        with explaining(problem, f"Give --model {self.kind}=FOLDER{or_download}"):
+        with explaining(problem, f"Give {self.option}FOLDER{or_download}"):
             yield self.place
 
     def check_type(self, found: object, wanted: Sequence[str]) -> None:
         """Raise a ModelError unless the `model_type` of its config is one of `wanted`."""
         if found not in wanted:
             raise ModelError(
-                f"the {self.what} {self.checkpoint} is a model of type {found}: give --model {self.kind}=FOLDER_OR_NAME"
+                f"the {self.what} {self.checkpoint} is a model of type {found}: give {self.option}FOLDER_OR_NAME"
                 f" of type {', '.join(wanted)}"
             )
 

@@ -47,7 +47,7 @@ def load_clip(checkpoint: str | Path, precision: Precision = "fp32") -> Clip:
     """
     checkpoint = located(checkpoint)
     target = device()
-    check_folder("clip", "CLIP", checkpoint, "open_clip_config.json")
+    check_folder("--model clip=", "CLIP", checkpoint, "open_clip_config.json")
     name, tag = _open_clip_name(checkpoint)
     # Some weights were trained with another activation than open_clip gives their architecture by default.
     quick_gelu = bool(tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))

@@ -45,6 +45,11 @@ class Models:
     edges: str | None = field(metadata={"sample": None, "hub": "lllyasviel/Annotators/ControlNetHED.pth"})
     pose: str | None = field(metadata={"sample": None, "hub": "usyd-community/vitpose-base-simple"})
 
+    # None: axes that need it are refused.
+    aesthetic: str | None = field(
+        metadata={"sample": None, "hub": "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"}
+    )
+
     everything: Everything
     """How SAM looks for all masks of a picture."""
     thresholds: Mapping[str, float]

@@ -114,7 +114,7 @@ def load_sam(checkpoint: str | Path, precision: Precision = "fp32") -> Sam:
         ModelError: there is no such checkpoint, or it is broken or of another kind.
     """
     checkpoint = located(checkpoint)
-    check_folder("sam", "SAM", checkpoint, "config.json")
+    check_folder("--model sam=", "SAM", checkpoint, "config.json")
     problem = (
         f"no SAM {checkpoint}: looked for a folder with config.json and model.safetensors, and for a published file "
         "named sam_vit_h*, sam_vit_l* or sam_vit_b*"

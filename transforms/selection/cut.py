@@ -41,14 +41,20 @@ _ROWS = 65_536
 
 @dataclass(frozen=True)
 class Cut:
-    """Which samples of a dataset are kept: the `best` ones by `quality`, a column of the index.
+    """Which samples of a dataset are kept: the `best` ones by their quality; None: all.
 
-    Before that, of samples whose `phash` (another column) differs in at most `distance` bits only the best is kept;
-    None skips this.
+    Before that, of samples whose `phash` (a column of the index) differs in at most `distance` bits only the best is
+    kept; None skips this. The quality is the column `by`, or for "pixels" the number of pixels of the picture.
     """
 
-    best: int
+    best: int | None
     distance: int | None = 3
+    by: str = "quality"
+
+    @property
+    def what(self) -> str:
+        """What it does, in words."""
+        return "leaving out duplicates" if self.best is None else f"keeping the best {self.best:,}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ class Choice:
 
 def choice_digest(fingerprints: Mapping[int, str], cut: Cut) -> str:
     """Return the SHA-256 of what a choice depends on: the fingerprints of all candidates, by shard, and the cut."""
-    what = json.dumps([sorted(fingerprints.items()), asdict(cut)])
+    # Choices of earlier versions had no other quality than the column of that name.
+    how = {name: value for name, value in asdict(cut).items() if (name, value) != ("by", "quality")}
+    what = json.dumps([sorted(fingerprints.items()), how])
     return hashlib.sha256(what.encode()).hexdigest()
 
 
@@ -111,33 +119,38 @@ class ChooseSamples(beam.PTransform):
         )
         if self.cut.distance is not None:
             candidates |= "near duplicates" >> MarkNearDuplicates(self.cut.distance)
-        chosen = candidates | "best" >> ChooseBest(self.cut.best)
+        chosen = (
+            candidates | "first" >> beam.Filter(lambda candidate: not candidate.better)
+            if self.cut.best is None
+            else candidates | "best" >> ChooseBest(self.cut.best)
+        )
         duplicates = candidates | "duplicates" >> beam.Filter(lambda candidate: bool(candidate.better))
         both = (chosen, duplicates) | "both" >> beam.Flatten()
         digest = choice_digest(self.fingerprints, self.cut)
         return root | "digest" >> beam.Create([digest]) | "store" >> beam.Map(self._store, beam.pvalue.AsIter(both))
 
     def _read(self, shard: int) -> Iterator[Candidate]:
-        return read_candidates(self.output, shard, self.fingerprints[shard])
+        return read_candidates(self.output, shard, self.fingerprints[shard], self.cut.by)
 
     def _store(self, digest: str, candidates: Iterable[Candidate]) -> str:
         store_choice(self.output, digest, candidates)
         return digest
 
 
-def read_candidates(output: str, shard: int, fingerprint: str) -> Iterator[Candidate]:
-    """Read the candidates of a shard out of its part.
+def read_candidates(output: str, shard: int, fingerprint: str, by: str = "quality") -> Iterator[Candidate]:
+    """Read the candidates of a shard out of its part; `by` as in `Cut`.
 
     Raises:
         SubjectloomError: the part has another fingerprint.
     """
     path = join(output, STATE, part_name(shard))
     with open_file(path) as stream:
-        table = pq.read_table(stream, columns=["key", "quality", "phash"])
+        table = pq.read_table(stream, columns=["key", "phash", *(["width", "height"] if by == "pixels" else [by])])
     if decode_part(table.schema.metadata).fingerprint != fingerprint:
         raise SubjectloomError(f"{path} changed while the best were chosen: run again with --resume")
     for row in table.to_pylist():
-        yield Candidate(shard, row["key"], row["quality"], row["phash"])
+        quality = float(row["width"] * row["height"]) if by == "pixels" else row[by]
+        yield Candidate(shard, row["key"], quality, row["phash"])
 
 
 def store_choice(output: str, digest: str, candidates: Iterable[Candidate]) -> None:

@@ -6,6 +6,7 @@ The method is pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual
 of the library ImageHash, with the same bits.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import apache_beam as beam
@@ -36,6 +37,11 @@ def phash_of(image: NDArray[np.uint8]) -> int:
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
+def exact_hash_of(image: bytes) -> int:
+    """Return 64 bits of a hash of a picture's stored bytes: only the same bytes have the same one."""
+    return int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), "big")
+
+
 def add_phash(example: Example) -> Example:
     """Fill the example's `phash`."""
     return replace(example, phash=phash_of(example.pixels()))
@@ -43,8 +49,12 @@ def add_phash(example: Example) -> Example:
 
 @dataclass(eq=False)
 class HashPictures(Step):
-    """Fill `phash`."""
+    """Fill `phash`: with a perceptual hash, or if `exact`, with one of the stored bytes."""
+
+    exact: bool = False
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         """Hash each picture by itself."""
+        if self.exact:
+            return map_batches(batches, STAGE, each(lambda e: replace(e, phash=exact_hash_of(e.image))))
         return map_batches(batches, STAGE, each(add_phash))

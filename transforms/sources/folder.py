@@ -22,7 +22,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -46,6 +46,7 @@ from transforms.sources.records import (
     parse_metadata,
     refuse,
     source_of,
+    stated_scores,
     to_example,
 )
 
@@ -103,7 +104,9 @@ class Picture:
         texts = [file.read(MAX_TEXT) for file in self.texts]
         caption = first_caption(*texts, caption_of(fields), caption_of(row))
         beside = {name: file.read(MAX_PICTURE) for name, file in self.maps}
-        return to_example(self.key, self.image.read(MAX_PICTURE), caption, source_of(row | fields, self.uri), beside)
+        source = source_of(row | fields, self.uri)
+        example = to_example(self.key, self.image.read(MAX_PICTURE), caption, source, beside)
+        return replace(example, stated=stated_scores(row | fields))
 
 
 def has_picture_extension(file: File) -> bool:

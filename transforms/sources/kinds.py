@@ -9,6 +9,7 @@ from itertools import islice
 
 from schemas.rejects import Reject
 from transforms.members import Members, ShardSize, cut_entries, cut_items, in_earlier_order
+from transforms.sources.arrow import is_arrow
 from transforms.sources.coco import is_annotation, list_annotated
 from transforms.sources.files import File, find_beside, find_files, refuse_links
 from transforms.sources.folder import has_picture_extension, list_pictures, may_be_picture, stream_pictures
@@ -161,6 +162,7 @@ KINDS: Mapping[str, Kind] = {
     "folder": Kind(has_picture_extension, _list_folder, reads=may_be_picture, maps=True),
     "webdataset": Kind(_is_other_tar, _list_tars, reads=is_tar, maps=True),
     "parquet": Kind(is_parquet, _list_parquet),
+    "arrow": Kind(is_arrow, _list_parquet),
     "coco-panoptic": Kind(
         _is_panoptic,
         partial(_list_coco, "panoptic"),

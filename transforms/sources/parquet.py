@@ -1,4 +1,4 @@
-"""Parquet files with pictures: a column of encoded images and a column of captions.
+"""Parquet and Arrow files with pictures: a column of encoded images and a column of captions.
 
 The first column whose name is in `IMAGE_COLUMNS` and whose type is bytes is taken, or the struct {"bytes", "path"} of
 Hugging Face `datasets`; the first in `CAPTION_COLUMNS` that is text, and where it is null or empty the next one.
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.errors import InputError, RecordError
@@ -25,6 +24,7 @@ from schemas.rejects import Reason, Reject
 from transforms.batch import check_blame
 from transforms.members import ShardSize, input_id
 from transforms.outages import is_passing, retry
+from transforms.sources.arrow import is_arrow, open_table
 from transforms.sources.files import File
 from transforms.sources.records import (
     STAGE,
@@ -108,12 +108,12 @@ class Rows:
 
     def _rows(self) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
         with self.file.open() as stream:
-            parquet = pq.ParquetFile(stream)
+            table = open_table(self.file, stream)
             number = self.offset
             for group in self.groups:
                 # Few rows at a time, as a picture may have a megabyte and a group thousands of rows. One group at a
                 # time, so that a broken group does not cost the rows before it.
-                for batch in parquet.iter_batches(ROWS_PER_READ, [group], self.columns.names, use_threads=False):
+                for batch in table.iter_batches(ROWS_PER_READ, [group], self.columns.names):
                     first, last = max(self.start - number, 0), min(self.stop - number, len(batch))
                     for index in range(first, last):
                         yield number + index, {name: batch.column(name)[index] for name in batch.schema.names}
@@ -320,11 +320,12 @@ def _inspect(files: Sequence[File]) -> list[Table | Reject]:
     for file in files:
         try:
             columns, sizes, keys = retry(partial(_read_keys, file))
-        except Exception as error:  # no Parquet file, or a corrupt one: whatever Arrow makes of it
+        except Exception as error:  # not such a file, or a corrupt one: whatever Arrow makes of it
             if is_passing(error):
                 raise
             check_blame(error, STAGE)
-            problem = error.detail if isinstance(error, RecordError) else f"no Parquet file: {error}"
+            kind = "Arrow" if is_arrow(file) else "Parquet"
+            problem = error.detail if isinstance(error, RecordError) else f"no {kind} file: {error}"
             tables.append(refuse(clean_key(file.name), file.uri, Reason.UNREADABLE_FILE, problem))
             continue
         # Keys made of a file's name and the number of a row differ if the names do.
@@ -351,10 +352,9 @@ def _repeated(ids: Sequence[NDArray[np.uint64]]) -> list[list[int]]:
 def _read_keys(file: File) -> tuple[Columns, tuple[int, ...], list[Any]]:
     """The columns of a file, the rows of each row group, and the raw key of each row."""
     with file.open() as stream:
-        parquet = pq.ParquetFile(stream)
-        columns = choose_columns(parquet.schema_arrow, file.name)
-        sizes = tuple(parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups))
-        keys = values_of(parquet.read([columns.key])[columns.key]) if columns.key else [None] * sum(sizes)
+        table = open_table(file, stream)
+        columns, sizes = choose_columns(table.schema_arrow, file.name), table.group_sizes
+        keys = values_of(table.read([columns.key])[columns.key]) if columns.key else [None] * sum(sizes)
     return columns, sizes, keys
 
 

@@ -188,6 +188,22 @@ def to_example(
     )
 
 
+def stated_scores(fields: Mapping[str, Any]) -> dict[str, float]:
+    """Return the probabilities of a watermark and of unsafe content that metadata state.
+
+    They stand under the names that LAION and DataComp use; a value that is no number in [0, 1] is left out.
+    """
+    names = {"pwatermark": ("pwatermark",), "nsfw": ("punsafe", "nsfw_prob", "nsfw")}
+    stated = {}
+    for axis, keys in names.items():
+        for key in keys:
+            value = fields.get(key)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
+                stated[axis] = float(value)
+                break
+    return stated
+
+
 def usable_captions(caption: object) -> list[str]:
     """The texts of a caption, or of a list of several, as they are stored; empty ones and repetitions are left out.
 

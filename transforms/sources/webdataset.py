@@ -38,6 +38,7 @@ from transforms.sources.records import (
     parse_metadata,
     refuse,
     source_of,
+    stated_scores,
     to_example,
 )
 
@@ -260,7 +261,8 @@ class TarSample:
         self.check()
         fields = parse_metadata(self.members["json"]) if "json" in self.members else {}
         caption = first_caption(self.members.get("txt"), self.members.get("caption"), caption_of(fields))
-        return to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri), self.members)
+        example = to_example(self.key, picture_of(self.members), caption, source_of(fields, self.uri), self.members)
+        return replace(example, stated=stated_scores(fields))
 
     def check(self) -> None:
         """Raise a RecordError if a member is too large."""

@@ -30,7 +30,10 @@ def test_every_format_is_written_from_a_dataset_of_its_recipe(
 ) -> None:
     assert set(EXPORTS[name].recipes) <= set(FORMATS)
     recipe = EXPORTS[name].recipes[0]
-    status, printed = run("export", datasets[recipe], tmp_path / "out", "--format", name)
+    needed = {"references": ("--trainer", "uno")}
+    if name == "instancediffusion":
+        pytest.skip("needs a text encoder, see test_boxes.py")
+    status, printed = run("export", datasets[recipe], tmp_path / "out", "--format", name, *needed.get(name, ()))
     assert status == 0, printed
     assert f"{tmp_path / 'out'}" in printed
     assert any((tmp_path / "out").rglob("*"))

@@ -59,7 +59,7 @@ def test_a_sample_has_the_members_and_a_row_the_columns_of_its_format() -> None:
     assert set(sample.members) == FORMAT.member_names == {"jpg", "edges.png", "json"}
     assert sample.members["jpg"] == EXAMPLE.image
     common = {"key": "k", "caption": "a dog", "width": 6, "height": 4, "source": "there", "license": "CC0"}
-    assert row == {**common, "words": 2, "hash": 9}
+    assert row == {**common, "words": 2, "hash": 9, "phash": 0, "axes": []}
     assert FORMAT.pack(EXAMPLE)[0] == sample
     assert FORMAT.pack(EXAMPLE)[1] == row
     assert {"shard", "offset", "size", "crc32", *row} == set(FORMAT.index_columns.names)
