@@ -8,16 +8,13 @@ unless keys are chosen to end at the last dot. A member of an unknown kind, or w
 it begins like one and there is no other.
 """
 
-import bz2
-import gzip
-import lzma
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader, BytesIO
 from itertools import islice
-from typing import Any, BinaryIO, Literal, Self, cast
+from typing import Any, Literal, cast
 
 from schemas.errors import RecordError
 from schemas.example import Example
@@ -41,20 +38,12 @@ from transforms.sources.records import (
     stated_scores,
     to_example,
 )
+from transforms.sources.strict_tar import StrictTar
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 
 Keys = Literal["first-dot", "last-dot"]
 """Where the key of a member ends: at the first dot of its file name, as in webdataset, or at the last one."""
-
-_HEADERS = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-"""Types of members that belong to the header of the next one."""
 
 _MEMBERS = {
     "first-dot": re.compile(r"((?:.*/)?[^./]+)(?:\.([^/]*))?", re.DOTALL),
@@ -62,13 +51,6 @@ _MEMBERS = {
 }
 _PICTURES = (*IMAGE_EXTENSIONS, *OTHER_EXTENSIONS)
 _CAPTIONS = ("txt", "json")
-_UNPACKERS: Mapping[bytes, Callable[[BinaryIO], object]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
-}
-"""What opens a compressed file, by what it begins with."""
-
 Members = dict[str, bytes]
 """The contents of a sample by kind: what follows the first dot of the member's name, in lower case.
 
@@ -77,65 +59,6 @@ Only of pictures, captions and maps; of other members, which nobody reads, and o
 
 MAX_SAMPLE = MAX_PICTURE + MAX_TEXT
 """Most bytes of a sample's pictures and captions together."""
-
-MAX_HEADER = 2**20
-"""Most bytes of a header's extension, which holds a long name; `tarfile` reads all of it into memory."""
-
-
-class StrictTarInfo(tarfile.TarInfo):
-    """A header that ends the archive only if nothing follows the end mark.
-
-    `tarfile` takes a header that is missing, truncated or corrupt for the end, and reads nothing behind an end mark,
-    where `cat a.tar b.tar` puts the second archive: samples would be lost silently.
-    """
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Read the next header.
-
-        Raises:
-            tarfile.ReadError: it is neither complete nor an end mark, or there is none and no end mark before.
-        """
-        assert isinstance(archive, StrictTar)
-        try:
-            info = super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            archive.has_ended = True
-            raise
-        except tarfile.HeaderError as error:
-            if archive.has_ended and isinstance(error, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
-                raise
-            place = "behind its end mark, " if archive.has_ended else ""
-            raise tarfile.ReadError(f"{place}{error} at byte {archive.offset:,}") from error
-        archive.has_ended = False
-        return info
-
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _HEADERS and self.size > MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {self.size:,} bytes at byte {self.offset:,}")
-        return super()._proc_member(archive)  # type: ignore[misc]
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Parse a header; zeros at the end of the file that fill no block are nothing."""
-        return super().frombuf(buf if any(buf) or len(buf) == tarfile.BLOCKSIZE else b"", encoding, errors)
-
-
-class StrictTar(tarfile.TarFile):
-    """An archive whose headers are `StrictTarInfo`. `has_ended` is whether the last one was an end mark."""
-
-    tarinfo = StrictTarInfo
-    has_ended = False
-
-    @classmethod
-    def stream(cls, stream: BinaryIO, begin: int = 0) -> "StrictTar":
-        """Read a tar from the header at byte `begin` to its end, decompressing it; concatenated ones are one."""
-        stream.seek(begin)
-        start = stream.read(8)
-        stream.seek(begin)
-        # tarfile itself reads only the first of concatenated compressed files.
-        plain = next((unpack(stream) for magic, unpack in _UNPACKERS.items() if start.startswith(magic)), stream)
-        return cls.open(fileobj=cast("BinaryIO", plain), mode="r|", ignore_zeros=True)
 
 
 @dataclass(frozen=True)
