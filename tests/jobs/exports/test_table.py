@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from jobs.exports import EXPORTS, all_options, formats_help
+from schemas.dataset import ModelName
 from schemas.samples import FORMATS, controlnet, mip_adapter
-from tests.datasets import example, write_dataset
+from tests.datasets import JOB, example, write_dataset
+from tests.gligen import grounded_example
 from tests.jobs.conftest import Run
 from tests.mapped import mapped
 from tests.objects import example_of_objects
@@ -21,6 +23,10 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_dataset(root / "fastcomposer", [pictures])
     write_dataset(root / "mip-adapter", [[example_of_objects("k")]], sample_format=mip_adapter.FORMAT)
     write_dataset(root / "controlnet", [[mapped("k", ("canny",))]], sample_format=controlnet.FORMAT)
+    job = JOB.model_copy(update={"models": {"clip": ModelName(name="sample/clip", revision="")}})
+    for recipe in ("gligen", "paint-by-example"):
+        boxed = [grounded_example(f"k{i}") for i in range(4)]
+        write_dataset(root / recipe, [boxed], sample_format=FORMATS[recipe], job=job)
     return {path.name: path for path in root.iterdir()}
 
 
