@@ -1,6 +1,6 @@
 """Train the sample parser on a Universal Dependencies treebank and on captions of a small grammar.
 
-    python -m jobs.sample_models.parser --treebank DIR --output DIR [--seed 0] [--steps 6000] [--start DIR]
+    python -m jobs.sample_models.parser --treebank DIR --output DIR [--seed 0] [--steps 8000] [--start DIR]
 
 The treebank folder holds `train.conllu[.gz]` and `dev.conllu[.gz]` of UD English EWT. The output is a pipeline of
 tok2vec, morphologizer and parser for `spacy.load`; it sets `pos_`, `morph` (Number), `dep_` and `noun_chunks`. While
@@ -54,14 +54,14 @@ factory = "tok2vec"
 
 [components.tok2vec.model.embed]
 @architectures = "spacy.MultiHashEmbed.v2"
-width = 96
+width = 128
 attrs = ["NORM", "PREFIX", "SUFFIX", "SHAPE", "SPACY"]
 rows = [4000, 1000, 2000, 1000, 10]
 include_static_vectors = false
 
 [components.tok2vec.model.encode]
 @architectures = "spacy.MaxoutWindowEncoder.v2"
-width = 96
+width = 128
 window_size = 1
 maxout_pieces = 3
 depth = 4
@@ -74,7 +74,7 @@ factory = "tagger"
 
 [components.tagger.model.tok2vec]
 @architectures = "spacy.Tok2VecListener.v1"
-width = 96
+width = 128
 
 [components.morphologizer]
 factory = "morphologizer"
@@ -84,7 +84,7 @@ factory = "morphologizer"
 
 [components.morphologizer.model.tok2vec]
 @architectures = "spacy.Tok2VecListener.v1"
-width = 96
+width = 128
 
 [components.parser]
 factory = "parser"
@@ -92,13 +92,13 @@ factory = "parser"
 [components.parser.model]
 @architectures = "spacy.TransitionBasedParser.v2"
 state_type = "parser"
-hidden_width = 96
+hidden_width = 128
 maxout_pieces = 2
 use_upper = true
 
 [components.parser.model.tok2vec]
 @architectures = "spacy.Tok2VecListener.v1"
-width = 96
+width = 128
 
 [corpora]
 
@@ -115,7 +115,7 @@ level = 0.2
 path = null
 
 [training]
-dropout = 0.2
+dropout = 0.3
 patience = 0
 eval_frequency = 500
 frozen_components = []
@@ -138,7 +138,7 @@ use_averages = true
 @schedules = "warmup_linear.v1"
 warmup_steps = 250
 initial_rate = 0.001
-total_steps = 6000
+total_steps = 8000
 
 [training.score_weights]
 dep_las = 0.5
@@ -333,7 +333,7 @@ def main(
     treebank: Annotated[Path, typer.Option(help="Folder with train.conllu[.gz] and dev.conllu[.gz].")],
     output: Output,
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(help="Batches of up to 1,000 words; with --start, of 500.")] = 6000,
+    steps: Annotated[int, typer.Option(help="Batches of up to 1,000 words; with --start, of 500.")] = 8000,
     start: Annotated[Path | None, typer.Option(help="A pipeline of this script, to be trained further.")] = None,
 ) -> None:
     """Train the sample parser and print its scores."""
