@@ -35,11 +35,12 @@ from training.loop import train
 from training.recipes.blip_diffusion import TRAINING as RECIPE
 from training.recipes.blip_diffusion import Config, Model, load, small, texts, view
 from training.shards import batches, batches_once, find_shards, read_texts
+from training.small import FROM_NOTHING
 from transforms.models.places import SAMPLE
 from transforms.scenes.paint import paint_background
 from transforms.scenes.truth import true_example
 
-SETTINGS = {**RECIPE.presets["sample"], "workers": 0}
+SETTINGS = {**RECIPE.presets["sample"], "learning_rate": FROM_NOTHING, "workers": 0}
 TRAINING, HELD_OUT = 3000, 3001
 """Seeds of scenes."""
 TIMES = (100, 300, 500, 700, 900)

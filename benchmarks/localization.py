@@ -41,12 +41,20 @@ from training.loop import train
 from training.recipes.fastcomposer import TRAINING as RECIPE
 from training.recipes.fastcomposer import Model, load, small, texts, view
 from training.shards import batches, find_shards, read_texts
+from training.small import FROM_NOTHING
 from transforms.models.places import SAMPLE
 from transforms.scenes.truth import true_example
 
 WEIGHT = 3.0
 """Weight of the localization loss for the small model. Of 0.1, 1 and 3 it falls fastest with 3; 10 is too large."""
-SETTINGS = {**RECIPE.presets["sample"], "batch": 8, "augment": False, "mirror": False, "workers": 0}
+SETTINGS = {
+    **RECIPE.presets["sample"],
+    "learning_rate": FROM_NOTHING,
+    "batch": 8,
+    "augment": False,
+    "mirror": False,
+    "workers": 0,
+}
 """Settings of both runs. Plain references and small batches: attention finds its subjects in fewer minutes."""
 TRAINING, HELD_OUT = 2000, 2001
 """Seeds of scenes."""

@@ -50,9 +50,10 @@ from training.merge import Predict, adapt, over_mean
 from training.recipes.mip_adapter import NAME_LENGTH, Model, Parts, load, small, texts, view
 from training.recipes.mip_adapter import TRAINING as RECIPE
 from training.shards import batches, find_shards, read_texts, to_device
+from training.small import FROM_NOTHING
 from transforms.models.places import SAMPLE
 
-SETTINGS = {**RECIPE.presets["sample"], "batch": 8, "augment": False, "workers": 0}
+SETTINGS = {**RECIPE.presets["sample"], "learning_rate": FROM_NOTHING, "batch": 8, "augment": False, "workers": 0}
 TRAINING, HELD_OUT = 4000, 4001
 """Seeds of scenes."""
 TIME, STEPS = 600, 20

@@ -185,7 +185,7 @@ def test_an_evaluation_is_calibrated_by_real_pictures(recipe: str, dataset: Path
     means = {(score.measure, score.pictures): score.mean for score in found.scores}
     measures = {measure for measure, _ in means}
     assert {"clip-i", "clip-t"} <= measures
-    assert ("identity" in measures) == (RECIPES[recipe].find is not None or recipe == "paint-by-example")
+    assert ("identity" in measures) == (RECIPES[recipe].find is not None)
     assert ("attention-own" in measures) == (recipe == "fastcomposer")
     assert all(score.low <= score.mean <= score.high for score in found.scores)
     assert {pictures for _, pictures in means} >= {"drawn", "same", "another"}

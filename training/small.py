@@ -22,6 +22,8 @@ SIDE = SMALL_SIDE
 """Side of the pictures in pixels."""
 WIDTH = 64
 """Width of text tokens and reference embeddings."""
+FROM_NOTHING = 1e-3
+"""Learning rate for models of random weights: three times that of the preset `sample`."""
 
 
 def small_parts(folder: Path, texts: Sequence[str], seed: int) -> Parts:

@@ -106,7 +106,7 @@ def test_other_versions_of_libraries_are_named_and_may_be_mixed(
 ) -> None:
     source, output = pictures(tmp_path / "in", "bcde"), tmp_path / "out"
     versions = library_versions()
-    monkeypatch.setattr(jobs.describe, "library_versions", lambda: versions | {"torch": "1.0"})
+    monkeypatch.setattr(jobs.describe, "library_versions", lambda *_: versions | {"torch": "1.0"})
     run(source, output)
     monkeypatch.undo()
     before = tars(output)

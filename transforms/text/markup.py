@@ -27,9 +27,9 @@ _LABEL = re.compile(
 
 _ENTITIES = re.compile(_ENTITY)
 _TAGS = re.compile(_TAG, re.IGNORECASE | re.DOTALL)
-_UNREADABLE = re.compile(rf"{_ENTITY}|{_TAG}|{_WEIGHT}|[{{}}|]|;(?=\w)", re.IGNORECASE | re.DOTALL)
+_UNREADABLE = re.compile(rf"{_ENTITY}|{_TAG}|{_WEIGHT}|[{{}}|\[\]]|;(?=\w)", re.IGNORECASE | re.DOTALL)
 
-_READ_AS = {"{": "(", "}": ")"}
+_READ_AS = {"{": "(", "}": ")", "[": "(", "]": ")"}
 
 
 def undo_markup(text: str) -> str:
@@ -47,8 +47,8 @@ def readable(caption: str) -> tuple[str, list[int]]:
     """Write a caption as a parser reads it best; return the text, and where each of its characters comes from.
 
     A label at its beginning ("Tags:") is left out: what follows it is a caption by itself. A prompt's weight ends a
-    word, and so do "|", ";" and braces. The list has an entry per character of the text, and the caption's length as
-    its last.
+    word, and so do "|", ";" and braces; braces and square brackets become parentheses, which the parser knows better.
+    The list has an entry per character of the text, and the caption's length as its last.
     """
     label = _LABEL.match(caption)
     text, cursor = "", label.end() if label else 0
