@@ -29,15 +29,7 @@ def filter_dataset(
         Path | None, typer.Option(help="Leave out the samples whose keys are in this file, one a line.")
     ] = None,
 ) -> None:
-    """Keep samples by their scores, classes, licences, or without a list of keys.
-
-    Examples:
-    subjectloom filter OUT DEST --where 'score_min >= 0.6 and "dog" in labels'
-
-    subjectloom filter OUT DEST --where 'license != "" and width * height > 250000'
-
-    subjectloom filter OUT DEST --exclude OUT.excluded.txt
-    """
+    """Keep samples by their scores, classes, licences, or without a list of keys."""
     from jobs.datasets.choices import filter_by, read_keys, unknown_keys
 
     choice = filter_by(data, where, exclude)
