@@ -81,9 +81,8 @@ def test_a_build_is_translated_for_dataflow(tmp_path: Path, monkeypatch: pytest.
     assert all(b"image:1" in environment.payload for environment in proto.environments.values())
     names = {t.unique_name: t.environment_id in hinted for t in proto.transforms.values() if not t.subtransforms}
     assert {name.split("/")[1] for name in names if name.startswith("build/")} == {
-        "ReadBatches", "check worker", "ExtractPhrases", "SegmentPictures", "ScoreSimilarity", "MatchPhrases",
-        "CountRecords",
-        "WriteDataset",
+        "ReadBatches", "check worker", "ExtractPhrases", "SegmentPictures", "ScoreSimilarity", "DropSmallSegments",
+        "MatchPhrases", "CountRecords", "WriteDataset",
     }  # fmt: skip
     on_gpu = {name.split("/")[1] for name, is_hinted in names.items() if is_hinted}
     assert on_gpu == {"SegmentPictures", "ScoreSimilarity"}
