@@ -53,7 +53,7 @@ class Record(SampleRecord):
     @classmethod
     def from_example(cls, example: Example) -> Self:
         """Pairs are made of two samples, not of an example."""
-        raise NotImplementedError(f"{example.key}: pairs are made by jobs.pairs")
+        raise TypeError(f"{example.key}: pairs are made by jobs.pairs")
 
     def columns(self) -> Row:
         """Return what the pair has in common and how similar its subjects are."""
@@ -83,7 +83,7 @@ class Record(SampleRecord):
 
 
 def _no_member(example: Example) -> bytes:
-    raise NotImplementedError(f"{example.key}: pairs are made by jobs.pairs")
+    raise TypeError(f"{example.key}: pairs are made by jobs.pairs")
 
 
 FORMAT = SampleFormat(

@@ -1,5 +1,6 @@
 """What the configs of the recipes that learn from condition maps have in common."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -54,9 +55,9 @@ class MapsConfig(RunConfig):
     )
 
     @property
+    @abstractmethod
     def map_names(self) -> tuple[str, ...]:
         """The maps that a model of this config can be shown when it draws."""
-        raise NotImplementedError
 
     @property
     def taken_only(self) -> tuple[str, ...]:
